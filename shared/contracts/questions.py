@@ -1,0 +1,102 @@
+"""Questions: what one service asks another's owner over request/reply, and the shape of the answer.
+
+A question travels on `kfp.ask.<owner>.<what>`; every replica of the owner answers, one of them each time.
+A refusal comes back as the refusal it was (`shared.errors`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import msgspec
+
+from shared.contracts.states import ExperimentState, Metric, PipelineId, PipelineVersionId, RunId, RunState
+
+Q = TypeVar("Q", bound=msgspec.Struct)
+A = TypeVar("A", bound=msgspec.Struct)
+
+
+@dataclass(frozen=True, slots=True)
+class Question(Generic[Q, A]):
+    owner: str
+    what: str
+    request: type[Q]
+    answer: type[A]
+
+    @property
+    def subject(self) -> str:
+        return f"kfp.ask.{self.owner}.{self.what}"
+
+
+class Ask(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Base of all requests and answers: frozen, by keyword, defaults left out on the wire."""
+
+
+class ById(Ask, frozen=True, kw_only=True):
+    id: str
+
+
+class Nothing(Ask, frozen=True, kw_only=True):
+    pass
+
+
+class Parameter(Ask, frozen=True, kw_only=True, omit_defaults=True):
+    """A declared pipeline parameter; without a default, `value` is None."""
+
+    name: str
+    value: str | None = None
+
+
+class VersionAnswer(Ask, frozen=True, kw_only=True, omit_defaults=True):
+    """A pipeline version as runs and jobs need it. The manifest's text is at `manifests/<manifest_digest>`."""
+
+    version_id: PipelineVersionId
+    version_name: str
+    pipeline_id: PipelineId
+    pipeline_name: str
+    manifest_digest: str
+    parameters: tuple[Parameter, ...] = ()
+
+
+class VersionRequest(Ask, frozen=True, kw_only=True, omit_defaults=True):
+    version_id: PipelineVersionId
+    pipeline_id: PipelineId | None = None
+    """Where given, the version must belong to this pipeline, else InvalidInput."""
+
+
+class ReportRequest(Ask, frozen=True, kw_only=True, omit_defaults=True):
+    run_id: RunId
+    metrics: tuple[Metric, ...]
+
+
+class ReportAnswer(Ask, frozen=True, kw_only=True, omit_defaults=True):
+    """One outcome per metric of the request, in its order: OK, INVALID_ARGUMENT, DUPLICATE_REPORTING or
+    INTERNAL_ERROR, and the message of a refusal."""
+
+    outcomes: tuple[tuple[str, str], ...] = ()
+    position: int = 0
+    """The position of the fact that recorded them; 0 where nothing new was recorded."""
+
+
+class AppliedRequest(Ask, frozen=True, kw_only=True):
+    owner: str
+    position: int
+    within_seconds: float
+
+
+class AppliedAnswer(Ask, frozen=True, kw_only=True):
+    is_applied: bool
+
+
+GET_EXPERIMENT = Question("experiment", "get", ById, ExperimentState)
+GET_DEFAULT_EXPERIMENT = Question("experiment", "get-default", Nothing, ExperimentState)
+GET_VERSION = Question("pipeline-registry", "get-version", VersionRequest, VersionAnswer)
+GET_DEFAULT_VERSION = Question("pipeline-registry", "get-default-version", ById, VersionAnswer)
+GET_RUN = Question("run", "get", ById, RunState)
+REPORT_METRICS = Question("metrics", "report", ReportRequest, ReportAnswer)
+
+
+def applied(subscriber: str) -> Question[AppliedRequest, AppliedAnswer]:
+    """Whether `subscriber` has applied an owner's facts up to a position, waiting up to `within_seconds`."""
+    return Question(subscriber, "applied", AppliedRequest, AppliedAnswer)

@@ -1,0 +1,108 @@
+"""The small states that facts and answers carry, after the change, with the version that orders them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import NewType
+
+import msgspec
+
+ExperimentId = NewType("ExperimentId", str)
+PipelineId = NewType("PipelineId", str)
+PipelineVersionId = NewType("PipelineVersionId", str)
+RunId = NewType("RunId", str)
+JobId = NewType("JobId", str)
+
+
+class StorageState(StrEnum):
+    AVAILABLE = "available"
+    ARCHIVED = "archived"
+
+
+class RunStatus(StrEnum):
+    """API specification, section 12.3; the empty text stands for a run that nothing has happened to yet."""
+
+    NONE = ""
+    PENDING = "Pending"
+    RUNNING = "Running"
+    SUCCEEDED = "Succeeded"
+    SKIPPED = "Skipped"
+    FAILED = "Failed"
+    ERROR = "Error"
+    TERMINATING = "Terminating"
+
+    @property
+    def is_final(self) -> bool:
+        return self in _FINAL
+
+
+_FINAL = frozenset({RunStatus.SUCCEEDED, RunStatus.SKIPPED, RunStatus.FAILED, RunStatus.ERROR})
+
+
+class MetricFormat(StrEnum):
+    UNSPECIFIED = "UNSPECIFIED"
+    RAW = "RAW"
+    PERCENTAGE = "PERCENTAGE"
+
+
+class State(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What every fact carries: whose it is and how new."""
+
+    id: str
+    version: int
+
+
+class ExperimentState(State, frozen=True, kw_only=True, omit_defaults=True):
+    name: str
+    storage_state: StorageState = StorageState.AVAILABLE
+    created_at: datetime
+    is_deleted: bool = False
+
+
+class PipelineState(State, frozen=True, kw_only=True, omit_defaults=True):
+    name: str
+    default_version_id: PipelineVersionId | None = None
+    created_at: datetime
+    is_deleted: bool = False
+
+
+class PipelineVersionState(State, frozen=True, kw_only=True, omit_defaults=True):
+    name: str
+    pipeline_id: PipelineId
+    manifest_digest: str
+    created_at: datetime
+    is_deleted: bool = False
+
+
+class RunState(State, frozen=True, kw_only=True, omit_defaults=True):
+    """A run fact carries what filters need; manifests, descriptions and nodes never travel in facts."""
+
+    name: str
+    status: RunStatus = RunStatus.NONE
+    error: str = ""
+    storage_state: StorageState = StorageState.AVAILABLE
+    experiment_id: ExperimentId
+    pipeline_id: PipelineId | None = None
+    pipeline_version_id: PipelineVersionId | None = None
+    job_id: JobId | None = None
+    workflow_name: str = ""
+    attempt: int = 1
+    created_at: datetime
+    scheduled_at: datetime | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    is_deleted: bool = False
+
+
+class Metric(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    node_id: str
+    name: str
+    number: float
+    format: MetricFormat = MetricFormat.UNSPECIFIED
+
+
+class MetricsState(State, frozen=True, kw_only=True, omit_defaults=True):
+    """Metrics of one run that were recorded just now; `id` is the run's."""
+
+    metrics: tuple[Metric, ...]

@@ -1,0 +1,196 @@
+"""The one door to Postgres: a pool, transactions with after-commit callbacks, and errors in our own words.
+
+It is the only module that knows asyncpg, and it knows no table. SQL lives in each service's `store.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import Any, Protocol, Self
+
+import asyncpg
+from tenacity import before_sleep_log, retry, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
+
+from shared.errors import Unavailable
+
+Row = asyncpg.Record
+
+_log = logging.getLogger(__name__)
+
+_OUTAGE = (
+    OSError,
+    asyncio.TimeoutError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.exceptions.CannotConnectNowError,
+    asyncpg.exceptions.AdminShutdownError,
+    asyncpg.exceptions.CrashShutdownError,
+    asyncpg.exceptions.TooManyConnectionsError,
+    asyncpg.exceptions.IdleInTransactionSessionTimeoutError,
+)
+
+
+class ConstraintViolated(Exception):
+    """A CHECK, unique or foreign key said no. `constraint` is its name, which the service maps to a refusal."""
+
+    def __init__(self, constraint: str) -> None:
+        super().__init__(constraint)
+        self.constraint = constraint
+
+
+class Connection(Protocol):
+    """What a statement needs: the pool itself (autocommit) and a transaction both offer it."""
+
+    async def fetch(self, sql: str, *arguments: Any) -> list[Row]: ...
+
+    async def fetchrow(self, sql: str, *arguments: Any) -> Row | None: ...
+
+    async def fetchval(self, sql: str, *arguments: Any) -> Any: ...
+
+    async def execute(self, sql: str, *arguments: Any) -> str: ...
+
+    async def executemany(self, sql: str, rows: Sequence[Sequence[Any]]) -> None: ...
+
+
+class Transaction:
+    """One open transaction. Callbacks registered with `after_commit` run once it is durable, never otherwise."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+        self._after_commit: list[Callable[[], Awaitable[None]]] = []
+
+    def after_commit(self, callback: Callable[[], Awaitable[None]]) -> None:
+        """Run `callback` after the commit; asking twice with an equal callback runs it once."""
+        if callback not in self._after_commit:
+            self._after_commit.append(callback)
+
+    async def fetch(self, sql: str, *arguments: Any) -> list[Row]:
+        with _our_words():
+            return await self._connection.fetch(sql, *arguments)  # type: ignore[no-any-return]
+
+    async def fetchrow(self, sql: str, *arguments: Any) -> Row | None:
+        with _our_words():
+            return await self._connection.fetchrow(sql, *arguments)  # type: ignore[no-any-return]
+
+    async def fetchval(self, sql: str, *arguments: Any) -> Any:
+        with _our_words():
+            return await self._connection.fetchval(sql, *arguments)
+
+    async def execute(self, sql: str, *arguments: Any) -> str:
+        with _our_words():
+            return await self._connection.execute(sql, *arguments)  # type: ignore[no-any-return]
+
+    async def executemany(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
+        with _our_words():
+            await self._connection.executemany(sql, rows)
+
+    async def committed(self) -> None:
+        for callback in self._after_commit:
+            await callback()
+
+
+class Database:
+    """A pool of connections that log in as one service's role and see its schema alone."""
+
+    def __init__(self, pool: Any) -> None:
+        self._pool = pool
+
+    @classmethod
+    async def open(cls, url: str, *, name: str, max_size: int = 10, patience_seconds: float = 60) -> Self:
+        """Connect, waiting up to `patience_seconds` for a server that is still starting.
+
+        Raises Unavailable when it does not answer in time.
+        """
+
+        @retry(
+            retry=retry_if_exception_type(_OUTAGE),
+            wait=wait_exponential_jitter(initial=0.05, max=1),
+            stop=stop_after_delay(patience_seconds),
+            before_sleep=before_sleep_log(_log, logging.DEBUG),
+            reraise=True,
+        )
+        async def connect() -> Any:
+            return await asyncpg.create_pool(
+                url,
+                min_size=1,
+                max_size=max_size,
+                timeout=5,
+                command_timeout=30,
+                server_settings={
+                    "application_name": name,
+                    "jit": "off",
+                    # A process that was stopped inside a transaction must not keep its locks, or nobody
+                    # could take over its leases.
+                    "idle_in_transaction_session_timeout": "5s",
+                },
+            )
+
+        with _our_words():
+            return cls(await connect())
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Transaction]:
+        """Commit on a clean exit, roll back on an exception; then run the after-commit callbacks."""
+        # Only our own statements are put into our words: an OSError of the body is the body's.
+        with _our_words():
+            connection = await self._pool.acquire()
+        try:
+            transaction = Transaction(connection)
+            frame = connection.transaction()
+            with _our_words():
+                await frame.start()
+            try:
+                yield transaction
+            except BaseException:
+                with suppress(*_OUTAGE):
+                    await frame.rollback()
+                raise
+            with _our_words():
+                await frame.commit()
+        finally:
+            await self._pool.release(connection)
+        await transaction.committed()
+
+    async def fetch(self, sql: str, *arguments: Any) -> list[Row]:
+        with _our_words():
+            return await self._pool.fetch(sql, *arguments)  # type: ignore[no-any-return]
+
+    async def fetchrow(self, sql: str, *arguments: Any) -> Row | None:
+        with _our_words():
+            return await self._pool.fetchrow(sql, *arguments)  # type: ignore[no-any-return]
+
+    async def fetchval(self, sql: str, *arguments: Any) -> Any:
+        with _our_words():
+            return await self._pool.fetchval(sql, *arguments)
+
+    async def execute(self, sql: str, *arguments: Any) -> str:
+        with _our_words():
+            return await self._pool.execute(sql, *arguments)  # type: ignore[no-any-return]
+
+    async def executemany(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
+        with _our_words():
+            await self._pool.executemany(sql, rows)
+
+    async def check(self) -> None:
+        """Raise Unavailable when the server does not answer."""
+        await self.fetchval("select 1")
+
+    async def close(self) -> None:
+        """Let running statements finish, for at most two seconds."""
+        try:
+            await asyncio.wait_for(self._pool.close(), timeout=2)
+        except (TimeoutError, *_OUTAGE):
+            self._pool.terminate()
+
+
+@contextmanager
+def _our_words() -> Iterator[None]:
+    try:
+        yield
+    except asyncpg.IntegrityConstraintViolationError as error:
+        raise ConstraintViolated(error.constraint_name or "") from error
+    except _OUTAGE as error:
+        raise Unavailable("The database does not answer.", cause=f"{type(error).__name__}: {error}") from error

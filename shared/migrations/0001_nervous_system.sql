@@ -1,0 +1,64 @@
+-- What every schema needs to tell facts and to hear them. Owned by shared/, applied before a service's own files.
+
+-- One row per fact, written in the transaction that made it true. Facts of one resource are added while the
+-- resource's own row is locked, so seq follows the order of their commits.
+create table outbox (
+    seq         bigint      generated always as identity,
+    id          uuid        not null default gen_random_uuid(),
+    type        text        not null,
+    owner       text        not null,
+    what        text        not null,
+    resource_id text        not null,
+    body        bytea       not null,
+    traceparent text        not null,
+    added_at    timestamptz not null default clock_timestamp(),
+    position    bigint,
+    constraint outbox_pkey primary key (seq),
+    constraint outbox_id_key unique (id),
+    constraint outbox_position_key unique (position),
+    constraint outbox_position_check check (position > 0),
+    constraint outbox_body_check check (octet_length(body) <= 262144)
+);
+
+create index outbox_unpositioned_idx on outbox (seq) where position is null;
+
+-- How far the relay came: positions handed out without gaps, and those the broker has acknowledged.
+create table relay (
+    only_row  boolean not null default true,
+    allocated bigint  not null default 0,
+    published bigint  not null default 0,
+    constraint relay_pkey primary key (only_row),
+    constraint relay_only_row_check check (only_row),
+    constraint relay_published_check check (published <= allocated)
+);
+
+insert into relay default values;
+
+-- Work that one replica does at a time. The database's clock decides; every change of hands raises the epoch.
+create table leases (
+    name       text        not null,
+    holder     text        not null,
+    epoch      bigint      not null default 1,
+    expires_at timestamptz not null,
+    constraint leases_pkey primary key (name)
+);
+
+-- How far this schema has applied each owner's facts.
+create table cursors (
+    subscriber text   not null,
+    owner      text   not null,
+    position   bigint not null,
+    constraint cursors_pkey primary key (subscriber, owner),
+    constraint cursors_position_check check (position >= 0)
+);
+
+-- Event-fed copies of other services' small records. Only events write them; a deleted resource leaves its
+-- tombstone, so that a late fact cannot revive it.
+create table replicas (
+    kind       text    not null,
+    id         text    not null,
+    version    bigint  not null,
+    is_deleted boolean not null default false,
+    state      jsonb   not null,
+    constraint replicas_pkey primary key (kind, id)
+);
