@@ -1,0 +1,44 @@
+"""Free ports on the loopback interface.
+
+Taken from below the kernel's ephemeral range, so that no outgoing connection can take one between here and the bind.
+"""
+
+from __future__ import annotations
+
+import errno
+import random
+import socket
+from contextlib import ExitStack
+
+LOOPBACK = "127.0.0.1"
+_RANGE = range(18_000, 32_000)
+
+
+def free_ports(count: int) -> list[int]:
+    """Distinct ports that nobody listens on now; they are held until all are found."""
+    found: list[int] = []
+    with ExitStack() as held:
+        for port in random.sample(_RANGE, len(_RANGE)):
+            probe = held.enter_context(socket.socket())
+            if _binds(probe, port):
+                found.append(port)
+            if len(found) == count:
+                return found
+    raise OSError(errno.EADDRINUSE, f"no {count} free ports between {_RANGE.start} and {_RANGE.stop}")
+
+
+def is_free(port: int, host: str = LOOPBACK) -> bool:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        # As servers do: connections of a past server that linger in TIME_WAIT do not take the port.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        return _binds(probe, port, host)
+
+
+def _binds(probe: socket.socket, port: int, host: str = LOOPBACK) -> bool:
+    try:
+        probe.bind((host, port))
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            return False
+        raise
+    return True

@@ -1,0 +1,143 @@
+"""One child process: started in a session of its own, logged to a file, awaited, stopped, and never left behind.
+
+It knows signals and files, and nothing of what the child does. A child is a plain `subprocess.Popen` watched through a
+pidfd, so it belongs to no event loop: a server started in one loop can be stopped in another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+LOG_LIMIT_BYTES = 16 * 1024 * 1024
+"""A log larger than this is put aside (one generation) when its process starts."""
+
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """What to run, and how it may be ended."""
+
+    argv: Sequence[str]
+    environment: Mapping[str, str]
+    log: Path
+    directory: Path | None = None
+    uid: int | None = None
+    """Run as this user and group, with no other groups; None keeps ours."""
+    stop_signal: signal.Signals = signal.SIGTERM
+    orphan_signal: signal.Signals = signal.SIGKILL
+    """What the kernel sends the child when the process that started it dies."""
+
+
+class Process:
+    def __init__(self, command: Command, popen: subprocess.Popen[bytes]) -> None:
+        self.command = command
+        self.pid = popen.pid
+        self._popen = popen
+
+    @classmethod
+    def spawn(cls, command: Command) -> Process:
+        """Start the child; raises OSError when it cannot be executed at all.
+
+        Call it from the main thread: the kernel takes the end of the spawning thread for the end of the parent.
+        """
+        command.log.parent.mkdir(parents=True, exist_ok=True)
+        _put_aside_when_large(command.log)
+        parent = os.getpid()
+
+        def die_with_parent() -> None:
+            _libc.prctl(_PR_SET_PDEATHSIG, int(command.orphan_signal), 0, 0, 0)
+            if os.getppid() != parent:  # It died before the line above took hold.
+                os._exit(1)
+
+        with command.log.open("ab") as log:
+            popen = subprocess.Popen(
+                command.argv,
+                env=dict(command.environment),
+                cwd=command.directory,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                # Away from the terminal's process group: Ctrl-C is for the supervisor, which stops children in order.
+                start_new_session=True,
+                user=command.uid,
+                group=command.uid,
+                extra_groups=None if command.uid is None else [],
+                preexec_fn=die_with_parent,
+            )
+        return cls(command, popen)
+
+    @property
+    def running(self) -> bool:
+        return self._popen.poll() is None
+
+    async def exited(self) -> int:
+        """Wait for the end; the exit code, or the negative number of the signal that ended it."""
+        if self._popen.poll() is None:
+            await _pidfd_readable(self.pid)
+        return self._popen.wait()
+
+    def send(self, number: signal.Signals) -> None:
+        self._popen.send_signal(number)
+
+    async def stop(self, *, within_seconds: float) -> int:
+        """Ask for the end, then enforce it; whatever the child left in its session goes too."""
+        self.send(self.command.stop_signal)
+        try:
+            code = await asyncio.wait_for(self.exited(), within_seconds)
+        except TimeoutError:
+            self.kill()
+            code = await self.exited()
+        self._sweep()
+        return code
+
+    def kill(self) -> None:
+        """End the child and everything in its process group at once."""
+        if self.running:
+            os.killpg(self.pid, signal.SIGKILL)
+
+    def _sweep(self) -> None:
+        try:
+            os.killpg(self.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return
+
+    def last_words(self, *, lines: int = 1) -> str:
+        """The end of the log, for the one line that explains a failed start."""
+        try:
+            with self.command.log.open("rb") as log:
+                log.seek(max(0, self.command.log.stat().st_size - 8192))
+                text = log.read().decode("utf-8", "replace")
+        except OSError:
+            return ""
+        spoken = [line.strip() for line in text.splitlines() if line.strip()]
+        return " | ".join(spoken[-lines:])
+
+
+async def _pidfd_readable(pid: int) -> None:
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    descriptor = os.pidfd_open(pid)
+    try:
+        loop.add_reader(descriptor, ended.set)
+        await ended.wait()
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
+
+
+def _put_aside_when_large(log: Path) -> None:
+    try:
+        large = log.stat().st_size > LOG_LIMIT_BYTES
+    except FileNotFoundError:
+        return
+    if large:
+        log.replace(log.with_name(f"{log.name}.1"))

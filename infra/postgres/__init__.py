@@ -1,0 +1,1 @@
+"""The roles and schemas that every service finds when it logs in."""

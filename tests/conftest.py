@@ -1,0 +1,12 @@
+"""What every test may ask for by name."""
+
+from tests.support.servers import (
+    database_urls,
+    nats_server,
+    nats_urls,
+    object_store,
+    object_store_access,
+    postgres,
+)
+
+__all__ = ["database_urls", "nats_server", "nats_urls", "object_store", "object_store_access", "postgres"]
