@@ -1,0 +1,223 @@
+"""Facts leave a service through its outbox: written with the change, relayed in order, never lost.
+
+`add` runs in the transaction that makes a fact true. One relay per schema gives each fact a gap-free position,
+commits it, and publishes; it is woken by a ping and polls as a safety net. Losing the broker's whole store loses
+nothing: on connecting, the relay compares the broker's last position with its own and publishes from there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from uuid import UUID
+
+import msgspec
+
+from shared.bus import Bus, BusError, Message
+from shared.contracts.events import LARGEST_FACT_BYTES, FactKind
+from shared.contracts.states import State
+from shared.database import Connection, Database, Transaction
+from shared.errors import Unavailable
+from shared.leases import Lease, LeaseLost
+from shared.telemetry import current_traceparent
+
+_log = logging.getLogger(__name__)
+
+_BATCH = 500
+_POLL_SECONDS = 0.5
+_COMPARE_SECONDS = 30.0
+_RETENTION_DAYS = 7
+
+
+class FactTooLarge(Exception):
+    """The body exceeds what a fact may carry; the fact's shape is wrong, not the request."""
+
+
+class Outbox:
+    """Adds facts of one owner, and wakes its relay after the commit."""
+
+    def __init__(self, owner: str, bus: Bus | None = None) -> None:
+        self.owner = owner
+        self._bus = bus
+
+    async def add(self, tx: Transaction, kind: FactKind[State], state: State) -> UUID:
+        """Record that `kind` has happened to `state.id`. Returns the fact's id.
+
+        The resource's row must be locked by this transaction, so that its facts keep their order.
+        Raises FactTooLarge beyond 256 KiB.
+        """
+        if kind.owner != self.owner:
+            raise ValueError(f"{kind.type} is not {self.owner}'s to tell")
+        body = msgspec.json.encode(state)
+        if len(body) > LARGEST_FACT_BYTES:
+            raise FactTooLarge(f"{kind.type} of {state.id} has {len(body)} bytes, more than {LARGEST_FACT_BYTES}")
+        fact_id: UUID = await tx.fetchval(
+            """
+            insert into outbox (type, owner, what, resource_id, body, traceparent)
+            values ($1, $2, $3, $4, $5, $6) returning id
+            """,
+            kind.type,
+            kind.owner,
+            kind.what,
+            state.id,
+            body,
+            current_traceparent(),
+        )
+        tx.after_commit(self.wake)
+        return fact_id
+
+    async def wake(self) -> None:
+        if self._bus is not None:
+            await self._bus.ping(_ping_subject(self.owner))
+
+
+async def position_of(connection: Connection, fact_id: UUID) -> int | None:
+    """The fact's position; None while the relay has not come to it."""
+    position: int | None = await connection.fetchval("select position from outbox where id = $1", fact_id)
+    return position
+
+
+class Relay:
+    """Publishes one schema's outbox. Any number of replicas may run it; a lease lets one work at a time."""
+
+    def __init__(
+        self,
+        database: Database,
+        bus: Bus,
+        owner: str,
+        *,
+        lease: Lease | None = None,
+        before_publishing: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        """`before_publishing` is a crash point for tests: it runs after positions are committed."""
+        self._database = database
+        self._bus = bus
+        self._owner = owner
+        self._lease = lease or Lease(database, f"relay:{owner}")
+        self._woken = asyncio.Event()
+        self._must_compare = True
+        self._before_publishing = before_publishing
+
+    async def run(self) -> None:
+        """Relay until cancelled."""
+        await self._bus.on_ping(_ping_subject(self._owner), self._woken.set)
+        self._bus.on_reconnect(self._compare_soon)
+        while True:
+            try:
+                async with self._lease.hold():
+                    self._must_compare = True
+                    await self._work()
+            except LeaseLost:
+                _log.info("the relay of %s was taken over", self._owner)
+            except (Unavailable, BusError) as error:
+                _log.warning("the relay of %s waits: %s", self._owner, error)
+                await asyncio.sleep(_POLL_SECONDS)
+
+    async def _work(self) -> None:
+        loop = asyncio.get_running_loop()
+        compare_at = loop.time()
+        while True:
+            self._woken.clear()
+            if self._must_compare or loop.time() >= compare_at:
+                await self._compare()
+                compare_at = loop.time() + _COMPARE_SECONDS
+            while await self._relay_batch():
+                pass
+            try:
+                await asyncio.wait_for(self._woken.wait(), timeout=_POLL_SECONDS)
+            except TimeoutError:
+                continue
+
+    async def _relay_batch(self) -> bool:
+        """Whether there may be more to do at once."""
+        messages = await self._next_messages()
+        if not messages:
+            return False
+        if self._before_publishing is not None:
+            await self._before_publishing()
+        accepted = await self._bus.publish(messages)
+        if accepted:
+            await self._record_published(messages[accepted - 1].position)
+        if accepted < len(messages):
+            self._compare_soon()
+            raise BusError(f"the broker took {accepted} of {len(messages)} facts")
+        return len(messages) == _BATCH
+
+    async def _next_messages(self) -> list[Message]:
+        """Give positions to facts that have none, commit them, and return what is not yet published."""
+        async with self._database.transaction() as tx:
+            await self._lease.fence(tx)
+            await tx.execute(
+                """
+                with fresh as (
+                    select seq, row_number() over (order by seq) as nth
+                    from (select seq from outbox where position is null order by seq limit $1) as oldest
+                ), given as (
+                    update outbox set position = (select allocated from relay) + fresh.nth
+                    from fresh where outbox.seq = fresh.seq
+                )
+                update relay set allocated = allocated + (select count(*) from fresh)
+                where exists (select 1 from fresh)
+                """,
+                _BATCH,
+            )
+            rows = await tx.fetch(
+                """
+                select id, type, owner, what, resource_id, position, added_at, traceparent, body
+                from outbox where position > (select published from relay) order by position limit $1
+                """,
+                _BATCH,
+            )
+        return [
+            Message(
+                id=str(row["id"]),
+                type=row["type"],
+                owner=row["owner"],
+                what=row["what"],
+                resource_id=row["resource_id"],
+                position=row["position"],
+                time=row["added_at"],
+                traceparent=row["traceparent"],
+                body=row["body"],
+            )
+            for row in rows
+        ]
+
+    async def _record_published(self, position: int) -> None:
+        async with self._database.transaction() as tx:
+            await self._lease.fence(tx)
+            await tx.execute("update relay set published = $1 where published < $1", position)
+
+    async def _compare(self) -> None:
+        """Believe the broker about what it holds: less than we published means that its store was lost."""
+        self._must_compare = False
+        try:
+            await self._bus.declare_streams()
+            held = await self._bus.last_position(self._owner)
+        except BusError:
+            self._must_compare = True
+            raise
+        async with self._database.transaction() as tx:
+            await self._lease.fence(tx)
+            published = await tx.fetchval("select published from relay")
+            if held != published:
+                _log.warning("the broker holds %s facts to %d, we published to %d", self._owner, held, published)
+                # More than we know of means that our database is the older one (a restored backup): positions
+                # that subscribers have seen are not given out again.
+                await tx.execute("update relay set published = $1, allocated = greatest(allocated, $1)", held)
+            await tx.execute(
+                """
+                delete from outbox where position <= (select published from relay)
+                and added_at < clock_timestamp() - make_interval(days => $1)
+                """,
+                _RETENTION_DAYS,
+            )
+
+    def _compare_soon(self) -> None:
+        self._must_compare = True
+        self._woken.set()
+
+
+def _ping_subject(owner: str) -> str:
+    return f"kfp.ping.{owner}"

@@ -1,0 +1,45 @@
+"""Event-fed copies of other services' small records: does it exist, is it open.
+
+Only events write a copy. A copy may say yes; before refusing, ask the owner.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import msgspec
+
+from shared.contracts.states import State
+from shared.database import Connection, Transaction
+
+S = TypeVar("S", bound=State)
+
+
+async def keep(tx: Transaction, kind: str, state: State, *, is_deleted: bool = False) -> bool:
+    """Write the copy unless a newer one is here. Returns whether it was written.
+
+    A deletion leaves its tombstone: a fact that comes late cannot revive the record.
+    """
+    written = await tx.fetchval(
+        """
+        insert into replicas (kind, id, version, is_deleted, state) values ($1, $2, $3, $4, $5)
+        on conflict (kind, id) do update
+        set version = excluded.version, is_deleted = excluded.is_deleted, state = excluded.state
+        where replicas.version < excluded.version
+        returning 1
+        """,
+        kind,
+        state.id,
+        state.version,
+        is_deleted,
+        msgspec.json.encode(state).decode(),
+    )
+    return written is not None
+
+
+async def find(connection: Connection, kind: str, identity: str, type_: type[S]) -> S | None:
+    """The copy, or None where no event has told of it yet, or one has told of its end."""
+    text = await connection.fetchval(
+        "select state from replicas where kind = $1 and id = $2 and not is_deleted", kind, identity
+    )
+    return None if text is None else msgspec.json.decode(text, type=type_)

@@ -1,0 +1,347 @@
+"""Facts arrive at a service: in order per owner, in batches, each applied exactly once.
+
+A subscriber is a durable pull consumer per owner it listens to. One replica is active at a time, by a lease.
+Many facts, one transaction, one acknowledgement: the transaction also moves the cursor, so neither a redelivery
+nor a rebuilt stream applies anything twice. A batch that fails is replayed fact by fact.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar, assert_never
+
+import msgspec
+
+from shared.bus import Bus, BusError, Consumer, Delivery, Message
+from shared.contracts.events import FactKind
+from shared.contracts.questions import AppliedAnswer, AppliedRequest, applied
+from shared.contracts.states import State
+from shared.database import Database, Transaction
+from shared.errors import Unavailable
+from shared.leases import Lease, LeaseLost
+from shared.telemetry import continue_trace
+
+B = TypeVar("B", bound=State)
+
+_log = logging.getLogger(__name__)
+
+_BATCH = 200
+_FETCH_SECONDS = 5.0
+_TRIES_BEFORE_DEAD = 5
+_GAP_SECONDS = 30.0
+_RETRY_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The fact was applied."""
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    """Something the handler needs is out; the same fact comes again, for as long as it takes."""
+
+    seconds: float = _RETRY_SECONDS
+
+
+@dataclass(frozen=True, slots=True)
+class Dead:
+    """The fact makes no sense here; it is put aside and the rest goes on."""
+
+    reason: str
+
+
+Outcome = Done | Later | Dead
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fact(Generic[B]):
+    """A fact as a handler sees it."""
+
+    kind: FactKind[B]
+    state: B
+    message: Message
+
+
+Handler = Callable[[Transaction, Fact[Any]], Awaitable[Outcome]]
+
+
+@dataclass(slots=True)
+class _Progress:
+    """What this process knows of one cursor, so that `applied` need not poll while the consumer is here."""
+
+    position: int = 0
+    gap_since: float = 0
+    moved: asyncio.Condition = field(default_factory=asyncio.Condition)
+
+
+class Subscriber:
+    """All subscriptions of one service. `run` drives them; `applied` answers how far they are."""
+
+    def __init__(
+        self,
+        name: str,
+        database: Database,
+        bus: Bus,
+        handlers: Mapping[FactKind[Any], Handler],
+        *,
+        lease_seconds: float = 5.0,
+        before_commit: Callable[[], Awaitable[None]] | None = None,
+        before_acknowledging: Callable[[], Awaitable[None]] | None = None,
+        retry_seconds: float = _RETRY_SECONDS,
+        gap_seconds: float = _GAP_SECONDS,
+    ) -> None:
+        """The two `before_…` are crash points for tests."""
+        self._name = name
+        self._database = database
+        self._bus = bus
+        self._handlers = {kind.type: (kind, handler) for kind, handler in handlers.items()}
+        self._owners = sorted({kind.owner for kind in handlers})
+        self._lease_seconds = lease_seconds
+        self._before_commit = before_commit
+        self._before_acknowledging = before_acknowledging
+        self._retry_seconds = retry_seconds
+        self._gap_seconds = gap_seconds
+        self._progress = {owner: _Progress() for owner in self._owners}
+
+    async def run(self) -> None:
+        """Answer `applied` and apply facts, until cancelled."""
+        await self._bus.answer(applied(self._name), self.applied)
+        async with asyncio.TaskGroup() as group:
+            for owner in self._owners:
+                group.create_task(self._follow(owner), name=f"{self._name} follows {owner}")
+
+    async def applied(self, request: AppliedRequest) -> AppliedAnswer:
+        """Whether the cursor has reached a position, waiting up to the asked time. Any replica can tell."""
+        if request.owner not in self._progress:
+            return AppliedAnswer(is_applied=True)
+        progress = self._progress[request.owner]
+        try:
+            async with asyncio.timeout(request.within_seconds):
+                while progress.position < request.position:
+                    progress.position = max(progress.position, await self._cursor(self._database, request.owner))
+                    if progress.position >= request.position:
+                        break
+                    async with progress.moved:
+                        try:
+                            # The active replica may be another process: look at the row now and then.
+                            await asyncio.wait_for(progress.moved.wait(), timeout=0.02)
+                        except TimeoutError:
+                            continue
+        except (TimeoutError, Unavailable):
+            return AppliedAnswer(is_applied=False)
+        return AppliedAnswer(is_applied=True)
+
+    async def _follow(self, owner: str) -> None:
+        lease = Lease(self._database, f"subscription:{self._name}:{owner}", seconds=self._lease_seconds)
+        while True:
+            try:
+                async with lease.hold():
+                    consumer = await self._bus.consumer(f"{self._name}--{owner}", owner)
+                    try:
+                        await self._consume(owner, lease, consumer)
+                    finally:
+                        await consumer.close()
+            except LeaseLost:
+                _log.info("%s: another replica follows %s now", self._name, owner)
+            except (Unavailable, BusError) as error:
+                _log.warning("%s waits for facts of %s: %s", self._name, owner, error)
+                await self._declare_streams()
+                await asyncio.sleep(self._retry_seconds)
+
+    async def _declare_streams(self) -> None:
+        """The broker may have lost its store; whoever notices first declares the streams again."""
+        try:
+            await self._bus.declare_streams()
+        except BusError as error:
+            _log.debug("streams: %s", error)
+
+    async def _consume(self, owner: str, lease: Lease, consumer: Consumer) -> None:
+        while True:
+            deliveries = await consumer.fetch(_BATCH, within_seconds=_FETCH_SECONDS)
+            if deliveries:
+                await self._apply(owner, lease, deliveries)
+            else:
+                await self._still_ours(lease)
+
+    async def _still_ours(self, lease: Lease) -> None:
+        async with self._database.transaction() as tx:
+            await lease.fence(tx)
+
+    async def _apply(self, owner: str, lease: Lease, deliveries: Sequence[Delivery]) -> None:
+        """All of them in one transaction; where that does not go through, one by one."""
+        deliveries = sorted(deliveries, key=lambda delivery: delivery.message.position)
+        try:
+            applied_count = await self._apply_batch(owner, lease, [delivery.message for delivery in deliveries])
+        except (LeaseLost, Unavailable):
+            raise
+        except Exception as error:  # noqa: BLE001 - which fact it was shows when they come one by one
+            if not isinstance(error, _NotYet):
+                _log.info("%s: a batch of %s failed, replaying it one by one: %r", self._name, owner, error)
+            applied_count = await self._apply_one_by_one(owner, lease, deliveries)
+        if self._before_acknowledging is not None:
+            await self._before_acknowledging()
+        for delivery in deliveries[:applied_count]:
+            await delivery.acknowledge()
+        if applied_count < len(deliveries):
+            await self._wait_out_gap(owner, lease, deliveries[applied_count:])
+
+    async def _apply_batch(self, owner: str, lease: Lease, messages: Sequence[Message]) -> int:
+        """Apply messages in one transaction, up to a gap in the positions. Returns how many that were."""
+        count = 0
+        async with self._database.transaction() as tx:
+            await lease.fence(tx)
+            cursor = await self._cursor(tx, owner)
+            for message in messages:
+                if cursor and message.position > cursor + 1:
+                    break
+                if message.position > cursor:
+                    outcome = await self._handle(tx, message)
+                    if not isinstance(outcome, Done):
+                        raise _NotYet(outcome)
+                    cursor = message.position
+                count += 1
+            await self._move_cursor(tx, owner, cursor)
+            if self._before_commit is not None:
+                await self._before_commit()
+        await self._note(owner, cursor)
+        return count
+
+    async def _apply_one_by_one(self, owner: str, lease: Lease, deliveries: Sequence[Delivery]) -> int:
+        for nth, delivery in enumerate(deliveries):
+            if not await self._apply_one(owner, lease, delivery.message, extend=deliveries[nth:]):
+                return nth
+        return len(deliveries)
+
+    async def _apply_one(self, owner: str, lease: Lease, message: Message, *, extend: Sequence[Delivery]) -> bool:
+        """Until it is applied or put aside; False at a gap.
+
+        Outages are Later for ever; nonsense is Dead after the fifth try.
+        """
+        tries = 0
+        while True:
+            outcome: Outcome
+            try:
+                return await self._apply_batch(owner, lease, [message]) == 1
+            except LeaseLost:
+                raise
+            except Unavailable:
+                outcome = Later(self._retry_seconds)
+            except _NotYet as not_yet:
+                outcome = not_yet.outcome
+            except Exception as error:  # noqa: BLE001 - a handler's bug must not stop the facts behind it
+                tries += 1
+                _log.warning("%s: try %d of %s %s: %r", self._name, tries, message.type, message.resource_id, error)
+                is_last = tries >= _TRIES_BEFORE_DEAD
+                outcome = Dead(repr(error)) if is_last else Later(self._retry_seconds * tries / _TRIES_BEFORE_DEAD)
+            match outcome:
+                case Done():
+                    return True
+                case Later(seconds):
+                    await asyncio.sleep(seconds)
+                case Dead(reason):
+                    if await self._put_aside(owner, lease, message, reason, max(tries, 1)):
+                        return True
+                    await asyncio.sleep(self._retry_seconds)
+                case _:
+                    assert_never(outcome)
+            for delivery in extend:
+                await delivery.extend()
+
+    async def _wait_out_gap(self, owner: str, lease: Lease, deliveries: Sequence[Delivery]) -> None:
+        """Positions are missing before these. They are on their way (a stopped replica held them), or gone for good.
+
+        Gone means that the stream's retention or a restored broker dropped them; then there is nothing to wait for.
+        """
+        loop = asyncio.get_running_loop()
+        progress = self._progress[owner]
+        progress.gap_since = progress.gap_since or loop.time()
+        if loop.time() - progress.gap_since < self._gap_seconds:
+            for delivery in deliveries:
+                await delivery.give_back(delay_seconds=self._retry_seconds)
+            return
+        position = deliveries[0].message.position
+        _log.error("%s: facts of %s before position %d are gone from the broker", self._name, owner, position)
+        await self._set_cursor(owner, lease, position - 1)
+        await self._apply(owner, lease, deliveries)
+
+    async def _handle(self, tx: Transaction, message: Message) -> Outcome:
+        known = self._handlers.get(message.type)
+        if known is None:
+            return Done()
+        kind, handler = known
+        try:
+            state = msgspec.json.decode(message.body, type=kind.body)
+        except (msgspec.DecodeError, msgspec.ValidationError) as error:
+            return Dead(f"the body does not read as {kind.type}: {error}")
+        with continue_trace(message.traceparent):
+            return await handler(tx, Fact(kind=kind, state=state, message=message))
+
+    async def _put_aside(self, owner: str, lease: Lease, message: Message, reason: str, tries: int) -> bool:
+        _log.error("%s gives up on %s %s: %s", self._name, message.type, message.resource_id, reason)
+        try:
+            await self._bus.publish_dead(self._name, message, reason, tries)
+        except BusError as error:
+            _log.warning("%s: %s", self._name, error)
+            return False
+        await self._set_cursor(owner, lease, message.position)
+        return True
+
+    async def _set_cursor(self, owner: str, lease: Lease, position: int) -> None:
+        async with self._database.transaction() as tx:
+            await lease.fence(tx)
+            await self._move_cursor(tx, owner, position)
+        await self._note(owner, position)
+
+    async def _cursor(self, connection: Database | Transaction, owner: str) -> int:
+        position: int | None = await connection.fetchval(
+            "select position from cursors where subscriber = $1 and owner = $2", self._name, owner
+        )
+        return position or 0
+
+    async def _move_cursor(self, tx: Transaction, owner: str, position: int) -> None:
+        await tx.execute(
+            """
+            insert into cursors (subscriber, owner, position) values ($1, $2, $3)
+            on conflict (subscriber, owner) do update set position = excluded.position
+            where cursors.position < excluded.position
+            """,
+            self._name,
+            owner,
+            position,
+        )
+
+    async def _note(self, owner: str, position: int) -> None:
+        progress = self._progress[owner]
+        if position > progress.position:
+            progress.position = position
+            progress.gap_since = 0
+        async with progress.moved:
+            progress.moved.notify_all()
+
+
+class _NotYet(Exception):
+    """The batch cannot be committed as it stands: one fact wants to come later, or is dead."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(outcome)
+        self.outcome = outcome
+
+
+async def until_applied(
+    bus: Bus, subscribers: Sequence[str], owner: str, position: int, *, within_seconds: float
+) -> bool:
+    """Read your own writes: whether every subscriber has applied the fact in time. Never raises for slowness."""
+
+    async def ask(subscriber: str) -> bool:
+        request = AppliedRequest(owner=owner, position=position, within_seconds=within_seconds)
+        try:
+            answer = await bus.ask(applied(subscriber), request, within_seconds=within_seconds + 0.25)
+        except Unavailable:
+            return False
+        return answer.is_applied
+
+    return all(await asyncio.gather(*(ask(subscriber) for subscriber in subscribers)))
