@@ -104,22 +104,23 @@ class Message:
 class Bus:
     """One connection of one process. Reconnects for ever; calls made meanwhile fail with Unavailable or BusError."""
 
-    def __init__(self, connection: Client) -> None:
-        self._connection = connection
-        self._stream: JetStreamContext = connection.jetstream(timeout=5, publish_async_max_pending=_IN_FLIGHT)
+    def __init__(self, url: str, *, name: str) -> None:
+        """`name` is what the server shows of this process. Nothing is connected before `open`."""
+        self._url = url
+        self._name = name
         self._reconnected: list[Callable[[], None]] = []
+        self._opened: Client | None = None
 
-    @classmethod
-    async def connect(cls, url: str, *, name: str, patience_seconds: float = 60) -> Self:
-        """Raises Unavailable when no server answers in time, UnsuitableServer when one older than 2.10 does.
+    async def open(self, *, patience_seconds: float = 60) -> Self:
+        """Connect, waiting for a server that is still starting.
 
-        Older servers ignore `filter_subjects` without saying so.
+        Raises Unavailable when no server answers in time, UnsuitableServer when one older than 2.10 does: older
+        servers ignore `filter_subjects` without saying so.
         """
-        holder: list[Bus] = []
 
         async def on_reconnect() -> None:
             _log.info("connected to the broker again")
-            for callback in holder[0]._reconnected if holder else ():
+            for callback in self._reconnected:
                 callback()
 
         async def on_error(error: Exception) -> None:
@@ -136,8 +137,8 @@ class Bus:
         )
         async def connect() -> Client:
             return await nats.connect(
-                url,
-                name=name,
+                self._url,
+                name=self._name,
                 connect_timeout=2,
                 allow_reconnect=True,
                 max_reconnect_attempts=-1,
@@ -157,9 +158,15 @@ class Bus:
         if (version.major, version.minor) < _OLDEST_SERVER:
             await connection.close()
             raise UnsuitableServer(f"the NATS server is {version.major}.{version.minor}; 2.10 or newer is needed")
-        bus = cls(connection)
-        holder.append(bus)
-        return bus
+        self._opened = connection
+        self._stream = connection.jetstream(timeout=5, publish_async_max_pending=_IN_FLIGHT)
+        return self
+
+    @property
+    def _connection(self) -> Client:
+        if self._opened is None:
+            raise Unavailable("The broker is not connected yet.")
+        return self._opened
 
     def on_reconnect(self, callback: Callable[[], None]) -> None:
         """Call back after each reconnection: what the broker held may be gone."""
@@ -167,7 +174,7 @@ class Bus:
 
     @property
     def is_connected(self) -> bool:
-        return self._connection.is_connected
+        return self._opened is not None and self._opened.is_connected
 
     async def check(self) -> None:
         if not self.is_connected:
@@ -175,6 +182,8 @@ class Bus:
 
     async def close(self) -> None:
         """Deliver what was buffered, then leave."""
+        if self._opened is None:
+            return
         # nats-py can raise ConnectionResetError here when the server died first.
         with contextlib.suppress(*_UNREACHABLE, nats.errors.Error):
             await asyncio.wait_for(self._connection.drain(), timeout=3)
@@ -407,7 +416,7 @@ class Delivery:
 
 async def declare_streams(url: str) -> None:
     """Create the streams with the credentials in `url`; for whoever sets a system up."""
-    bus = await Bus.connect(url, name="declare-streams")
+    bus = await Bus(url, name="declare-streams").open()
     try:
         await bus.declare_streams()
     finally:

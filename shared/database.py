@@ -95,11 +95,14 @@ class Transaction:
 class Database:
     """A pool of connections that log in as one service's role and see its schema alone."""
 
-    def __init__(self, pool: Any) -> None:
-        self._pool = pool
+    def __init__(self, url: str, *, name: str, max_size: int = 10) -> None:
+        """`name` is what the server shows of this process. Nothing is connected before `open`."""
+        self._url = url
+        self._name = name
+        self._max_size = max_size
+        self._opened: Any = None
 
-    @classmethod
-    async def open(cls, url: str, *, name: str, max_size: int = 10, patience_seconds: float = 60) -> Self:
+    async def open(self, *, patience_seconds: float = 60) -> Self:
         """Connect, waiting up to `patience_seconds` for a server that is still starting.
 
         Raises Unavailable when it does not answer in time.
@@ -114,13 +117,13 @@ class Database:
         )
         async def connect() -> Any:
             return await asyncpg.create_pool(
-                url,
+                self._url,
                 min_size=1,
-                max_size=max_size,
+                max_size=self._max_size,
                 timeout=5,
                 command_timeout=30,
                 server_settings={
-                    "application_name": name,
+                    "application_name": self._name,
                     "jit": "off",
                     # A process that was stopped inside a transaction must not keep its locks, or nobody
                     # could take over its leases.
@@ -129,7 +132,14 @@ class Database:
             )
 
         with _our_words():
-            return cls(await connect())
+            self._opened = await connect()
+        return self
+
+    @property
+    def _pool(self) -> Any:
+        if self._opened is None:
+            raise Unavailable("The database is not connected yet.")
+        return self._opened
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:
@@ -180,10 +190,12 @@ class Database:
 
     async def close(self) -> None:
         """Let running statements finish, for at most two seconds."""
+        if self._opened is None:
+            return
         try:
-            await asyncio.wait_for(self._pool.close(), timeout=2)
+            await asyncio.wait_for(self._opened.close(), timeout=2)
         except (TimeoutError, *_OUTAGE):
-            self._pool.terminate()
+            self._opened.terminate()
 
 
 @contextmanager
