@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import msgspec
 
@@ -18,6 +18,33 @@ S = TypeVar("S", bound=msgspec.Struct)
 
 class SettingsError(Exception):
     """The environment does not describe a process that could run."""
+
+
+class ServiceSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What every service process is told. A service's own settings extend it."""
+
+    database_url: str
+    """`postgresql://role:password@host:port/database`; the role owns the service's schema and sees no other."""
+    nats_url: str
+    """`nats://user:password@host:port`; the user may publish its owner's facts alone."""
+    listen_host: str = "127.0.0.1"
+    listen_port: int = 8080
+    log_format: Literal["text", "json"] = "text"
+    log_level: str = "INFO"
+    database_connections: int = 10
+    """The most connections one process opens; ten keep two cores busy."""
+    applied_wait_seconds: float = 1.0
+    """How long a route waits for other services to apply its change before it answers all the same."""
+
+
+class ObjectStoreSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """For the services that hold objects. Any S3 server serves."""
+
+    object_store_url: str
+    """`http://host:port`, or https."""
+    object_store_access_key: str
+    object_store_secret_key: str
+    object_store_bucket: str = "mlpipeline"
 
 
 def load(kind: type[S], environment: Mapping[str, str] | None = None) -> S:

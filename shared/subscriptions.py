@@ -12,6 +12,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar, assert_never
+from uuid import UUID
 
 import msgspec
 
@@ -19,9 +20,10 @@ from shared.bus import Bus, BusError, Consumer, Delivery, Message
 from shared.contracts.events import FactKind
 from shared.contracts.questions import AppliedAnswer, AppliedRequest, applied
 from shared.contracts.states import State
-from shared.database import Database, Transaction
+from shared.database import Connection, Database, Transaction
 from shared.errors import Unavailable
 from shared.leases import Lease, LeaseLost
+from shared.outbox import position_of
 from shared.telemetry import continue_trace
 
 B = TypeVar("B", bound=State)
@@ -345,3 +347,26 @@ async def until_applied(
         return answer.is_applied
 
     return all(await asyncio.gather(*(ask(subscriber) for subscriber in subscribers)))
+
+
+async def until_published_and_applied(
+    bus: Bus,
+    connection: Connection,
+    fact_id: UUID,
+    subscribers: Sequence[str],
+    owner: str,
+    *,
+    within_seconds: float,
+) -> bool:
+    """Like `until_applied`, for a fact that was committed just now and whose position is not known yet."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + within_seconds
+    try:
+        while (position := await position_of(connection, fact_id)) is None:
+            if loop.time() >= deadline:
+                return False
+            await asyncio.sleep(0.005)
+    except Unavailable:
+        return False
+    left_seconds = max(0.0, deadline - loop.time())
+    return await until_applied(bus, subscribers, owner, position, within_seconds=left_seconds)
