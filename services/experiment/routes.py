@@ -1,0 +1,82 @@
+"""The HTTP door of the experiment service: E1 to E6 of the API specification's table 1.2."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from litestar import Request, Response
+from litestar.di import NamedDependency
+from litestar.params import FromPath
+
+from shared import protojson
+from shared.errors import InvalidInput, layer
+from shared.listing import ListRequest
+from shared.web import delete, get, post, reply
+
+from . import store
+from .usecases import Experiments
+from .wire import WireExperiment, WireExperiments, from_domain
+
+Req = Request[Any, Any, Any]
+
+
+@post("/apis/v1beta1/experiments")
+async def create_experiment(request: Req, experiments: NamedDependency[Experiments]) -> Response[bytes]:
+    body = protojson.decode(await request.body(), WireExperiment)
+    if body.resource_references:
+        raise InvalidInput(
+            "In single-user mode, CreateExperimentRequest shouldn't contain resource references."
+        ).inside("Validate experiment request failed.")
+    return reply(from_domain(await experiments.create(body.name, body.description)))
+
+
+@get("/apis/v1beta1/experiments")
+async def list_experiments(request: Req, experiments: NamedDependency[Experiments]) -> Response[bytes]:
+    asked = protojson.query(ListRequest, request.query_params.multi_items())
+    page = await experiments.list(store.LISTING.query(asked))
+    return reply(
+        WireExperiments(
+            experiments=tuple(from_domain(experiment) for experiment in page.rows),
+            total_size=page.total_size,
+            next_page_token=page.next_page_token,
+        )
+    )
+
+
+@get("/apis/v1beta1/experiments/{experiment_id:str}")
+async def get_experiment(experiment_id: FromPath[str], experiments: NamedDependency[Experiments]) -> Response[bytes]:
+    with layer("Get experiment failed."):
+        return reply(from_domain(await experiments.get(experiment_id)))
+
+
+@delete("/apis/v1beta1/experiments/{experiment_id:str}")
+async def delete_experiment(experiment_id: FromPath[str], experiments: NamedDependency[Experiments]) -> Response[bytes]:
+    with layer("Delete experiment failed"):
+        await experiments.delete(experiment_id)
+    return reply()
+
+
+@post("/apis/v1beta1/experiments/{experiment_id:str}/:archive")
+async def archive_experiment(
+    experiment_id: FromPath[str], experiments: NamedDependency[Experiments]
+) -> Response[bytes]:
+    await experiments.archive(experiment_id)
+    return reply()
+
+
+@post("/apis/v1beta1/experiments/{experiment_id:str}/:unarchive")
+async def unarchive_experiment(
+    experiment_id: FromPath[str], experiments: NamedDependency[Experiments]
+) -> Response[bytes]:
+    await experiments.unarchive(experiment_id)
+    return reply()
+
+
+ROUTES = (
+    create_experiment,
+    list_experiments,
+    get_experiment,
+    delete_experiment,
+    archive_experiment,
+    unarchive_experiment,
+)

@@ -1,0 +1,58 @@
+"""v1beta1 JSON of experiments (API specification, section 7), to and from the domain."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+
+import msgspec
+
+from .domain import Experiment, StorageState
+
+
+class WireStorageState(StrEnum):
+    """An experiment's zero value is UNSPECIFIED, so that AVAILABLE shows in replies."""
+
+    UNSPECIFIED = "STORAGESTATE_UNSPECIFIED"
+    AVAILABLE = "STORAGESTATE_AVAILABLE"
+    ARCHIVED = "STORAGESTATE_ARCHIVED"
+
+
+class WireReferenceKey(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    type: str = ""
+    id: str = ""
+
+
+class WireReference(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    key: WireReferenceKey | None = None
+    name: str = ""
+    relationship: str = ""
+
+
+class WireExperiment(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    id: str = ""
+    name: str = ""
+    description: str = ""
+    created_at: datetime | None = None
+    resource_references: tuple[WireReference, ...] = ()
+    storage_state: WireStorageState = WireStorageState.UNSPECIFIED
+
+
+class WireExperiments(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    experiments: tuple[WireExperiment, ...] = ()
+    total_size: int = 0
+    next_page_token: str = ""
+
+
+def from_domain(experiment: Experiment) -> WireExperiment:
+    return WireExperiment(
+        id=experiment.id,
+        name=experiment.name,
+        description=experiment.description,
+        created_at=experiment.created_at,
+        storage_state=(
+            WireStorageState.ARCHIVED
+            if experiment.storage_state is StorageState.ARCHIVED
+            else WireStorageState.AVAILABLE
+        ),
+    )
