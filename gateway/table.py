@@ -128,6 +128,7 @@ def _rows() -> Iterator[Route]:
 
     yield Route(name="livez", methods=_methods("GET"), pattern="/livez", owner=Owner.GATEWAY)
     yield Route(name="readyz", methods=_methods("GET"), pattern="/readyz", owner=Owner.GATEWAY)
+    yield Route(name="startupz", methods=_methods("GET"), pattern="/startupz", owner=Owner.GATEWAY)
 
 
 EXTENSION_PREFIX = "/apis/headrace/v1/"

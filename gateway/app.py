@@ -1,0 +1,255 @@
+"""Puts the gateway together, and answers what no service is asked: health, figures, redirects, unknown paths.
+
+Requests do not pass Litestar's router: the routing rules of the API are not its rules (`table`), and every layer in
+front of the proxy is paid by every request. Litestar holds the process's life: what starts, what stops, what is ready.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, assert_never
+from urllib.parse import parse_qsl, urlencode
+from uuid import uuid4
+
+import msgspec
+from litestar import Litestar
+from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from gateway.proxy import AnswerBroken, Call, ClientLeft, Headers, Proxy, Receive, Replicas, Send, read_form
+from gateway.settings import Settings
+from gateway.table import Finding, Match, MethodNotAllowed, NotFound, Owner, Redirect, find
+from shared import telemetry
+from shared.errors import Refusal, http_body
+from shared.tasks import Tasks
+from shared.web import Health, Service
+
+LARGEST_FORM_BYTES = 1024 * 1024
+"""A form that stands for a query is the one body held in memory; no client's filter comes near this."""
+
+CLIENT_LEFT = 499
+"""Counted, never sent: nobody was there to read it."""
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+_METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"})
+_OF_A_BODY = frozenset({b"content-length", b"content-type", b"transfer-encoding", b"x-http-method-override"})
+
+_requests = Counter(
+    "headrace_gateway_requests_total",
+    "Requests answered, by the service that owns the path.",
+    ("service", "method", "code"),
+    registry=telemetry.metrics,
+)
+_durations = Histogram(
+    "headrace_gateway_request_duration_seconds",
+    "From the request's head to the end of its answer.",
+    ("service",),
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60),
+    registry=telemetry.metrics,
+)
+_in_flight = Gauge(
+    "headrace_gateway_requests_in_flight", "Requests being answered.", ("service",), registry=telemetry.metrics
+)
+_broken = Counter(
+    "headrace_gateway_broken_answers_total",
+    "Answers cut off because the service went away within them.",
+    ("service",),
+    registry=telemetry.metrics,
+)
+
+
+def create_app(settings: Settings) -> Gateway:
+    tasks = Tasks()
+    proxy = Proxy(connect_timeout_seconds=settings.connect_timeout_seconds)
+    replicas = {
+        Owner.EXPERIMENT: Replicas(Owner.EXPERIMENT.value, settings.experiment_upstreams),
+        Owner.PIPELINE_REGISTRY: Replicas(Owner.PIPELINE_REGISTRY.value, settings.pipeline_registry_upstreams),
+        Owner.RUN: Replicas(Owner.RUN.value, settings.run_upstreams),
+        Owner.JOB_SCHEDULER: Replicas(Owner.JOB_SCHEDULER.value, settings.job_scheduler_upstreams),
+        Owner.METRICS: Replicas(Owner.METRICS.value, settings.metrics_upstreams),
+    }
+    health = Health((), tasks)
+
+    @asynccontextmanager
+    async def running(_app: Litestar) -> AsyncIterator[None]:
+        async with proxy:
+            for of_service in replicas.values():
+                if of_service.is_named:
+                    await of_service.resolve()
+                    tasks.spawn(f"resolve-{of_service.service}", of_service.keep_resolved)
+            try:
+                yield
+            finally:
+                await tasks.stop()
+
+    return Gateway(door=Door(settings, proxy, replicas, health), health=health, lifespan=[running])
+
+
+class Gateway(Service):
+    """Answers every request at the door, before Litestar would route it."""
+
+    __slots__ = ("_door",)
+
+    def __init__(self, *, door: Door, health: Health, **options: Any) -> None:
+        self._door = door
+        super().__init__(service="gateway", health=health, openapi_config=None, logging_config=None, **options)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            await self._door(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
+
+
+class Door:
+    """One request, from its head to its end: name it, find its owner, answer or have it answered, count it."""
+
+    def __init__(self, settings: Settings, proxy: Proxy, replicas: Mapping[Owner, Replicas], health: Health) -> None:
+        self._proxy = proxy
+        self._replicas = replicas
+        self._health = health
+        self._healthz = msgspec.json.encode(
+            {"commit_sha": settings.commit_sha, "tag_name": settings.tag_name, "multi_user": False}
+        )
+
+    async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
+        headers = dict(scope["headers"])
+        request_id = _request_id_of(headers)
+        finding = _find(scope, headers)
+        service = finding.owner.value if isinstance(finding, Match) else "none"
+        code = 500
+        started = time.perf_counter()
+        in_flight = _in_flight.labels(service)
+        in_flight.inc()
+        try:
+            with telemetry.in_request(request_id), telemetry.continue_trace(_text(headers.get(b"traceparent"))):
+                code = await self._answer(finding, scope, request_id, receive, send)
+        except ClientLeft:
+            code = CLIENT_LEFT
+        except AnswerBroken as broken:
+            # To return without completing the answer is how an application has the server cut the connection.
+            code = broken.status
+            _broken.labels(service).inc()
+        finally:
+            in_flight.dec()
+            method = scope["method"] if scope["method"] in _METHODS else "other"
+            _requests.labels(service, method, str(code)).inc()
+            _durations.labels(service).observe(time.perf_counter() - started)
+
+    async def _answer(
+        self, finding: Finding, scope: Mapping[str, Any], request_id: str, receive: Receive, send: Send
+    ) -> int:
+        further = [(b"x-request-id", request_id.encode("ascii"))]
+        if self._health.draining:
+            further.append((b"connection", b"close"))
+        match finding:
+            case Match(owner=Owner.GATEWAY):
+                return await self._answer_ourselves(finding, further, send)
+            case Match():
+                try:
+                    return await self._forward(finding, scope, request_id, further, receive, send)
+                except Refusal as refusal:
+                    return await _send_refusal(send, refusal, further)
+            case NotFound(text=text):
+                return await _send_text(send, 404, text, further)
+            case MethodNotAllowed(text=text):
+                return await _send_text(send, 405, text, further)
+            case Redirect(location=location):
+                query = scope["query_string"]
+                to = location.encode("ascii") + (b"?" + query if query else b"")
+                return await _send(send, 301, b"", [(b"location", to), *further])
+            case _:
+                assert_never(finding)
+
+    async def _forward(
+        self,
+        match: Match,
+        scope: Mapping[str, Any],
+        request_id: str,
+        further: Headers,
+        receive: Receive,
+        send: Send,
+    ) -> int:
+        headers, query = scope["headers"], scope["query_string"]
+        if match.query_is_in_body:
+            form = await read_form(receive, headers, at_most_bytes=LARGEST_FORM_BYTES)
+            # The form's fields come first, because the first value of a repeated parameter wins.
+            query = b"&".join(part for part in (_as_query(form), query) if part)
+            headers = [(name, value) for name, value in headers if name not in _OF_A_BODY]
+        call = Call(
+            method=match.method,
+            target=scope["raw_path"] + (b"?" + query if query else b""),
+            headers=headers,
+            request_id=request_id,
+            traceparent=telemetry.current_traceparent(),
+            answer_headers=further,
+        )
+        return await self._proxy.forward(call, self._replicas[match.owner], receive, send)
+
+    async def _answer_ourselves(self, match: Match, further: Headers, send: Send) -> int:
+        match match.route.name:
+            case "X1":
+                return await _send(send, 200, self._healthz, [_PLAIN, *further])
+            case "X8":
+                content = generate_latest(telemetry.metrics)
+                return await _send(send, 200, content, [(b"content-type", CONTENT_TYPE_LATEST.encode()), *further])
+            case "livez":
+                return await _send_verdict(send, self._health.why_not_alive(), further)
+            case "readyz":
+                return await _send_verdict(send, await self._health.why_not_ready(), further)
+            case "startupz":
+                return await _send_verdict(send, await self._health.why_not_started(), further)
+            case name:
+                raise AssertionError(f"the table gives {name} to the gateway, which has no answer to it")
+
+
+def _find(scope: Mapping[str, Any], headers: Mapping[bytes, bytes]) -> Finding:
+    content_type = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+    return find(
+        scope["method"],
+        scope["raw_path"],
+        is_form=content_type == b"application/x-www-form-urlencoded",
+        method_override=_text(headers.get(b"x-http-method-override")),
+    )
+
+
+def _as_query(form: bytes) -> bytes:
+    """Parsed and written anew: a body may hold bytes that a request line must not."""
+    fields = parse_qsl(form.decode("utf-8", "replace"), keep_blank_values=True)
+    return urlencode(fields).encode("ascii")
+
+
+def _request_id_of(headers: Mapping[bytes, bytes]) -> str:
+    given = _text(headers.get(b"x-request-id"))
+    return given if given and _REQUEST_ID.fullmatch(given) else uuid4().hex
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode("latin-1")
+
+
+_PLAIN = (b"content-type", b"text/plain; charset=utf-8")
+_NO_SNIFFING = (b"x-content-type-options", b"nosniff")
+
+
+async def _send_text(send: Send, status: int, text: str, further: Headers) -> int:
+    return await _send(send, status, text.encode(), [_PLAIN, _NO_SNIFFING, *further])
+
+
+async def _send_verdict(send: Send, why_not: str | None, further: Headers) -> int:
+    return await _send_text(send, 200 if why_not is None else 503, f"{why_not or 'ok'}\n", further)
+
+
+async def _send_refusal(send: Send, refusal: Refusal, further: Headers) -> int:
+    content = msgspec.json.encode(http_body(refusal))
+    return await _send(send, refusal.status, content, [(b"content-type", b"application/json"), *further])
+
+
+async def _send(send: Send, status: int, content: bytes, headers: Headers) -> int:
+    length = (b"content-length", str(len(content)).encode("ascii"))
+    await send({"type": "http.response.start", "status": status, "headers": [length, *headers]})
+    await send({"type": "http.response.body", "body": content, "more_body": False})
+    return status
