@@ -9,7 +9,7 @@ import asyncio
 import json
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -29,6 +29,7 @@ class NatsServer:
         passwords: Mapping[str, str],
         program: Path,
         log: Path | None = None,
+        keep_open: Sequence[int] = (),
     ) -> None:
         """`passwords` has one for each user of `infra.nats.permissions`."""
         self.port = port
@@ -36,6 +37,7 @@ class NatsServer:
         self._program = program
         self._data_dir = data_dir.absolute()
         self._log = log or self._data_dir / "nats.log"
+        self._keep_open = keep_open
         self._process: Process | None = None
 
     @property
@@ -57,6 +59,7 @@ class NatsServer:
             argv=[str(self._program), "--config", str(self._write_config())],
             environment={"PATH": os.environ.get("PATH", os.defpath), "GOMEMLIMIT": "128MiB"},
             log=self._log,
+            keep_open=self._keep_open,
             stop_signal=signal.SIGTERM,
             orphan_signal=signal.SIGTERM,
         )

@@ -6,10 +6,9 @@ Everything that stores objects here is plain S3, so nothing beyond this file kno
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -17,7 +16,7 @@ import msgspec
 from infra.embedded.failure import StartFailure
 from infra.embedded.ports import LOOPBACK
 from infra.embedded.process import Command, Process
-from infra.embedded.readiness import until_ready
+from infra.embedded.readiness import http_status, until_ready
 
 _MINI = (
     f"-ip={LOOPBACK}",
@@ -60,6 +59,7 @@ class ObjectStore:
         secret_key: str,
         program: Path,
         log: Path | None = None,
+        keep_open: Sequence[int] = (),
     ) -> None:
         self.ports = ports
         self.access_key = access_key
@@ -67,6 +67,7 @@ class ObjectStore:
         self._program = program
         self._data_dir = data_dir.absolute()
         self._log = log or self._data_dir / "object-store.log"
+        self._keep_open = keep_open
         self._process: Process | None = None
 
     @property
@@ -83,6 +84,7 @@ class ObjectStore:
         """Serve the folder; returns when S3 answers and its parts have found one another."""
         folder = self._data_dir / "objects"
         folder.mkdir(parents=True, exist_ok=True)
+        self._remove_sockets()
         ports = [
             f"-{name.removesuffix('_grpc')}.port{'.grpc' if name.endswith('_grpc') else ''}={port}"
             for name, port in msgspec.structs.asdict(self.ports).items()
@@ -91,6 +93,7 @@ class ObjectStore:
             argv=[str(self._program), "-logtostderr=true", "mini", f"-dir={folder}", *_MINI, *ports],
             environment=self._environment(),
             log=self._log,
+            keep_open=self._keep_open,
             directory=self._data_dir,
             # It needs more than three seconds to stop when asked, and what it has acknowledged is on the disk.
             stop_signal=signal.SIGKILL,
@@ -109,19 +112,8 @@ class ObjectStore:
         return code
 
     async def _answers(self) -> bool:
-        """Any HTTP answer below 500 to a request without credentials: S3 is up and refuses us."""
-        try:
-            reader, writer = await asyncio.open_connection(LOOPBACK, self.ports.s3)
-        except OSError:
-            return False
-        try:
-            writer.write(b"GET / HTTP/1.1\r\nHost: s3\r\nConnection: close\r\n\r\n")
-            status = await reader.readline()
-        except OSError:
-            return False
-        finally:
-            writer.close()
-        return status.startswith((b"HTTP/1.1 2", b"HTTP/1.1 4"))
+        """S3 is up once it refuses a request without credentials."""
+        return 200 <= await http_status(self.ports.s3, "/") < 500
 
     def _environment(self) -> Mapping[str, str]:
         return {
@@ -133,6 +125,7 @@ class ObjectStore:
         }
 
     def _remove_sockets(self) -> None:
+        """Killed, it leaves sockets behind; found, they would keep it from starting."""
         for port in msgspec.structs.asdict(self.ports).values():
             for socket in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):  # noqa: S108 - the server's own choice
                 socket.unlink(missing_ok=True)

@@ -19,11 +19,11 @@ def free_ports(count: int) -> list[int]:
     found: list[int] = []
     with ExitStack() as held:
         for port in random.sample(_RANGE, len(_RANGE)):
+            if len(found) == count:
+                return found
             probe = held.enter_context(socket.socket())
             if _binds(probe, port):
                 found.append(port)
-            if len(found) == count:
-                return found
     raise OSError(errno.EADDRINUSE, f"no {count} free ports between {_RANGE.start} and {_RANGE.stop}")
 
 

@@ -12,7 +12,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -54,9 +54,13 @@ class Postgres:
         password: str,
         bin_dir: Path,
         log: Path | None = None,
+        keep_open: Sequence[int] = (),
         settings: Mapping[str, str] | None = None,
     ) -> None:
-        """`data_dir` becomes the server's own; the log goes there unless named. `settings` go before SETTINGS."""
+        """`data_dir` becomes the server's own; the log goes there unless named. `settings` go before SETTINGS.
+
+        `keep_open` are file descriptors that every session of the server holds as well, as long as it lives.
+        """
         self.port = port
         self.password = password
         self.bin_dir = bin_dir
@@ -64,6 +68,7 @@ class Postgres:
         self._cluster = self._data_dir / "cluster"
         self._log = log or self._data_dir / "postgres.log"
         self._settings = {**SETTINGS, **(settings or {})}
+        self._keep_open = keep_open
         self._process: Process | None = None
 
     @property
@@ -89,6 +94,7 @@ class Postgres:
             argv=[*prefix, str(self.bin_dir / "postgres"), "-D", str(self._cluster), "-p", str(self.port), *options],
             environment=_environment(),
             log=self._log,
+            keep_open=self._keep_open,
             directory=Path("/"),
             uid=uid,
             stop_signal=signal.SIGINT,  # Fast shutdown: sessions are cut, nothing committed is lost.

@@ -30,6 +30,8 @@ class Command:
     environment: Mapping[str, str]
     log: Path
     directory: Path | None = None
+    keep_open: Sequence[int] = ()
+    """File descriptors that the child inherits."""
     uid: int | None = None
     """Run as this user and group, with no other groups; None keeps ours."""
     stop_signal: signal.Signals = signal.SIGTERM
@@ -71,6 +73,7 @@ class Process:
                 user=command.uid,
                 group=command.uid,
                 extra_groups=None if command.uid is None else [],
+                pass_fds=command.keep_open,
                 preexec_fn=die_with_parent,
             )
         return cls(command, popen)

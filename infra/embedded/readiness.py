@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 from infra.embedded.failure import StartFailure
+from infra.embedded.ports import LOOPBACK
 from infra.embedded.process import Process
 
+NOBODY_ANSWERS = 0
 _INTERVAL_SECONDS = 0.01
+_POLL_SECONDS = 0.03
+_ANSWER_WITHIN_SECONDS = 5
 
 
 async def until_ready(
@@ -28,3 +33,29 @@ async def until_ready(
     except BaseException:
         process.kill()
         raise
+
+
+async def http_status(port: int, path: str) -> int:
+    """The status of a GET without credentials on the loopback interface, or NOBODY_ANSWERS.
+
+    One request of one line; an HTTP client would cost the supervisor more memory than all the rest of it.
+    """
+    request = f"GET {path} HTTP/1.1\r\nHost: {LOOPBACK}\r\nConnection: close\r\n\r\n"
+    with suppress(OSError, TimeoutError, ValueError):
+        async with asyncio.timeout(_ANSWER_WITHIN_SECONDS):
+            reader, writer = await asyncio.open_connection(LOOPBACK, port)
+            try:
+                writer.write(request.encode())
+                _version, status, *_reason = (await reader.readline()).split()
+                return int(status)
+            finally:
+                writer.close()
+    return NOBODY_ANSWERS
+
+
+async def until_status(wanted: int, port: int, path: str) -> None:
+    """Return once a GET is answered with `wanted`; the caller bounds the wait."""
+    while True:
+        if await http_status(port, path) == wanted:
+            return
+        await asyncio.sleep(_POLL_SECONDS)

@@ -1,7 +1,7 @@
 """Who may publish and hear what on the bus, as data, and the server configuration made from it.
 
 A process logs in as a user of its own. It may state only the facts its service owns, answer only the questions asked
-of it, and ask everybody; nobody but `admin` declares or deletes a stream. The same rules serve embedded, under compose
+of it, and ask everybody; nobody but `admin` changes or deletes a stream. The same rules serve embedded, under compose
 and on Kubernetes: the configuration names the listener and the users, and nothing of where the server runs.
 """
 
@@ -39,6 +39,8 @@ _CONSUME_EVENTS = (
     f"$JS.ACK.{EVENTS_STREAM}.>",
     f"$JS.FC.{EVENTS_STREAM}.>",
 )
+# Whoever finds a stream gone declares it anew; one that exists can be neither changed nor deleted by this.
+_DECLARE_STREAMS = (f"$JS.API.STREAM.CREATE.{EVENTS_STREAM}", f"$JS.API.STREAM.CREATE.{DEAD_STREAM}")
 # The relay compares its own position with the last one the stream holds.
 _READ_BACK_EVENTS = (
     f"$JS.API.STREAM.MSG.GET.{EVENTS_STREAM}",
@@ -56,6 +58,7 @@ def _process(name: str, *, facts_of: tuple[str, ...] = ()) -> User:
             "kfp.ping.>",
             f"kfp.dead.{name}.>",
             "_INBOX.>",
+            *_DECLARE_STREAMS,
             *_CONSUME_EVENTS,
             *_READ_BACK_EVENTS,
         ),

@@ -131,10 +131,12 @@ async def test_a_process_publishes_and_follows_facts_by_a_durable_consumer(nats_
 
 
 @pytest.mark.usefixtures("stream")
-async def test_a_process_can_neither_delete_nor_declare_a_stream(nats_urls: dict[str, str]) -> None:
+async def test_a_process_declares_the_streams_and_can_neither_change_nor_delete_them(nats_urls: dict[str, str]) -> None:
     async with logged_in(nats_urls["run"]) as run:
         for request in ("DELETE.KFP_EVENTS", "PURGE.KFP_EVENTS", "CREATE.MINE", "UPDATE.KFP_EVENTS"):
             assert await run.is_refused_to_publish(f"$JS.API.STREAM.{request}")
+        for stream in ("KFP_EVENTS", "KFP_DEAD"):
+            assert not await run.is_refused_to_publish(f"$JS.API.STREAM.CREATE.{stream}")
 
 
 @pytest.mark.usefixtures("stream")

@@ -1,0 +1,106 @@
+"""`headrace serve NAME`: one process, told everything by its environment.
+
+What the embedded supervisor, a compose file and a Kubernetes manifest all start.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+import msgspec
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Coroutine
+
+_SERVICES = ("experiment", "pipeline-registry", "run", "job-scheduler", "metrics")
+
+
+class LogSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """How any process writes its log."""
+
+    log_format: Literal["text", "json"] = "text"
+    """Lines for people, or for a collector."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least severe lines that are written."""
+
+
+@click.command()
+@click.argument("name", type=click.Choice([*_SERVICES, "run-controller", "step-runner", "gateway"]), metavar="NAME")
+def serve(name: str) -> None:
+    """Run one process in the foreground, until SIGTERM.
+
+    \b
+    NAME is one of
+      experiment, pipeline-registry, run, job-scheduler, metrics   a service
+      run-controller                                               drives the engine
+      step-runner                                                  parent of the embedded engine's steps
+      gateway                                                      the door for clients
+
+    Settings are HEADRACE_… variables. Where one is missing or wrong, a line says which.
+    """
+    from shared import logs
+    from shared.settings import SettingsError, load
+
+    try:
+        log = load(LogSettings)
+        logs.configure(name, format=log.log_format, level=log.log_level)
+        _serve(name)
+    except SettingsError as error:
+        click.echo(f"headrace serve {name}: {error}", err=True)
+        sys.exit(2)
+
+
+def _serve(name: str) -> None:
+    match name:
+        case "gateway":
+            _serve_http("gateway")
+        case "run-controller":
+            _serve_background("services.run.controller:run", "services.run.settings:ControllerSettings")
+        case "step-runner":
+            runner = "services.run.engine.embedded.runner"
+            _serve_background(f"{runner}.server:serve", f"{runner}.settings:Settings")
+        case service:
+            _serve_http(f"services.{service.replace('-', '_')}")
+
+
+def _serve_http(package: str) -> None:
+    from shared.settings import load
+    from shared.web import run_server
+
+    settings = load(_found(f"{package}.settings:Settings"))
+    app = _found(f"{package}.app:create_app")(settings)
+    run_server(app, host=settings.listen_host, port=settings.listen_port)
+
+
+def _serve_background(place: str, settings_place: str) -> None:
+    """Run `async def …(settings, stop)` until a signal sets `stop`."""
+    import asyncio
+    import signal
+
+    import uvloop
+
+    from shared.settings import load
+
+    work: Callable[[Any, asyncio.Event], Coroutine[Any, Any, None]] = _found(place)
+    settings = load(_found(settings_place))
+
+    async def until_told() -> None:
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        await work(settings, stop)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(until_told())
+
+
+def _found(place: str) -> Any:
+    """What `module:name` names; imported only now, so that a process holds no other process's modules."""
+    import importlib
+
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)

@@ -1,0 +1,43 @@
+"""`headrace up`: the whole stack on this machine, in the foreground."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+import click
+
+
+@click.command()
+@click.option("--port", type=click.IntRange(1, 65535), help="Port of the gateway: HEADRACE_PORT, else 8888.")
+@click.option("--data-dir", type=click.Path(), help="Where to keep data: HEADRACE_DATA_DIR, else ./.headrace.")
+def up(port: int | None, data_dir: str | None) -> None:
+    """Start everything on this machine and run it until Ctrl-C.
+
+    Postgres, NATS and an object store from the wheels of the extra `headrace[embedded]`, the services, the engine and
+    the gateway. No Docker, no cluster, no root. All data stays in one folder: starting again continues from there.
+
+    Prints one line, `headrace ready http://127.0.0.1:PORT`, once requests are answered. Logs are in DATA_DIR/logs.
+    """
+    import os
+
+    from infra.embedded.failure import StartFailure
+    from infra.embedded.stack import Settings, run
+    from shared.settings import SettingsError, load, variable_of
+
+    given = {"port": port, "data_dir": data_dir}
+    options = {variable_of(name): str(value) for name, value in given.items() if value is not None}
+    try:
+        settings = load(Settings, {**os.environ, **options})
+        asyncio.run(run(settings, ready=_ready, say=_say))
+    except (SettingsError, StartFailure) as failure:
+        _say(f"cannot start: {failure}")
+        sys.exit(1)
+
+
+def _ready(url: str) -> None:
+    click.echo(f"headrace ready {url}")
+
+
+def _say(line: str) -> None:
+    click.echo(f"headrace: {line}", err=True)

@@ -1,0 +1,209 @@
+"""Which processes Headrace consists of on one machine, what each is told, and in which order they end.
+
+The one place that composes the embedded stack. Every process is handed the credentials of its own role and no others.
+It knows names and variables; what a process does with them is the process's own affair.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from infra.embedded.backing import ADMIN, PORT_NAMES, Backing
+from infra.embedded.console import Console
+from infra.embedded.data_dir import DataDir
+from infra.embedded.failure import StartFailure
+from infra.embedded.ports import LOOPBACK
+from infra.embedded.preflight import (
+    refuse_taken_port,
+    refuse_unknown_settings,
+    refuse_unsupported_platform,
+    variables_of,
+)
+from infra.embedded.process import Command, Process
+from infra.embedded.readiness import until_status
+from infra.embedded.supervisor import Program, Row, Supervisor
+
+SERVICES = ("experiment", "pipeline-registry", "run", "job-scheduler", "metrics")
+CONTROLLER = "run-controller"
+RUNNER = "step-runner"
+GATEWAY = "gateway"
+
+READY_WITHIN_SECONDS = 60
+
+_PROJECT = Path(__file__).parents[2]
+_STOP_WITHIN_SECONDS = 15
+
+_SETTINGS = (
+    "infra.embedded.stack:Settings",
+    "infra.cli.serve:LogSettings",
+    "gateway.settings:Settings",
+    *(f"services.{name.replace('-', '_')}.settings:Settings" for name in SERVICES),
+)
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """Read from HEADRACE_… variables by `shared.settings.load`."""
+
+    port: int = 8888
+    """TCP port of the gateway on the loopback interface. 8888 is where clients of the API expect a server."""
+    data_dir: str = ".headrace"
+    """Folder for everything that is kept; created on first use."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.port < 65536:
+            raise ValueError("port must be between 1 and 65535")
+        if not self.data_dir:
+            raise ValueError("data_dir must not be empty")
+
+
+async def run(
+    settings: Settings,
+    *,
+    ready: Callable[[str], None],
+    say: Callable[[str], None],
+    serve: Sequence[str] = ("-m", "infra.cli", "serve"),
+) -> None:
+    """Run the stack until SIGINT or SIGTERM, then end it in order. Raises StartFailure when it does not come up.
+
+    `ready` receives the gateway's URL once everything answers; `say` a line for a person when something goes wrong.
+    `serve` are Python's arguments that, followed by a process's name, run that process.
+    Nothing is left behind on any way out but the data directory, and not that either when it could not be used.
+    """
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    refuse_unsupported_platform()
+    refuse_unknown_settings(os.environ, variables_of(*_SETTINGS))
+    refuse_taken_port(settings.port)
+    data_dir = DataDir(Path(settings.data_dir))
+    data_dir.open()
+    try:
+        stack = _Stack(data_dir, gateway_port=settings.port, say=say, serve=serve)
+        await stack.run(stop, ready)
+    finally:
+        data_dir.close()
+
+
+class _Stack:
+    def __init__(
+        self, data_dir: DataDir, *, gateway_port: int, say: Callable[[str], None], serve: Sequence[str]
+    ) -> None:
+        self._data_dir = data_dir
+        self._serve = serve
+        self._ports = data_dir.ports([*PORT_NAMES, *SERVICES, CONTROLLER]) | {GATEWAY: gateway_port}
+        self._backing = Backing(data_dir, self._ports)
+        self._socket = data_dir.socket("steps.sock")
+        self._supervisor = Supervisor(say=say)
+        self._console = Console([self._log(name) for name in (RUNNER, CONTROLLER, *SERVICES, GATEWAY)], say=say)
+
+    async def run(self, stop: asyncio.Event, ready: Callable[[str], None]) -> None:
+        told_to_stop = asyncio.create_task(stop.wait(), name="wait for a signal")
+        background: list[asyncio.Task[Any]] = [
+            told_to_stop,
+            asyncio.create_task(self._console.follow(), name="follow the logs"),
+        ]
+        try:
+            coming_up = asyncio.create_task(self._come_up(), name="come up")
+            hopeless = asyncio.create_task(self._supervisor.hopeless(), name="give up")
+            background += [coming_up, hopeless]
+            await asyncio.wait([told_to_stop, coming_up, hopeless], return_when=asyncio.FIRST_COMPLETED)
+            for task in (coming_up, hopeless):
+                if task.done():
+                    task.result()
+            if not told_to_stop.done():
+                self._supervisor.settle()
+                ready(f"http://{LOOPBACK}:{self._ports[GATEWAY]}")
+                await told_to_stop
+        finally:
+            for task in background:
+                task.cancel()
+            await asyncio.gather(*background, return_exceptions=True)
+            await self._supervisor.stop()
+
+    async def _come_up(self) -> None:
+        await self._supervisor.start(self._backing.rows())
+        await self._backing.create_roles()
+        # The order of these stages is the order of the end; the processes wait for one another as they need to.
+        await self._supervisor.start([self._runner()])
+        await self._supervisor.start([self._controller()])
+        await self._supervisor.start([self._service(name) for name in SERVICES])
+        await self._supervisor.start([self._gateway()])
+        await self._prepare()
+        await self._until_everything_answers()
+
+    def _runner(self) -> Row:
+        return self._row(RUNNER, self._steps())
+
+    def _controller(self) -> Row:
+        credentials = self._backing.database("run") | self._backing.bus(CONTROLLER) | self._backing.objects()
+        return self._row(CONTROLLER, credentials | self._steps() | self._listens(CONTROLLER))
+
+    def _service(self, name: str) -> Row:
+        credentials = self._backing.database(name.replace("-", "_")) | self._backing.bus(name) | self._backing.objects()
+        return self._row(name, credentials | self._listens(name))
+
+    def _gateway(self) -> Row:
+        upstreams = {
+            f"HEADRACE_{name.replace('-', '_').upper()}_UPSTREAMS": f"http://{LOOPBACK}:{self._ports[name]}"
+            for name in SERVICES
+        }
+        return self._row(GATEWAY, upstreams | self._listens(GATEWAY))
+
+    def _listens(self, name: str) -> dict[str, str]:
+        return {"HEADRACE_LISTEN_HOST": LOOPBACK, "HEADRACE_LISTEN_PORT": str(self._ports[name])}
+
+    def _steps(self) -> dict[str, str]:
+        return {
+            "HEADRACE_STEP_RUNNER_SOCKET": str(self._socket),
+            "HEADRACE_STEPS_DIR": str(self._data_dir.steps),
+            "HEADRACE_STEP_MASKED_PATHS": str(self._data_dir.path),
+        }
+
+    def _row(self, name: str, variables: dict[str, str]) -> Row:
+        command = self._command(name, [*self._serve, name], variables)
+        return Row(name=name, startable=Program(command, stop_within_seconds=_STOP_WITHIN_SECONDS))
+
+    async def _prepare(self) -> None:
+        variables = self._backing.bus(ADMIN) | self._backing.objects()
+        process = Process.spawn(self._command("prepare", ["-m", "infra.embedded.prepare"], variables))
+        try:
+            code = await process.exited()
+        finally:
+            process.kill()
+        if code != 0:
+            raise StartFailure(f"streams and bucket could not be declared: {process.last_words()}")
+
+    def _command(self, name: str, arguments: list[str], variables: dict[str, str]) -> Command:
+        return Command(
+            argv=[sys.executable, *arguments],
+            environment=_inherited() | variables,
+            log=self._log(name),
+        )
+
+    def _log(self, name: str) -> Path:
+        return self._data_dir.logs / f"{name}.log"
+
+    async def _until_everything_answers(self) -> None:
+        waiting_for = dict.fromkeys(SERVICES, "/readyz") | {GATEWAY: "/apis/v1beta1/healthz"}
+        try:
+            async with asyncio.timeout(READY_WITHIN_SECONDS):
+                for name, path in waiting_for.items():
+                    await until_status(200, self._ports[name], path)
+        except TimeoutError as error:
+            raise StartFailure(
+                f"{name} was not ready within {READY_WITHIN_SECONDS} s (log: {self._log(name)})"
+            ) from error
+
+
+def _inherited() -> dict[str, str]:
+    """Our environment for a child: settings of the person who started us reach every process that knows them."""
+    paths = [str(_PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}

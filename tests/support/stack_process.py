@@ -1,0 +1,34 @@
+"""Runs a stack whose processes are stubs, with the settings of `headrace up`."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+from infra.embedded.failure import StartFailure
+from infra.embedded.stack import Settings, run
+from shared.settings import load
+
+STUB = Path(__file__).with_name("stub_process.py")
+
+
+def main() -> int:
+    try:
+        asyncio.run(run(load(Settings), ready=ready, say=say, serve=[str(STUB)]))
+    except StartFailure as failure:
+        say(f"cannot start: {failure}")
+        return 1
+    return 0
+
+
+def ready(url: str) -> None:
+    print(f"headrace ready {url}", flush=True)
+
+
+def say(line: str) -> None:
+    print(f"headrace: {line}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

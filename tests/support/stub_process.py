@@ -1,0 +1,41 @@
+"""Stands in for any process of the stack: `python stub_process.py NAME`.
+
+Answers 200 to every request on HEADRACE_LISTEN_PORT, ends on SIGTERM, and appends what happens to it to
+HEADRACE_TEST_JOURNAL, one line `NAME event pid` each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+
+
+async def main(name: str) -> None:
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    write("started", name)
+    server = None
+    if port := os.environ.get("HEADRACE_LISTEN_PORT"):
+        server = await asyncio.start_server(answer, "127.0.0.1", int(port))
+    await stop.wait()
+    if server is not None:
+        server.close()
+    write("stopped", name)
+
+
+async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.readline()
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+    await writer.drain()
+    writer.close()
+
+
+def write(event: str, name: str) -> None:
+    with open(os.environ["HEADRACE_TEST_JOURNAL"], "a") as journal:
+        journal.write(f"{name} {event} {os.getpid()}\n")
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1]))
