@@ -1,0 +1,1584 @@
+"""The heart of the engine: a workflow and what happened to it → what is true now and what to do next.
+
+`advance(state, events, now)` is pure in all that matters: no I/O, no clock, no randomness; the same state, events and
+time give the same turn. For the sake of cost it moves the state it is given instead of copying it, so a state has one
+owner. Nothing in it is irreplaceable: `State.resume` builds an equal one from the manifest and the stored nodes.
+
+How it works. Every open node has a *frame*, which knows its caller and how many things it waits for. An event ends a
+step; the end of a node is told to its caller's frame, which starts what has become possible or ends in turn. Only
+frames on that path are touched, and a work list carries the news instead of recursion, so neither wide nor deep
+workflows make a step dearer. Creating a node and finding it already stored are one operation: a resumed state walks
+down from the entry exactly as a new one does, and skips whatever is fulfilled.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from enum import Enum
+from functools import partial
+from typing import Any, TypeAlias, assert_never
+
+import msgspec
+
+from services.run.engine.embedded.expression import ExpressionError, Outcome, evaluate_when
+from services.run.engine.embedded.loops import expand, item_lookup, item_text
+from services.run.engine.embedded.manifest import (
+    Arguments,
+    ContinueOn,
+    ManifestError,
+    Parameter,
+    RetryStrategy,
+    Task,
+    TaskName,
+    Template,
+    TemplateName,
+    Workflow,
+)
+from services.run.engine.embedded.nodes import (
+    Node,
+    NodeArtifact,
+    NodeInputs,
+    NodeOutputs,
+    NodeParameter,
+    NodeType,
+    Phase,
+    attempt_name,
+    display_name,
+    exit_name,
+    group_name,
+    item_name,
+    node_id,
+    task_name,
+    timestamp,
+    whole_seconds,
+)
+from services.run.engine.embedded.orders import StepOrder
+from services.run.engine.embedded.plan import DagPlan, Plan, located, workflow_artifacts
+from services.run.engine.embedded.template import Lookup, fill, first_of, has_item_tag, only_tag
+from services.run.engine.embedded.variables import (
+    Exiting,
+    Identity,
+    aggregate,
+    inputs_lookup,
+    node_value,
+)
+
+# -- what goes in ------------------------------------------------------------------------------------------------------
+
+
+class KillReason(Enum):
+    """Why a step was stopped from outside. The values are the messages of the nodes."""
+
+    TERMINATED = "terminated"
+    STEP_DEADLINE = "Pod was active on the node longer than the specified deadline"
+    RUN_DEADLINE = "Step exceeded its deadline"
+
+
+class StepStarted(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The step's process runs."""
+
+    node_id: str
+    at: datetime
+
+
+class Collected(msgspec.Struct, frozen=True, kw_only=True):
+    """What was found after a step. Parameters and artifacts that were not found are absent."""
+
+    parameters: Mapping[str, str] = msgspec.field(default_factory=dict)
+    """Text with one trailing newline removed; defaults already applied; literal values may be left out."""
+    artifacts: Mapping[str, Mapping[str, Any]] = msgspec.field(default_factory=dict)
+    """Artifact name → its `s3` block."""
+    log: Mapping[str, Any] | None = None
+    """The `s3` block of the stored log."""
+    result: str | None = None
+
+
+class StepFinished(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The step is over, and its outputs are where they belong.
+
+    `exit_code` is the main process's; None if it never ran. `error` is what went wrong beside it (it cannot start, an
+    init container failed, an output is missing, a sidecar failed) and `error_phase` what that makes of the node,
+    unless the main process failed itself: then its exit code wins. `killed` is set when a stop reached the step
+    before its end.
+    """
+
+    node_id: str
+    at: datetime
+    exit_code: int | None = None
+    error: str | None = None
+    error_phase: Phase = Phase.ERROR
+    killed: KillReason | None = None
+    outputs: Collected = msgspec.field(default_factory=Collected)
+
+
+class StepLost(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Nobody knows what became of the step."""
+
+    node_id: str
+    at: datetime
+
+
+class Terminated(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """A user asked for the end of the run."""
+
+    at: datetime
+
+
+Event: TypeAlias = StepStarted | StepFinished | StepLost | Terminated
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a workflow that calls itself without end is stopped."""
+
+    depth: int = 1000
+    """Nested group templates."""
+    nodes: int = 100_000
+    """Nodes of one run."""
+
+
+# -- what comes out ----------------------------------------------------------------------------------------------------
+
+
+class Kill(msgspec.Struct, frozen=True, kw_only=True):
+    node_id: str
+    reason: KillReason
+
+
+class Turn(msgspec.Struct, frozen=True, kw_only=True):
+    """What changed and what to do. `changed` is to be stored before anything is started."""
+
+    changed: tuple[Node, ...]
+    """Complete new records, each node once, of those nodes that changed."""
+    start: tuple[StepOrder, ...]
+    """Steps to start. After a resume also those that were ordered before: an order may come twice for one node id."""
+    reattach: tuple[StepOrder, ...]
+    """After a resume: steps that ran, to be found again or reported as lost."""
+    kill: tuple[Kill, ...]
+    wake_at: datetime | None
+    """When to advance again even if nothing happens."""
+    phase: Phase
+    message: str
+    finished: bool
+
+
+# -- state -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True, slots=True)
+class State:
+    """One run. Made by `new` or `resume`, moved by `advance` alone."""
+
+    plan: Plan
+    limits: Limits
+    nodes: dict[str, Node] = field(default_factory=dict)
+    phase: Phase = Phase.PENDING
+    message: str = ""
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    deadline_from: datetime | None = None
+    terminated: bool = False
+
+    _frames: dict[str, _Frame] = field(default_factory=dict)
+    """The open nodes' frames, by node id."""
+    _linked: dict[str, set[str]] = field(default_factory=dict)
+    """Children as sets, beside the ordered tuples of the records."""
+    _active_pods: int = 0
+    _active_children: dict[str, int] = field(default_factory=dict)
+    """Boundary id → its open pods, DAGs and Steps: what a template's parallelism counts."""
+    _held: deque[_Call] = field(default_factory=deque)
+    """Calls of leaves that wait for `spec.parallelism`."""
+    _timers: list[tuple[datetime, int, str]] = field(default_factory=list)
+    _timers_set: int = 0
+    _awake: bool = False
+    _stopping: KillReason | None = None
+    _exit_begun: bool = False
+
+    @classmethod
+    def new(cls, workflow: Workflow, identity: Identity, *, limits: Limits | None = None) -> State:
+        return cls(plan=Plan(workflow, identity), limits=limits or Limits())
+
+    @classmethod
+    def resume(
+        cls,
+        workflow: Workflow,
+        identity: Identity,
+        nodes: Iterable[Node],
+        *,
+        started_at: datetime | None,
+        terminated: bool = False,
+        deadline_from: datetime | None = None,
+        limits: Limits | None = None,
+    ) -> State:
+        """The state of a run that is not finished, from what was stored of it.
+
+        `deadline_from`: where a whole-run deadline counts from, if not `started_at`: a retried run's is its retry.
+        """
+        state = cls(plan=Plan(workflow, identity), limits=limits or Limits())
+        state.nodes = {node.id: node for node in nodes}
+        state.started_at = started_at
+        state.deadline_from = deadline_from
+        state.terminated = terminated
+        state.phase = Phase.RUNNING if started_at else Phase.PENDING
+        for node in state.nodes.values():
+            state._count(node, +1)
+        for node in sorted(state.nodes.values(), key=lambda each: (each.finished_at or each.started_at, each.id)):
+            state._export(node)
+        return state
+
+    @property
+    def workflow(self) -> Workflow:
+        return self.plan.workflow
+
+    @property
+    def identity(self) -> Identity:
+        return self.plan.identity
+
+    @property
+    def outputs(self) -> NodeOutputs:
+        """`status.outputs`: what nodes exported by globalName."""
+        exported = self.plan.globals
+        return NodeOutputs(
+            parameters=tuple(
+                NodeParameter(name=name, value=value) for name, value in exported.exported_parameters.items()
+            ),
+            artifacts=tuple(exported.exported_artifacts.values()),
+        )
+
+    def _count(self, node: Node, by: int) -> None:
+        """Parallelism counts what is open: pods in the run; pods, DAGs and Steps in a boundary (§11)."""
+        if node.phase.is_fulfilled:
+            return
+        if node.type is NodeType.POD:
+            self._active_pods += by
+        if node.boundary_id and node.type in _COUNTED:
+            self._active_children[node.boundary_id] = self._active_children.get(node.boundary_id, 0) + by
+
+    def _export(self, node: Node) -> None:
+        """Outputs under a globalName become `workflow.outputs.…` once the node has succeeded."""
+        if node.phase is not Phase.SUCCEEDED or node.outputs is None or not node.template_name:
+            return
+        if node.type is NodeType.TASK_GROUP:
+            return
+        declared = self.plan.template(TemplateName(node.template_name)).outputs
+        for parameter in declared.parameters:
+            value = node.outputs.parameter(parameter.name)
+            if parameter.global_name and value is not None:
+                self.plan.globals.exported_parameters[parameter.global_name] = value
+        for artifact in declared.artifacts:
+            found = node.outputs.artifact(artifact.name)
+            if artifact.global_name and found is not None and found.has_location:
+                renamed = msgspec.structs.replace(found, name=artifact.global_name)
+                self.plan.globals.exported_artifacts[artifact.global_name] = renamed
+
+
+_COUNTED = frozenset({NodeType.POD, NodeType.DAG, NodeType.STEPS})
+
+
+@dataclass(kw_only=True, slots=True)
+class _Call:
+    """A template called at a place, with everything known but whether there is room for it yet."""
+
+    caller: _Caller | None
+    """Who is told of the end; None for the entry and the exit handler."""
+    name: str
+    template: Template
+    boundary: _Group | None
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    artifacts: Mapping[str, NodeArtifact] = field(default_factory=dict)
+    links: tuple[str, ...] = ()
+    """The nodes whose child it becomes."""
+    needs_result: bool = False
+    depth: int = 0
+    exempt: bool = False
+    """Below the exit handler: neither deadline nor termination of the run applies."""
+    attempt: int | None = None
+    """Its number, if this is an attempt under a Retry node."""
+
+
+@dataclass(kw_only=True, slots=True)
+class _Frame:
+    call: _Call
+    node_id: str
+
+
+@dataclass(kw_only=True, slots=True)
+class _Leaf(_Frame):
+    inputs: NodeInputs
+    killing: KillReason | None = None
+    deadline: datetime | None = None
+    """Its own, when the retry strategy's maxDuration ends earlier than the template's deadline."""
+
+
+@dataclass(kw_only=True, slots=True)
+class _Pause(_Frame):
+    """A suspend template: nothing runs, time passes."""
+
+    until: datetime
+
+
+@dataclass(kw_only=True, slots=True)
+class _Retry(_Frame):
+    strategy: RetryStrategy
+    inputs: NodeInputs
+    attempts: int = 0
+    wait_until: datetime | None = None
+
+
+@dataclass(kw_only=True, slots=True)
+class _TaskGroup(_Frame):
+    open: int = 0
+
+
+@dataclass(kw_only=True, slots=True)
+class _Group(_Frame):
+    """A boundary: a running DAG or Steps template."""
+
+    inputs: NodeInputs
+    held: deque[_Call] = field(default_factory=deque)
+    """Calls that wait for the template's parallelism."""
+
+
+@dataclass(kw_only=True, slots=True)
+class _Dag(_Group):
+    plan: DagPlan
+    waiting: dict[TaskName, int]
+    """Task → how many of its dependencies are not fulfilled."""
+    done: dict[TaskName, str] = field(default_factory=dict)
+    """Task → its fulfilled node."""
+
+
+@dataclass(kw_only=True, slots=True)
+class _Steps(_Group):
+    index: int = 0
+    open: int = 0
+    steps: dict[TaskName, list[str]] = field(default_factory=dict)
+    """Step → its nodes: one, or one per item."""
+    current: list[TaskName] = field(default_factory=list)
+    problem: str | None = None
+    """A template error in the running group, as opposed to a step that failed."""
+
+
+_Caller: TypeAlias = _Dag | _Steps | _Retry | _TaskGroup
+
+
+# -- advance -----------------------------------------------------------------------------------------------------------
+
+
+def advance(state: State, events: Sequence[Event], now: datetime) -> Turn:
+    """Take in what happened up to `now`, and say what follows.
+
+    Events about nodes that are over, or that never were, are ignored: reports may come twice.
+    """
+    return _Pass(state, now).run(events)
+
+
+class _Pass:
+    """One call of `advance`."""
+
+    def __init__(self, state: State, now: datetime) -> None:
+        self._state = state
+        self._plan = state.plan
+        self._now = now.astimezone(UTC)
+        self._todo: deque[Callable[[], None]] = deque()
+        self._changed: dict[str, None] = {}
+        self._new_children: dict[str, list[str]] = {}
+        self._start: dict[str, StepOrder] = {}
+        self._reattach: list[StepOrder] = []
+        self._kill: list[Kill] = []
+
+    def run(self, events: Sequence[Event]) -> Turn:
+        state = self._state
+        if state.finished_at is None:
+            if not state._awake:
+                self._awaken()
+            self._work()
+            for event in events:
+                self._take(event)
+                self._work()
+            if state.finished_at is None:
+                self._ring()
+                self._work()
+        return self._turn()
+
+    def _turn(self) -> Turn:
+        self._flush_children()
+        state = self._state
+        return Turn(
+            changed=tuple(state.nodes[each] for each in self._changed),
+            start=tuple(order for each, order in self._start.items() if each in state._frames),
+            reattach=tuple(self._reattach),
+            kill=tuple(self._kill),
+            wake_at=self._wake_at(),
+            phase=state.phase,
+            message=state.message,
+            finished=state.finished_at is not None,
+        )
+
+    def _work(self) -> None:
+        while self._todo:
+            self._todo.popleft()()
+
+    # -- beginning and end of the run ----------------------------------------------------------------------------------
+
+    def _awaken(self) -> None:
+        state = self._state
+        state._awake = True
+        state.phase = Phase.RUNNING
+        state.started_at = state.started_at or whole_seconds(self._now)
+        spec = state.workflow.spec
+        try:
+            deadline = self._run_deadline()
+        except ManifestError as error:
+            self._finish(Phase.ERROR, error.reason)
+            return
+        if state.terminated:
+            state._stopping = KillReason.TERMINATED
+        elif deadline is not None and self._now >= deadline:
+            state._stopping = KillReason.RUN_DEADLINE
+        self._soon(self._enter, spec.entrypoint, state.identity.name, exempt=False)
+
+    def _enter(self, name: TemplateName, node_name: str, *, exempt: bool) -> None:
+        arguments = self._plan.globals.arguments
+        try:
+            call = _Call(
+                caller=None,
+                name=node_name,
+                template=self._plan.template(name),
+                boundary=None,
+                parameters={each.name: each.value or "" for each in arguments.parameters},
+                artifacts=workflow_artifacts(arguments),
+                exempt=exempt,
+            )
+            self._plan.bind(call.template, call.parameters, call.artifacts)
+        except ManifestError as error:
+            place = "exit" if exempt else "entry"
+            self._finish(Phase.ERROR, f"error in {place} template execution: {error.reason}")
+            return
+        self._begin(call)
+
+    def _top_ended(self, node: Node) -> None:
+        """The entry or the exit handler is over."""
+        state = self._state
+        if state._exit_begun:
+            self._finish_after_exit(node)
+            return
+        if not state.workflow.spec.on_exit:
+            self._finish(*self._main_result(node))
+            return
+        state._exit_begun = True
+        phase, _ = self._main_result(node)
+        failed = [each for each in state.nodes.values() if each.phase.is_failure and not self._belongs_to_exit(each)]
+        ended = node.finished_at or self._now
+        self._plan.globals.exiting = Exiting(
+            status=phase,
+            failures=tuple(sorted(failed, key=lambda each: (each.finished_at or ended, each.id))),
+            duration_seconds=(ended - (state.started_at or ended)).total_seconds(),
+        )
+        self._soon(self._enter, state.workflow.spec.on_exit, exit_name(state.identity.name), exempt=True)
+
+    def _belongs_to_exit(self, node: Node) -> bool:
+        return node.name.startswith(exit_name(self._state.identity.name))
+
+    def _finish_after_exit(self, handler: Node) -> None:
+        entry = self._state.nodes[self._state.identity.name]
+        phase, message = self._main_result(entry)
+        if phase is Phase.SUCCEEDED and handler.phase.is_failure:
+            phase, message = handler.phase, handler.message
+        self._finish(phase, message)
+
+    def _main_result(self, entry: Node) -> tuple[Phase, str]:
+        """What the entry node makes of the run (§11), and a termination of it (§15)."""
+        if self._state.terminated and (entry.phase.is_failure or self._anything_was_stopped()):
+            return Phase.FAILED, KillReason.TERMINATED.value
+        if entry.phase.is_failure:
+            return entry.phase, entry.message
+        return Phase.SUCCEEDED, ""
+
+    def _anything_was_stopped(self) -> bool:
+        stopped = KillReason.TERMINATED.value
+        return any(node.phase is Phase.FAILED and node.message == stopped for node in self._state.nodes.values())
+
+    def _finish(self, phase: Phase, message: str) -> None:
+        self._state.phase = phase
+        self._state.message = message
+        self._state.finished_at = whole_seconds(self._now)
+
+    # -- events --------------------------------------------------------------------------------------------------------
+
+    def _take(self, event: Event) -> None:
+        match event:
+            case Terminated():
+                self._state.terminated = True
+                self._stop(KillReason.TERMINATED)
+            case StepStarted():
+                self._step_started(event)
+            case StepFinished():
+                self._step_ended(event.node_id, event.at, partial(_finished_node, event))
+            case StepLost():
+                self._step_ended(event.node_id, event.at, _lost_node)
+            case _:
+                assert_never(event)
+
+    def _step_started(self, event: StepStarted) -> None:
+        frame = self._state._frames.get(event.node_id)
+        node = self._state.nodes.get(event.node_id)
+        if not isinstance(frame, _Leaf) or node is None or node.phase is not Phase.PENDING:
+            return
+        self._put(msgspec.structs.replace(node, phase=Phase.RUNNING, started_at=whole_seconds(event.at)))
+        self._watch_deadline(frame, event.at)
+
+    def _step_ended(self, ended_id: str, at: datetime, outcome: Callable[[Template, Node], Node]) -> None:
+        frame = self._state._frames.get(ended_id)
+        if isinstance(frame, _Leaf):
+            node = outcome(self._declared(frame), self._state.nodes[ended_id])
+            self._fulfil(frame, msgspec.structs.replace(node, finished_at=whole_seconds(at)), at)
+
+    def _declared(self, frame: _Leaf) -> Template:
+        """The leaf's template with its outputs filled: literal values and paths may hold variables."""
+        node = self._state.nodes[frame.node_id]
+        lookup = first_of(
+            self._plan.globals,
+            inputs_lookup(frame.inputs),
+            {"pod.name": node.id, "retries": str(frame.call.attempt or 0)}.get,
+        )
+        template = frame.call.template
+        return msgspec.structs.replace(template, outputs=fill(template.outputs, lookup))
+
+    # -- time ----------------------------------------------------------------------------------------------------------
+
+    def _ring(self) -> None:
+        """Whatever was due by now."""
+        deadline = self._run_deadline()
+        if deadline is not None and self._now >= deadline:
+            self._stop(KillReason.RUN_DEADLINE)
+            self._work()
+        timers = self._state._timers
+        while timers and timers[0][0] <= self._now:
+            due, _, frame_id = heapq.heappop(timers)
+            self._ring_frame(frame_id, due)
+            self._work()
+
+    def _ring_frame(self, frame_id: str, due: datetime) -> None:
+        frame = self._state._frames.get(frame_id)
+        match frame:
+            case _Leaf() if frame.killing is None and frame.deadline is not None and frame.deadline <= due:
+                self._kill_step(frame, KillReason.STEP_DEADLINE)
+            case _Pause() if frame.until <= due:
+                self._end(frame, Phase.SUCCEEDED)
+            case _Retry() if frame.wait_until is not None and frame.wait_until <= due:
+                self._next_attempt(frame)
+            case _:
+                pass  # The timer of something that ended, or of an attempt with the same name before it.
+
+    def _set_timer(self, when: datetime, frame_id: str) -> None:
+        self._state._timers_set += 1
+        heapq.heappush(self._state._timers, (when, self._state._timers_set, frame_id))
+
+    def _wake_at(self) -> datetime | None:
+        state = self._state
+        if state.finished_at is not None:
+            return None
+        timers = state._timers
+        while timers and timers[0][2] not in state._frames:
+            heapq.heappop(timers)
+        due = [timers[0][0]] if timers else []
+        deadline = self._run_deadline()
+        if deadline is not None and state._stopping is None:
+            due.append(deadline)
+        return min(due, default=None)
+
+    def _run_deadline(self) -> datetime | None:
+        """When the main part must be over; the exit handler has no such limit (§11)."""
+        seconds = self._plan.run_deadline_seconds
+        begun = self._state.deadline_from or self._state.started_at
+        if seconds is None or begun is None or self._state._exit_begun:
+            return None
+        return begun + timedelta(seconds=seconds)
+
+    def _watch_deadline(self, leaf: _Leaf, started: datetime) -> None:
+        """A step's own deadline counts from its process's start, each attempt anew."""
+        seconds = self._step_deadline_seconds(leaf)
+        if seconds is not None:
+            due = started + timedelta(seconds=seconds)
+            leaf.deadline = min(due, leaf.deadline) if leaf.deadline else due
+        if leaf.deadline is not None:
+            self._set_timer(leaf.deadline, leaf.node_id)
+
+    def _step_deadline_seconds(self, leaf: _Leaf) -> int | None:
+        text = leaf.call.template.active_deadline_seconds
+        if text is None:
+            return None
+        text = fill(fill(text, self._plan.globals), inputs_lookup(leaf.inputs))
+        return int(text) if text.isdigit() else None
+
+    # -- stopping ------------------------------------------------------------------------------------------------------
+
+    def _stop(self, reason: KillReason) -> None:
+        """Nothing new starts; what runs is killed and ends when its end is reported; what waits has failed."""
+        state = self._state
+        if state._stopping is not None or state._exit_begun:
+            return
+        state._stopping = reason
+        for frame in [each for each in state._frames.values() if not each.call.exempt]:
+            match frame:
+                case _Leaf():
+                    self._kill_step(frame, reason)
+                case _Pause():
+                    self._end(frame, Phase.FAILED, reason.value)
+                case _Retry() if frame.wait_until is not None:
+                    self._give_up_retry(frame)
+                case _Group():
+                    self._release_all(frame.held)
+                case _:
+                    pass
+        self._release_all(state._held)
+
+    def _kill_step(self, leaf: _Leaf, reason: KillReason) -> None:
+        leaf.killing = leaf.killing or reason
+        self._kill.append(Kill(node_id=leaf.node_id, reason=reason))
+        node = self._state.nodes[leaf.node_id]
+        if node.phase is Phase.PENDING:
+            self._end(leaf, Phase.FAILED, reason.value)
+
+    def _stopping(self, call: _Call) -> KillReason | None:
+        return None if call.exempt else self._state._stopping
+
+    # -- calls ---------------------------------------------------------------------------------------------------------
+
+    def _soon(self, function: Callable[..., None], *args: object, **kwargs: object) -> None:
+        self._todo.append(partial(function, *args, **kwargs))
+
+    def _begin(self, call: _Call) -> None:
+        """Create the node of a call, or find it stored; or hold the call until there is room."""
+        stored = self._state.nodes.get(self._id(call.name))
+        if stored is not None and stored.phase.is_fulfilled:
+            self._link_all(call.links, stored.id)
+            self._tell(call, stored)
+            return
+        if stored is None and not self._has_room(call):
+            return
+        try:
+            inputs = stored.inputs if stored is not None and stored.inputs else None
+            inputs = inputs or self._plan.bind(call.template, call.parameters, call.artifacts)
+            self._check_limits(call)
+            self._open(call, inputs)
+        except ManifestError as error:
+            self._refuse(call, error.reason)
+
+    def _open(self, call: _Call, inputs: NodeInputs) -> None:
+        template = call.template
+        strategy = self._plan.retry_strategy(template)
+        if strategy is not None and call.attempt is None:
+            self._open_retry(call, inputs, strategy)
+        elif template.dag is not None:
+            self._open_dag(call, inputs)
+        elif template.steps is not None:
+            self._open_steps(call, inputs)
+        elif template.suspend is not None:
+            self._open_pause(call, inputs)
+        else:
+            self._open_leaf(call, inputs)
+
+    def _check_limits(self, call: _Call) -> None:
+        limits = self._state.limits
+        if call.depth > limits.depth:
+            raise ManifestError(f"templates are nested deeper than {limits.depth} levels")
+        if len(self._state.nodes) >= limits.nodes:
+            raise ManifestError(f"the run has more than {limits.nodes} nodes")
+
+    def _refuse(self, call: _Call, reason: str) -> None:
+        """The call makes no sense: a node of type Skipped says why, in phase Error."""
+        node = self._not_run(call.name, call.boundary, call.template.name, Phase.ERROR, reason)
+        self._link_all(call.links, node.id)
+        if isinstance(call.caller, _Steps):
+            call.caller.problem = call.caller.problem or reason
+        self._tell(call, node)
+
+    def _has_room(self, call: _Call) -> bool:
+        """Whether the limits let the call begin; if not, it is queued where room will appear (§11)."""
+        template = call.template
+        is_retry = call.attempt is None and self._plan.retry_strategy(template) is not None
+        if is_retry or self._stopping(call) is not None or template.suspend is not None:
+            return True
+        boundary = call.boundary
+        limit = boundary.call.template.parallelism if boundary is not None else None
+        if boundary is not None and limit and self._state._active_children.get(boundary.node_id, 0) >= limit:
+            boundary.held.append(call)
+            return False
+        pods = self._state.workflow.spec.parallelism
+        if not template.is_group and pods and self._state._active_pods >= pods:
+            self._state._held.append(call)
+            return False
+        return True
+
+    def _release(self, boundary: _Group | None) -> None:
+        """A node ended: as many held calls begin as there is room for now."""
+        if boundary is not None and boundary.held:
+            limit = boundary.call.template.parallelism or math.inf
+            while boundary.held and self._state._active_children.get(boundary.node_id, 0) < limit:
+                self._begin(boundary.held.popleft())
+        held = self._state._held
+        pods = self._state.workflow.spec.parallelism or math.inf
+        while held and self._state._active_pods < pods:
+            self._begin(held.popleft())
+
+    def _release_all(self, held: deque[_Call]) -> None:
+        while held:
+            self._soon(self._begin, held.popleft())
+
+    def _tell(self, call: _Call, node: Node) -> None:
+        """Tell the caller that this node is fulfilled."""
+        match call.caller:
+            case None:
+                self._soon(self._top_ended, node)
+            case _Dag() as dag:
+                self._soon(self._task_done, dag, _own_part(call.name), node.id)
+            case _Steps() as steps:
+                self._soon(self._step_done, steps)
+            case _TaskGroup() as group:
+                self._soon(self._item_done, group)
+            case _Retry() as retry:
+                self._soon(self._attempt_done, retry, node.id)
+            case _:
+                assert_never(call.caller)
+
+    # -- leaves --------------------------------------------------------------------------------------------------------
+
+    def _open_leaf(self, call: _Call, inputs: NodeInputs) -> None:
+        reason = self._stopping(call)
+        is_stored = self._id(call.name) in self._state.nodes
+        order = None if reason and not is_stored else self._order(call, inputs)
+        node = self._find_or_create(call, NodeType.POD, inputs, phase=Phase.PENDING)
+        frame = _Leaf(call=call, node_id=node.id, inputs=inputs)
+        if isinstance(call.caller, _Retry):
+            frame.deadline = self._max_duration_end(call.caller)
+        self._state._frames[node.id] = frame
+        if order is None:
+            self._end(frame, Phase.FAILED, reason.value if reason else "")
+            return
+        if node.phase is Phase.PENDING:
+            self._start[node.id] = order
+        else:
+            self._reattach.append(order)
+            # The stored start is rounded down: a second more never kills early.
+            self._watch_deadline(frame, node.started_at + timedelta(seconds=1))
+        if reason is not None:
+            self._kill_step(frame, reason)
+
+    def _order(self, call: _Call, inputs: NodeInputs) -> StepOrder:
+        """Raises ManifestError, before there is a node: a text that makes no sense is no execution to be retried."""
+        return self._plan.order(
+            call.template,
+            inputs,
+            node_id=self._id(call.name),
+            node_name=call.name,
+            attempt=call.attempt,
+            needs_result=call.needs_result,
+        )
+
+    def _open_pause(self, call: _Call, inputs: NodeInputs) -> None:
+        assert call.template.suspend is not None
+        duration = fill(fill(call.template.suspend.duration or "", self._plan.globals), inputs_lookup(inputs))
+        seconds = duration_seconds(duration)
+        node = self._find_or_create(call, NodeType.SUSPEND, inputs)
+        frame = _Pause(call=call, node_id=node.id, until=node.started_at + timedelta(seconds=seconds))
+        self._state._frames[node.id] = frame
+        reason = self._stopping(call)
+        if reason is not None:
+            self._end(frame, Phase.FAILED, reason.value)
+        else:
+            self._set_timer(frame.until, node.id)
+
+    # -- retries -------------------------------------------------------------------------------------------------------
+
+    def _open_retry(self, call: _Call, inputs: NodeInputs, strategy: RetryStrategy) -> None:
+        node = self._find_or_create(call, NodeType.RETRY, inputs)
+        strategy = fill(fill(strategy, self._plan.globals), inputs_lookup(inputs))
+        frame = _Retry(call=call, node_id=node.id, strategy=strategy, inputs=inputs)
+        self._state._frames[node.id] = frame
+        while self._id(attempt_name(call.name, frame.attempts + 1)) in self._state.nodes:
+            frame.attempts += 1
+        self._begin_attempt(frame)
+
+    def _next_attempt(self, frame: _Retry) -> None:
+        frame.wait_until = None
+        frame.attempts += 1
+        self._put(msgspec.structs.replace(self._state.nodes[frame.node_id], message=""))
+        self._begin_attempt(frame)
+
+    def _begin_attempt(self, frame: _Retry) -> None:
+        """Attempt number `attempts`, counted from 0; earlier ones are over."""
+        call = frame.call
+        self._begin(
+            _Call(
+                caller=frame,
+                name=attempt_name(call.name, frame.attempts),
+                template=call.template,
+                boundary=call.boundary,
+                parameters={each.name: each.value or "" for each in frame.inputs.parameters},
+                artifacts={each.name: each for each in frame.inputs.artifacts if each.has_location},
+                links=(frame.node_id,),
+                needs_result=call.needs_result,
+                depth=call.depth,
+                exempt=call.exempt,
+                attempt=frame.attempts,
+            )
+        )
+
+    def _attempt_done(self, frame: _Retry, attempt_id: str) -> None:
+        attempt = self._state.nodes[attempt_id]
+        if not attempt.phase.is_failure:
+            node = self._state.nodes[frame.node_id]
+            self._fulfil(frame, msgspec.structs.replace(node, phase=attempt.phase, message="", outputs=attempt.outputs))
+            return
+        if self._stopping(frame.call) is not None:
+            self._give_up_retry(frame)
+            return
+        try:
+            verdict = self._retry_verdict(frame, attempt)
+        except ManifestError as error:
+            verdict = error.reason
+        if isinstance(verdict, str):
+            self._end(frame, attempt.phase, verdict, outputs=attempt.outputs)
+            return
+        if verdict <= self._now:
+            self._next_attempt(frame)
+            return
+        frame.wait_until = verdict
+        self._set_timer(verdict, frame.node_id)
+        node = self._state.nodes[frame.node_id]
+        wait = math.ceil((verdict - self._now).total_seconds())
+        self._put(msgspec.structs.replace(node, message=f"Backoff for {spoken_duration(wait)}"))
+
+    def _retry_verdict(self, frame: _Retry, attempt: Node) -> str | datetime:
+        """When the next attempt begins, or why there is none (§10)."""
+        strategy = frame.strategy
+        # An attempt of type Skipped was never executed: the next one would be refused for the same reason.
+        if attempt.type is NodeType.SKIPPED or not _policy_matches(strategy.retry_policy, attempt):
+            return attempt.message
+        if strategy.limit is not None and frame.attempts >= _whole(strategy.limit, "retryStrategy.limit"):
+            return "No more retries left"
+        if strategy.backoff is None:
+            return self._now
+        ended = self._now
+        if attempt.finished_at is not None and self._now - attempt.finished_at > timedelta(seconds=1):
+            ended = attempt.finished_at + timedelta(seconds=1)  # Found after a restart; rounded up, as it was cut off.
+        factor = float(strategy.backoff.factor or 1)
+        seconds = duration_seconds(strategy.backoff.duration) * factor**frame.attempts
+        last = self._max_duration_end(frame)
+        if last is not None and self._now > last:
+            return "Max duration limit exceeded"
+        begins = ended + timedelta(seconds=min(seconds, 10 * 365 * 86400))
+        if last is not None and begins > last:
+            return "Backoff would exceed max duration limit"
+        return begins
+
+    def _max_duration_end(self, frame: _Retry) -> datetime | None:
+        backoff = frame.strategy.backoff
+        if backoff is None or not backoff.max_duration:
+            return None
+        first = self._state.nodes.get(self._id(attempt_name(frame.call.name, 0)))
+        begun = first.started_at if first else self._now
+        return begun + timedelta(seconds=duration_seconds(backoff.max_duration))
+
+    def _give_up_retry(self, frame: _Retry) -> None:
+        """The run ends: phase of the last attempt, and no new one."""
+        last = self._state.nodes[self._id(attempt_name(frame.call.name, frame.attempts))]
+        message = last.message
+        deadline = self._run_deadline()
+        if self._state._stopping is KillReason.RUN_DEADLINE and deadline is not None:
+            message = f"retry exceeded workflow deadline {timestamp(deadline)}"
+        self._end(frame, last.phase, message, outputs=last.outputs)
+
+    # -- DAGs ----------------------------------------------------------------------------------------------------------
+
+    def _open_dag(self, call: _Call, inputs: NodeInputs) -> None:
+        plan = self._plan.dag(call.template)
+        node = self._find_or_create(call, NodeType.DAG, inputs)
+        frame = _Dag(
+            call=call,
+            node_id=node.id,
+            inputs=inputs,
+            plan=plan,
+            waiting={name: len(task.dependencies) for name, task in plan.tasks.items()},
+        )
+        self._state._frames[node.id] = frame
+        for name, task in plan.tasks.items():
+            if not task.dependencies:
+                self._soon(self._consider, frame, name)
+
+    def _consider(self, dag: _Dag, name: TaskName) -> None:
+        """All that the task depends on is fulfilled: run, skip or omit it."""
+        planned = dag.plan.tasks[name]
+        node_name = task_name(dag.call.name, name)
+        links = tuple(self._task_links(dag, planned.dependencies))
+        stored = self._state.nodes.get(self._id(node_name))
+        if stored is not None and stored.phase.is_fulfilled:
+            self._link_all(links, stored.id)
+            self._task_done(dag, name, stored.id)
+            return
+        if planned.condition is not None and not planned.condition.holds(self._outcomes(dag, planned.dependencies)):
+            message = "omitted: depends condition not met"
+            self._skip_task(dag, planned.task, node_name, links, Phase.OMITTED, message)
+            return
+        try:
+            self._begin_task(dag, planned.task, node_name, links)
+        except (ManifestError, ExpressionError) as error:
+            self._skip_task(dag, planned.task, node_name, links, Phase.ERROR, str(error))
+
+    def _begin_task(self, dag: _Dag, declared: Task, node_name: str, links: tuple[str, ...]) -> None:
+        lookup = first_of(self._plan.globals, inputs_lookup(dag.inputs), partial(self._task_value, dag))
+        task = self._filled_task(declared, dag, lookup)
+        if task.expands:
+            self._begin_loop(dag, task, node_name, links)
+            return
+        if (reason := _reason_to_skip(task)) is not None:
+            self._skip_task(dag, task, node_name, links, Phase.SKIPPED, reason)
+            return
+        self._begin(self._call_of(dag, task, node_name, dag, links))
+
+    def _skip_task(
+        self, dag: _Dag, task: Task, node_name: str, links: tuple[str, ...], phase: Phase, message: str
+    ) -> None:
+        node = self._not_run(node_name, dag, task.template, phase, message)
+        self._link_all(links, node.id)
+        self._task_done(dag, task.name, node.id)
+
+    def _begin_loop(self, dag: _Dag, task: Task, node_name: str, links: tuple[str, ...]) -> None:
+        """A TaskGroup, and below it one call per item. Errors are the task's, so they come before the first node."""
+        if not task.when or has_item_tag(task.when) or _reason_to_skip(task) is None:
+            self._artifact_arguments(dag, task)
+        items = [(item_text(item), fill(_without_loop(task), item_lookup(item))) for item in expand(task)]
+        call = self._call_of(dag, task, node_name, dag, links, artifacts={})
+        node = self._find_or_create(call, NodeType.TASK_GROUP, None)
+        group = _TaskGroup(call=call, node_id=node.id, open=len(items))
+        self._state._frames[node.id] = group
+        if not items:
+            self._end(group, Phase.SUCCEEDED)
+        for index, (text, item_task) in enumerate(items):
+            self._soon(self._begin_item, dag, group, item_task, item_name(node_name, index, text))
+
+    def _begin_item(self, dag: _Dag, group: _TaskGroup, task: Task, node_name: str) -> None:
+        call = self._call_of(dag, task, node_name, group, (group.node_id,), artifacts={})
+        try:
+            reason = _reason_to_skip(task)
+            call.artifacts = {} if reason else self._artifact_arguments(dag, task)
+        except (ManifestError, ExpressionError) as error:
+            self._refuse(call, str(error))
+            return
+        if reason is None:
+            self._begin(call)
+        else:
+            self._skip_call(call, Phase.SKIPPED, reason)
+
+    def _skip_call(self, call: _Call, phase: Phase, reason: str) -> None:
+        node = self._not_run(call.name, call.boundary, call.template.name, phase, reason)
+        self._link_all(call.links, node.id)
+        self._tell(call, node)
+
+    def _item_done(self, group: _TaskGroup) -> None:
+        group.open -= 1
+        if group.open:
+            return
+        failed = [node.phase for node in self._items(self._state.nodes[group.node_id]) if node.phase.is_failure]
+        self._end(group, failed[-1] if failed else Phase.SUCCEEDED)
+
+    def _task_done(self, dag: _Dag, name: TaskName, done_id: str) -> None:
+        dag.done[name] = done_id
+        for dependent in dag.plan.tasks[name].dependents:
+            dag.waiting[dependent] -= 1
+            if dag.waiting[dependent] == 0:
+                self._soon(self._consider, dag, dependent)
+        if len(dag.done) == len(dag.plan.tasks):
+            self._end_dag(dag)
+
+    def _end_dag(self, dag: _Dag) -> None:
+        outbound = tuple(
+            dict.fromkeys(each for target in dag.plan.targets for each in self._outbound(dag.done[target]))
+        )
+        phase = self._dag_phase(dag)
+        self._end_group(dag, phase, "", outbound, partial(self._task_value, dag))
+
+    def _end_group(self, group: _Group, phase: Phase, message: str, outbound: tuple[str, ...], scope: Lookup) -> None:
+        outputs = None
+        if phase is Phase.SUCCEEDED:
+            try:
+                outputs = self._group_outputs(group, scope)
+            except ManifestError as error:
+                phase, message = Phase.ERROR, error.reason
+        node = self._state.nodes[group.node_id]
+        node = msgspec.structs.replace(node, phase=phase, message=message, outputs=outputs, outbound_nodes=outbound)
+        self._fulfil(group, node)
+
+    def _dag_phase(self, dag: _Dag) -> Phase:
+        """The phase of the first failed target in name order; a target that did not run carries its ancestors' (§6)."""
+        template = dag.call.template
+        assert template.dag is not None
+        carried: dict[TaskName, frozenset[Phase]] = {}
+        failed = []
+        for target in dag.plan.targets:
+            phases = self._carried_out(dag, target, carried)
+            phase = next((each for each in (Phase.FAILED, Phase.ERROR) if each in phases), None)
+            if phase is not None and not _continues_on(dag.plan.tasks[target].task.continue_on, phase):
+                failed.append(phase)
+        if not failed:
+            return Phase.SUCCEEDED
+        return failed[0] if template.dag.fail_fast else failed[-1]
+
+    def _carried_out(self, dag: _Dag, task: TaskName, known: dict[TaskName, frozenset[Phase]]) -> frozenset[Phase]:
+        """The phases of what completed last on the paths through this task.
+
+        A task that completed carries its own phase; one that was skipped or omitted those of its dependencies. Inside
+        a nested group the group's own phase stands for its members'.
+        """
+        stack = [task]
+        while stack:
+            name = stack[-1]
+            phase = self._state.nodes[dag.done[name]].phase
+            dependencies = dag.plan.tasks[name].dependencies
+            unknown = [] if phase.is_completed else [each for each in dependencies if each not in known]
+            if unknown:
+                stack.extend(unknown)
+                continue
+            stack.pop()
+            known[name] = (
+                frozenset({phase}) if phase.is_completed else frozenset().union(*(known[each] for each in dependencies))
+            )
+        return known[task]
+
+    def _outcomes(self, dag: _Dag, names: Iterable[TaskName]) -> dict[str, frozenset[Outcome]]:
+        return {name: self._outcome(self._state.nodes[dag.done[name]]) for name in names}
+
+    def _outcome(self, node: Node) -> frozenset[Outcome]:
+        outcomes = {_OUTCOMES[node.phase]} if node.phase in _OUTCOMES else set()
+        if node.type is NodeType.TASK_GROUP:
+            phases = [item.phase for item in self._items(node)]
+            if Phase.SUCCEEDED in phases:
+                outcomes.add(Outcome.ANY_SUCCEEDED)
+            if phases and all(phase.is_failure for phase in phases):
+                outcomes.add(Outcome.ALL_FAILED)
+        return frozenset(outcomes)
+
+    def _task_links(self, dag: _Dag, dependencies: Iterable[TaskName]) -> Iterator[str]:
+        """Whose child a task is: the DAG's without dependencies, else of all their last nodes."""
+        found = False
+        for name in dependencies:
+            found = True
+            yield from self._outbound(dag.done[name])
+        if not found:
+            yield dag.node_id
+
+    # -- steps ---------------------------------------------------------------------------------------------------------
+
+    def _open_steps(self, call: _Call, inputs: NodeInputs) -> None:
+        node = self._find_or_create(call, NodeType.STEPS, inputs)
+        frame = _Steps(call=call, node_id=node.id, inputs=inputs)
+        self._state._frames[node.id] = frame
+        self._soon(self._begin_group, frame)
+
+    def _begin_group(self, frame: _Steps) -> None:
+        """Open the step group `index`, or step over a stored one that is over."""
+        assert frame.call.template.steps is not None
+        declared = frame.call.template.steps[frame.index]
+        name = group_name(frame.call.name, frame.index)
+        links = tuple(self._step_outbound(frame)) if frame.index else (frame.node_id,)
+        frame.current = [step.name for step in declared]
+        group = self._state.nodes.get(self._id(name))
+        if group is None:
+            group = self._new_node(name, NodeType.STEP_GROUP, Phase.RUNNING, frame)
+            self._put(group)
+        self._link_all(links, group.id)
+        if group.phase.is_fulfilled:
+            self._recall_steps(frame, group, declared)
+            self._soon(self._group_ended, frame, group.id)
+            return
+        frame.open = 1  # Held while the steps are laid out, so that an early end does not close the group.
+        frame.problem = None
+        for step in declared:
+            self._soon(self._lay_out_step, frame, step, name, group.id)
+        self._soon(self._step_done, frame)
+
+    def _recall_steps(self, frame: _Steps, group: Node, declared: Sequence[Task]) -> None:
+        for step in declared:
+            name = task_name(group.name, step.name)
+            children = [self._state.nodes[each] for each in self._children(group.id) if each in self._state.nodes]
+            single = [each for each in children if each.name == name]
+            frame.steps[step.name] = [each.id for each in single or _in_index_order(children, name)]
+
+    def _lay_out_step(self, frame: _Steps, declared: Task, group: str, group_id: str) -> None:
+        node_name = task_name(group, declared.name)
+        frame.steps[declared.name] = []
+        try:
+            lookup = first_of(self._plan.globals, inputs_lookup(frame.inputs), partial(self._step_value, frame))
+            task = self._filled_task(declared, frame, lookup)
+            tasks = self._step_tasks(task, node_name)
+        except (ManifestError, ExpressionError) as error:
+            self._place_step(frame, declared, node_name, group_id, partial(self._broken_step, str(error)))
+            return
+        if not tasks:
+            self._place_step(frame, task, node_name, group_id, partial(self._skipped_step, "Skipped, empty params"))
+        for name, each in tasks:
+            self._place_step(frame, each, name, group_id, partial(self._begin_step, frame, each))
+
+    def _step_tasks(self, task: Task, node_name: str) -> list[tuple[str, Task]]:
+        if not task.expands:
+            return [(node_name, task)]
+        plain = _without_loop(task)
+        return [
+            (item_name(node_name, index, item_text(item)), fill(plain, item_lookup(item)))
+            for index, item in enumerate(expand(task))
+        ]
+
+    def _place_step(
+        self, frame: _Steps, task: Task, node_name: str, group_id: str, begin: Callable[[_Call], None]
+    ) -> None:
+        frame.open += 1
+        frame.steps[task.name].append(self._id(node_name))
+        begin(self._call_of(frame, task, node_name, frame, (group_id,), artifacts={}))
+
+    def _begin_step(self, frame: _Steps, task: Task, call: _Call) -> None:
+        try:
+            reason = _reason_to_skip(task)
+            call.artifacts = {} if reason else self._artifact_arguments(frame, task)
+        except (ManifestError, ExpressionError) as error:
+            self._refuse(call, str(error))
+            return
+        if reason is None:
+            self._begin(call)
+        else:
+            self._skip_call(call, Phase.SKIPPED, reason)
+
+    def _broken_step(self, reason: str, call: _Call) -> None:
+        self._refuse(call, reason)
+
+    def _skipped_step(self, reason: str, call: _Call) -> None:
+        self._skip_call(call, Phase.SKIPPED, reason)
+
+    def _step_done(self, frame: _Steps) -> None:
+        frame.open -= 1
+        if frame.open:
+            return
+        group = self._state.nodes[self._id(group_name(frame.call.name, frame.index))]
+        phase, message = self._group_result(frame)
+        self._put(msgspec.structs.replace(group, phase=phase, message=message, finished_at=whole_seconds(self._now)))
+        self._group_ended(frame, group.id)
+
+    def _group_result(self, frame: _Steps) -> tuple[Phase, str]:
+        if frame.problem is not None:
+            return Phase.ERROR, frame.problem
+        assert frame.call.template.steps is not None
+        for step in frame.call.template.steps[frame.index]:
+            for each in frame.steps[step.name]:
+                phase = self._state.nodes[each].phase
+                if phase.is_failure and not _continues_on(step.continue_on, phase):
+                    return Phase.FAILED, f"child '{each}' failed"
+        return Phase.SUCCEEDED, ""
+
+    def _group_ended(self, frame: _Steps, group_id: str) -> None:
+        assert frame.call.template.steps is not None
+        group = self._state.nodes[group_id]
+        outbound = tuple(self._step_outbound(frame))
+        scope = partial(self._step_value, frame)
+        if group.phase.is_failure:
+            self._end_group(frame, Phase.FAILED, group.message, outbound, scope)
+        elif frame.index + 1 < len(frame.call.template.steps):
+            frame.index += 1
+            self._soon(self._begin_group, frame)
+        else:
+            self._end_group(frame, Phase.SUCCEEDED, "", outbound, scope)
+
+    def _step_outbound(self, frame: _Steps) -> Iterator[str]:
+        for step in frame.current:
+            for each in frame.steps[step]:
+                yield from self._outbound(each)
+
+    # -- tasks and what they refer to ----------------------------------------------------------------------------------
+
+    def _filled_task(self, task: Task, group: _Group, lookup: Lookup) -> Task:
+        """The task after its replacements: globals, inputs, then both again with the outputs of others (§4)."""
+        filled = fill(fill(task, self._plan.globals), inputs_lookup(group.inputs))
+        return fill(filled, lookup)
+
+    def _call_of(
+        self,
+        group: _Dag | _Steps,
+        task: Task,
+        node_name: str,
+        caller: _Caller,
+        links: tuple[str, ...],
+        artifacts: Mapping[str, NodeArtifact] | None = None,
+    ) -> _Call:
+        return _Call(
+            caller=caller,
+            name=node_name,
+            template=self._plan.template(task.template),
+            boundary=group,
+            parameters=_parameter_arguments(task.arguments, group.inputs),
+            artifacts=self._artifact_arguments(group, task) if artifacts is None else artifacts,
+            links=links,
+            needs_result=self._plan.asks_result(group.call.template, task.name),
+            depth=group.call.depth + 1,
+            exempt=group.call.exempt,
+        )
+
+    def _artifact_arguments(self, group: _Group, task: Task) -> dict[str, NodeArtifact]:
+        """Where the artifacts lie that a task hands on. Raises ManifestError for one that must be there and is not."""
+        found = {}
+        for each in task.arguments.artifacts:
+            artifact = located(each)
+            if each.from_ is not None:
+                artifact = self._artifact(group, only_tag(each.from_) or each.from_)
+            if artifact is not None and artifact.has_location:
+                found[each.name] = artifact
+            elif not each.optional:
+                raise ManifestError(f'Unable to resolve: "{only_tag(each.from_ or "") or each.from_}"')
+        return found
+
+    def _artifact(self, group: _Group, name: str) -> NodeArtifact | None:
+        kind, _, rest = name.partition(".")
+        if kind == "inputs":
+            wanted = rest.removeprefix("artifacts.")
+            return next((each for each in group.inputs.artifacts if each.name == wanted), None)
+        if kind == "workflow":
+            return self._plan.globals.exported_artifacts.get(rest.removeprefix("outputs.artifacts."))
+        task, _, what = rest.partition(".")
+        nodes = self._produced(group, TaskName(task))
+        if not nodes or not what.startswith("outputs.artifacts."):
+            return None
+        outputs = self._effective(nodes[0]).outputs
+        return outputs.artifact(what.removeprefix("outputs.artifacts.")) if outputs else None
+
+    def _produced(self, group: _Group, task: TaskName) -> list[Node]:
+        match group:
+            case _Dag():
+                return [self._state.nodes[group.done[task]]] if task in group.done else []
+            case _Steps():
+                ids = group.steps.get(task, [])
+                return [self._state.nodes[each] for each in ids if each in self._state.nodes]
+            case _:
+                return []
+
+    def _task_value(self, dag: _Dag, name: str) -> str | None:
+        """`tasks.T.…` of a fulfilled task of the DAG."""
+        kind, _, rest = name.partition(".")
+        task, _, what = rest.partition(".")
+        if kind != "tasks" or TaskName(task) not in dag.done:
+            return None
+        node = self._state.nodes[dag.done[TaskName(task)]]
+        if node.type is NodeType.TASK_GROUP and what.startswith("outputs."):
+            return self._aggregate(list(self._items(node)), node.template_name, what)
+        return node_value(self._effective(node), what)
+
+    def _step_value(self, frame: _Steps, name: str) -> str | None:
+        """`steps.S.…` of the steps in earlier groups."""
+        kind, _, rest = name.partition(".")
+        step, _, what = rest.partition(".")
+        declared = next((each for each in frame.call.template.tasks if each.name == step), None)
+        nodes = self._produced(frame, TaskName(step))
+        if kind != "steps" or declared is None or not nodes:
+            return None
+        if declared.expands and what.startswith("outputs."):
+            return self._aggregate(nodes, declared.template, what)
+        return node_value(self._effective(nodes[0]), what)
+
+    def _aggregate(self, items: Sequence[Node], template: str, what: str) -> str | None:
+        return aggregate(items, self._plan.template(TemplateName(template)).outputs, what)
+
+    def _effective(self, node: Node) -> Node:
+        """For a Retry node its last attempt, which is what references to it mean (§10)."""
+        if node.type is not NodeType.RETRY:
+            return node
+        attempts = list(self._items(node))
+        return attempts[-1] if attempts else node
+
+    def _group_outputs(self, group: _Group, scope: Lookup) -> NodeOutputs | None:
+        declared = group.call.template.outputs
+        lookup = first_of(self._plan.globals, inputs_lookup(group.inputs), scope)
+        parameters = tuple(
+            NodeParameter(
+                name=each.name,
+                value=_group_output(each, lookup),
+                value_from=msgspec.to_builtins(each.value_from) if each.value_from else None,
+            )
+            for each in declared.parameters
+        )
+        artifacts = []
+        for each in declared.artifacts:
+            name = only_tag(each.from_ or "") or each.from_ or ""
+            artifact = self._artifact(group, name)
+            if artifact is not None and artifact.has_location:
+                artifacts.append(msgspec.structs.replace(artifact, name=each.name))
+            elif not each.optional:
+                raise ManifestError(f'Unable to resolve: "{name}"')
+        if not parameters and not artifacts:
+            return None
+        return NodeOutputs(parameters=parameters, artifacts=tuple(artifacts))
+
+    # -- nodes ---------------------------------------------------------------------------------------------------------
+
+    def _id(self, name: str) -> str:
+        return node_id(self._state.identity.name, name)
+
+    def _new_node(self, name: str, type_: NodeType, phase: Phase, boundary: _Group | None, template: str = "") -> Node:
+        now = whole_seconds(self._now)
+        return Node(
+            id=self._id(name),
+            name=name,
+            display_name=display_name(name, boundary.call.name if boundary else None),
+            type=type_,
+            phase=phase,
+            started_at=now,
+            finished_at=now if phase.is_fulfilled else None,
+            template_name=template,
+            template_scope=f"local/{self._state.identity.name}",
+            boundary_id=boundary.node_id if boundary else "",
+        )
+
+    def _find_or_create(
+        self, call: _Call, type_: NodeType, inputs: NodeInputs | None, *, phase: Phase = Phase.RUNNING
+    ) -> Node:
+        node = self._state.nodes.get(self._id(call.name))
+        if node is None:
+            node = self._new_node(call.name, type_, phase, call.boundary, call.template.name)
+            if inputs is not None and (inputs.parameters or inputs.artifacts):
+                node = msgspec.structs.replace(node, inputs=inputs)
+            self._put(node)
+        self._link_all(call.links, node.id)
+        return node
+
+    def _not_run(self, name: str, boundary: _Group | None, template: str, phase: Phase, message: str) -> Node:
+        node = self._new_node(name, NodeType.SKIPPED, phase, boundary, template)
+        node = msgspec.structs.replace(node, message=message)
+        self._put(node)
+        return node
+
+    def _end(self, frame: _Frame, phase: Phase, message: str = "", outputs: NodeOutputs | None = None) -> None:
+        node = msgspec.structs.replace(self._state.nodes[frame.node_id], phase=phase, message=message)
+        self._fulfil(frame, msgspec.structs.replace(node, outputs=outputs) if outputs else node)
+
+    def _fulfil(self, frame: _Frame, node: Node, at: datetime | None = None) -> None:
+        """The node is over: store it, forget the frame, tell the caller, use the room."""
+        if node.finished_at is None:
+            node = msgspec.structs.replace(node, finished_at=whole_seconds(at or self._now))
+        self._put(node)
+        self._state._export(node)
+        self._state._frames.pop(node.id, None)
+        self._start.pop(node.id, None)
+        self._tell(frame.call, node)
+        if self._state._held or (frame.call.boundary is not None and frame.call.boundary.held):
+            self._soon(self._release, frame.call.boundary)
+
+    def _put(self, node: Node) -> None:
+        old = self._state.nodes.get(node.id)
+        if old is not None:
+            self._state._count(old, -1)
+        self._state.nodes[node.id] = node
+        self._state._count(node, +1)
+        self._changed[node.id] = None
+
+    def _link_all(self, parents: Iterable[str], child: str) -> None:
+        for parent in parents:
+            linked = self._state._linked.get(parent)
+            if linked is None:
+                linked = self._state._linked[parent] = set(self._state.nodes[parent].children)
+            if child not in linked:
+                linked.add(child)
+                self._new_children.setdefault(parent, []).append(child)
+
+    def _flush_children(self) -> None:
+        """New links are added once a turn, so that a wide node's list is copied once."""
+        for parent, new in self._new_children.items():
+            node = self._state.nodes[parent]
+            self._state.nodes[parent] = msgspec.structs.replace(node, children=(*node.children, *new))
+            self._changed[parent] = None
+        self._new_children.clear()
+
+    def _children(self, parent: str) -> Iterator[str]:
+        yield from self._state.nodes[parent].children
+        yield from self._new_children.get(parent, ())
+
+    def _items(self, node: Node) -> Iterator[Node]:
+        """The items of a TaskGroup or the attempts of a Retry, in numeric order."""
+        children = (self._state.nodes.get(each) for each in self._children(node.id))
+        yield from _in_index_order((each for each in children if each is not None), node.name)
+
+    def _outbound(self, last_id: str) -> tuple[str, ...]:
+        """The nodes at which what follows this one hangs (§6, outboundNodes)."""
+        node = self._state.nodes[last_id]
+        match node.type:
+            case NodeType.POD | NodeType.SKIPPED | NodeType.SUSPEND | NodeType.STEP_GROUP:
+                return (node.id,)
+            case NodeType.DAG | NodeType.STEPS:
+                return node.outbound_nodes or (node.id,)
+            case NodeType.TASK_GROUP:
+                items = list(self._items(node))
+                return tuple(each for item in items for each in self._outbound(item.id)) or (node.id,)
+            case NodeType.RETRY:
+                last = self._effective(node)
+                return (node.id,) if last is node else self._outbound(last.id)
+            case _:
+                assert_never(node.type)
+
+
+# -- rules without state -----------------------------------------------------------------------------------------------
+
+_OUTCOMES = {
+    Phase.SUCCEEDED: Outcome.SUCCEEDED,
+    Phase.FAILED: Outcome.FAILED,
+    Phase.ERROR: Outcome.ERRORED,
+    Phase.SKIPPED: Outcome.SKIPPED,
+}
+"""Omitted is none of these: under plain dependencies it goes on down the line."""
+
+
+def _finished_node(event: StepFinished, template: Template, node: Node) -> Node:
+    """Who is to blame, in the order of §9: a stop from outside, the main process, then what went wrong beside it."""
+    phase, message = Phase.SUCCEEDED, ""
+    if event.killed is not None:
+        phase, message = Phase.FAILED, event.killed.value
+    elif event.exit_code is None:
+        phase, message = event.error_phase, event.error or "the step did not start"
+    elif event.exit_code != 0:
+        phase, message = Phase.FAILED, f"Error (exit code {event.exit_code})"
+    elif event.error is not None:
+        phase, message = event.error_phase, event.error
+    outputs = _collected_outputs(template.outputs, event)
+    return msgspec.structs.replace(node, phase=phase, message=message, outputs=outputs)
+
+
+def _collected_outputs(declared: Arguments, event: StepFinished) -> NodeOutputs:
+    """The declared outputs in the template's order; the log comes last (§9)."""
+    found = event.outputs
+    artifacts = [
+        NodeArtifact(
+            name=each.name,
+            path=each.path,
+            s3=found.artifacts.get(each.name),
+            optional=each.optional,
+            archive=each.archive,
+            global_name=each.global_name,
+        )
+        for each in declared.artifacts
+        if each.name in found.artifacts or each.optional
+    ]
+    if found.log is not None:
+        artifacts.append(NodeArtifact(name="main-logs", s3=found.log, archive_logs=True))
+    return NodeOutputs(
+        parameters=tuple(_collected_parameters(declared.parameters, found)),
+        artifacts=tuple(artifacts),
+        result=found.result,
+        exit_code=None if event.exit_code is None else str(event.exit_code),
+    )
+
+
+def _collected_parameters(declared: Iterable[Parameter], found: Collected) -> Iterator[NodeParameter]:
+    for each in declared:
+        value = found.parameters.get(each.name, each.value)
+        if value is not None:
+            value_from = msgspec.to_builtins(each.value_from) if each.value_from else None
+            yield NodeParameter(name=each.name, value=value, value_from=value_from)
+
+
+def _lost_node(_template: Template, node: Node) -> Node:
+    return msgspec.structs.replace(node, phase=Phase.ERROR, message="pod deleted")
+
+
+def _reason_to_skip(task: Task) -> str | None:
+    """The message of a task whose `when` is false. Raises ExpressionError for one that cannot be read."""
+    if not task.when or evaluate_when(task.when):
+        return None
+    return f"when '{task.when}' evaluated false"
+
+
+def _without_loop(task: Task) -> Task:
+    return msgspec.structs.replace(task, with_items=None, with_param=None, with_sequence=None)
+
+
+def _parameter_arguments(arguments: Arguments, inputs: NodeInputs) -> dict[str, str]:
+    return {each.name: each.value for each in arguments.parameters if each.value is not None}
+
+
+def _group_output(parameter: Parameter, lookup: Lookup) -> str:
+    """The value of a DAG's or Steps' output parameter; a text without braces is the value itself."""
+    if parameter.value is not None:
+        return fill(parameter.value, lookup)
+    source = parameter.value_from
+    text = source.parameter if source else None
+    tag = only_tag(text or "")
+    value = lookup(tag) if tag is not None else text and fill(text, lookup)
+    if value is not None:
+        return value
+    if source is not None and source.default is not None:
+        return fill(source.default, lookup)
+    raise ManifestError(f"Unable to resolve: {text}")
+
+
+def _continues_on(rule: ContinueOn | None, phase: Phase) -> bool:
+    return rule is not None and ((phase is Phase.FAILED and rule.failed) or (phase is Phase.ERROR and rule.error))
+
+
+_TRANSIENT = re.compile(r"timed? ?out|connection (reset|refused)|temporarily unavailable|too many requests", re.I)
+
+
+def _policy_matches(policy: str, attempt: Node) -> bool:
+    match policy:
+        case "Always":
+            return True
+        case "OnError":
+            return attempt.phase is Phase.ERROR
+        case "OnTransientError":
+            return _TRANSIENT.search(attempt.message) is not None
+        case _:
+            return attempt.phase is Phase.FAILED
+
+
+def _in_index_order(nodes: Iterable[Node], name: str) -> list[Node]:
+    """Those named `<name>(<index>…)`, by index: 10 comes after 9."""
+    prefix = f"{name}("
+    return sorted((each for each in nodes if each.name.startswith(prefix)), key=partial(_index, len(prefix)))
+
+
+def _index(start: int, node: Node) -> int:
+    digits = re.match(r"\d+", node.name[start:])
+    return int(digits[0]) if digits else 0
+
+
+def _own_part(node_name: str) -> TaskName:
+    """The task's name at the end of its node's: DAG task names hold no dot."""
+    return TaskName(node_name.rpartition(".")[2])
+
+
+def _whole(text: str, what: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ManifestError(f"{what} '{text}' is not an integer") from None
+
+
+_DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h|d)")
+_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def duration_seconds(text: str) -> float:
+    """Seconds of a duration: a plain number, or Go's notation such as `1m30s`. Raises ManifestError."""
+    text = text.strip()
+    if re.fullmatch(r"\d+(\.\d+)?", text):
+        return float(text)
+    if not text or _DURATION.sub("", text):
+        raise ManifestError(f"'{text}' is not a duration")
+    return sum(float(number) * _UNITS[unit] for number, unit in _DURATION.findall(text))
+
+
+def spoken_duration(seconds: int) -> str:
+    """Go's notation of whole seconds."""
+    minutes, rest = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h{minutes}m{rest}s"
+    return f"{minutes}m{rest}s" if minutes else f"{rest}s"
