@@ -5,9 +5,12 @@ everything; a reader and a writer are built from them once per type:
 
     str, bool, float     as they are                    Int64        a JSON string, on the way out
     int                  32 bits                        datetime     RFC 3339 in whole seconds
-    IntEnum              by name                        bytes        base64
+    IntEnum, StrEnum     by name                        bytes        base64
     a struct             a message                      list, tuple  a repeated field
     dict[str, …]         a map                          X | None     absent when None, written even at X's zero
+
+An IntEnum's members are called and numbered as in the proto; a StrEnum's values are the names and its members stand in
+the proto's order, from 0 on.
 
 Without `| None`, zero means absent, as in proto3. A member of a oneof, a timestamp and a message that may be missing
 are therefore declared with it.
@@ -23,9 +26,9 @@ import binascii
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
-from enum import IntEnum
+from enum import Enum, IntEnum, StrEnum
 from functools import cache
 from operator import attrgetter
 from types import NoneType, UnionType
@@ -80,15 +83,17 @@ def decode_strictly(text: str | bytes, kind: type[S]) -> S:
     return _read_message(document, kind, strict=True)
 
 
-def query(kind: type[S], query_string: bytes) -> S:
+def query(kind: type[S], parameters: bytes | Iterable[tuple[str, str]]) -> S:
     """Read a message from a URL's query: `page_size=5&resource_reference_key.type=EXPERIMENT`.
+
+    The query's own bytes are preferred to pairs that somebody decoded: an escape that is none is refused only there.
 
     Unknown names are ignored; of a repeated one the first counts. Raises MalformedRequest.
     """
     given: dict[str, Any] = {}
-    parameters = _query_reader(kind)
-    for name, value in _pairs(query_string):
-        found = parameters.get(name)
+    names = _query_reader(kind)
+    for name, value in _pairs(parameters) if isinstance(parameters, bytes) else parameters:
+        found = names.get(name)
         if found is None:
             continue
         path, read = found
@@ -196,7 +201,7 @@ def _reader(annotation: Any, strict: bool) -> _Read:
         return _integer_reader(64 if annotation == Int64 or Int64 in get_args(annotation) else 32)
     if bare in _SCALAR_READERS:
         return _SCALAR_READERS[bare]
-    if isinstance(bare, type) and issubclass(bare, IntEnum):
+    if isinstance(bare, type) and issubclass(bare, Enum):
         return _enum_reader(bare)
     if isinstance(bare, type) and issubclass(bare, msgspec.Struct):
         return _struct_reader(bare, strict)
@@ -271,12 +276,23 @@ def _integer_reader(bits: int) -> _Read:
     return read_integer
 
 
-def _enum_reader(kind: type[IntEnum]) -> _Read:
-    def read_enum(value: Any) -> IntEnum:
-        if type(value) is str and value in kind.__members__:
-            return kind[value]
-        if type(value) is int and value in kind._value2member_map_:
-            return kind(value)
+def _enum_members(kind: type[Enum]) -> tuple[dict[str, Enum], dict[int, Enum]]:
+    """The members by the names and by the numbers of the proto."""
+    if issubclass(kind, IntEnum):
+        return dict(kind.__members__), {member.value: member for member in kind}
+    if issubclass(kind, StrEnum):
+        return {member.value: member for member in kind}, dict(enumerate(kind))
+    raise TypeError(f"{kind.__name__} is neither an IntEnum nor a StrEnum")
+
+
+def _enum_reader(kind: type[Enum]) -> _Read:
+    by_name, by_number = _enum_members(kind)
+
+    def read_enum(value: Any) -> Enum:
+        if type(value) is str and value in by_name:
+            return by_name[value]
+        if type(value) is int and value in by_number:
+            return by_number[value]
         if type(value) in (str, int):
             raise _Mismatch(f"unknown value {json.dumps(value, ensure_ascii=False)} for enum api.{kind.__name__}")
         raise _Mismatch(_cannot(value, f"api.{kind.__name__}"))
@@ -389,7 +405,7 @@ def _query_value_reader(annotation: Any) -> _Read:
         return lambda text: _parse_int(text, limit)
     if bare is bool:
         return _parse_bool
-    if isinstance(bare, type) and issubclass(bare, IntEnum):
+    if isinstance(bare, type) and issubclass(bare, Enum):
         return lambda text: _parse_enum(text, bare)
     return _reader(annotation, strict=False)
 
@@ -408,11 +424,12 @@ def _parse_bool(text: str) -> bool:
     return text in _TRUE
 
 
-def _parse_enum(text: str, kind: type[IntEnum]) -> IntEnum:
-    if text in kind.__members__:
-        return kind[text]
-    if _INTEGER.fullmatch(text) and int(text) in kind._value2member_map_:
-        return kind(int(text))
+def _parse_enum(text: str, kind: type[Enum]) -> Enum:
+    by_name, by_number = _enum_members(kind)
+    if text in by_name:
+        return by_name[text]
+    if _INTEGER.fullmatch(text) and int(text) in by_number:
+        return by_number[int(text)]
     raise _Mismatch(f"{text} is not a valid go_client.{kind.__name__}")
 
 
@@ -428,15 +445,21 @@ def _build(kind: type[S], given: dict[str, Any]) -> S:
 @cache
 def _struct_writer(kind: type[msgspec.Struct]) -> Callable[[msgspec.Struct], dict[str, Any]]:
     plan = [
-        (field.encode_name, attrgetter(field.name), _writer(field.type), _keeps_zero(field.type))
+        (
+            field.encode_name,
+            attrgetter(field.name),
+            _writer(field.type),
+            _keeps_zero(field.type),
+            _zero_name(field.type),
+        )
         for field in msgspec.structs.fields(kind)
     ]
 
     def write_struct(document: msgspec.Struct) -> dict[str, Any]:
         written = {}
-        for name, get, write, keeps_zero in plan:
+        for name, get, write, keeps_zero, zero_name in plan:
             value = get(document)
-            if value is None or (not value and not keeps_zero):
+            if value is None or ((not value or value is zero_name) and not keeps_zero):
                 continue
             written[name] = value if write is None else write(value)
         return written
@@ -450,6 +473,12 @@ def _keeps_zero(annotation: Any) -> bool:
         return NoneType in get_args(annotation)
     bare = _bare(annotation)
     return isinstance(bare, type) and issubclass(bare, (msgspec.Struct, datetime))
+
+
+def _zero_name(annotation: Any) -> StrEnum | None:
+    """The member of a StrEnum that is zero in the proto; every other type's zero is falsy."""
+    bare = _bare(annotation)
+    return next(iter(bare), None) if isinstance(bare, type) and issubclass(bare, StrEnum) else None
 
 
 def _writer(annotation: Any) -> Callable[[Any], Any] | None:

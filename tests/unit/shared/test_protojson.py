@@ -6,8 +6,9 @@ import json
 import math
 import time
 from datetime import UTC, datetime
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 from typing import Any
+from urllib.parse import parse_qsl
 
 import msgspec
 import pytest
@@ -238,6 +239,26 @@ def test_what_is_written_can_be_read(document: Job) -> None:
     assert protojson.decode(protojson.encode(document), Job) == document
 
 
+class StorageState(StrEnum):
+    UNSPECIFIED = "STORAGESTATE_UNSPECIFIED"
+    ARCHIVED = "STORAGESTATE_ARCHIVED"
+
+
+class Stored(msgspec.Struct, frozen=True, kw_only=True):
+    state: StorageState = StorageState.UNSPECIFIED
+
+
+def test_an_enum_of_words_has_its_numbers_by_order() -> None:
+    archived = Stored(state=StorageState.ARCHIVED)
+    assert protojson.decode(b'{"state":1}', Stored) == archived
+    assert protojson.decode(b'{"state":"STORAGESTATE_ARCHIVED"}', Stored) == archived
+    assert protojson.query(Stored, b"state=1") == archived
+    assert protojson.encode(archived) == b'{"state":"STORAGESTATE_ARCHIVED"}'
+    assert protojson.encode(Stored()) == b"{}"
+    with pytest.raises(MalformedRequest, match=r"for enum api\.StorageState"):
+        protojson.decode(b'{"state":"ARCHIVED"}', Stored)
+
+
 class ListRequest(msgspec.Struct, frozen=True, kw_only=True):
     page_token: str = ""
     page_size: int = 0
@@ -267,6 +288,8 @@ class ListRequest(msgspec.Struct, frozen=True, kw_only=True):
 )
 def test_a_query_is_read_as_the_original_reads_it(query_string: str, expected: ListRequest) -> None:
     assert protojson.query(ListRequest, query_string.encode()) == expected
+    decoded = parse_qsl(query_string, keep_blank_values=True)
+    assert protojson.query(ListRequest, decoded) == expected
 
 
 @pytest.mark.parametrize(
