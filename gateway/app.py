@@ -23,12 +23,13 @@ from gateway.proxy import AnswerBroken, Call, ClientLeft, Headers, Proxy, Receiv
 from gateway.settings import Settings
 from gateway.table import Finding, Match, MethodNotAllowed, NotFound, Owner, Redirect, find
 from shared import telemetry
-from shared.errors import Refusal, http_body
+from shared.errors import InvalidInput, Refusal, http_body
 from shared.tasks import Tasks
 from shared.web import Health, Service
 
-LARGEST_FORM_BYTES = 1024 * 1024
-"""A form that stands for a query is the one body held in memory; no client's filter comes near this."""
+LARGEST_FORM_BYTES = 60_000
+"""A form that stands for a query, as sent and as written into the request line; the services' server reads URLs of up
+to 65,535 bytes."""
 
 CLIENT_LEFT = 499
 """Counted, never sent: nobody was there to read it."""
@@ -178,6 +179,8 @@ class Door:
             form = await read_form(receive, headers, at_most_bytes=LARGEST_FORM_BYTES)
             # The form's fields come first, because the first value of a repeated parameter wins.
             query = b"&".join(part for part in (_as_query(form), query) if part)
+            if len(query) > LARGEST_FORM_BYTES:
+                raise InvalidInput(f"A form and a query may hold {LARGEST_FORM_BYTES} bytes together.")
             headers = [(name, value) for name, value in headers if name not in _OF_A_BODY]
         call = Call(
             method=match.method,

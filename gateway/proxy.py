@@ -111,9 +111,17 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
 class Replicas:
     """Where one service can be reached: its addresses in turn, the ones that refused a moment ago last."""
 
-    def __init__(self, service: str, upstreams: Iterable[str], *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        service: str,
+        upstreams: Iterable[str],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        look_up: Callable[[str], Awaitable[set[str]]] | None = None,
+    ) -> None:
         self.service = service
         self._clock = clock
+        self._look_up = look_up or _look_up
         self._named: dict[str, tuple[str, ...]] = {}
         self._fixed: list[str] = []
         for upstream in upstreams:
@@ -165,13 +173,10 @@ class Replicas:
             assert parts.hostname is not None
             assert parts.port is not None
             try:
-                found = await asyncio.get_running_loop().getaddrinfo(
-                    parts.hostname, parts.port, type=socket.SOCK_STREAM
-                )
+                hosts = await self._look_up(parts.hostname)
             except OSError as error:
                 log.warning("%s: the name %s does not resolve: %s", self.service, parts.hostname, error)
                 continue
-            hosts = {str(address[0]) for *_, address in found}
             self._named[upstream] = tuple(_address(host, parts.port) for host in sorted(hosts))
         self._addresses = (*self._fixed, *(address for named in self._named.values() for address in named))
         self._rest_until = {at: until for at, until in self._rest_until.items() if at in self._addresses}
@@ -456,6 +461,11 @@ def _text(value: bytes) -> str:
     with contextlib.suppress(UnicodeDecodeError):
         return value.decode("utf-8")
     return value.decode("latin-1")
+
+
+async def _look_up(name: str) -> set[str]:
+    found = await asyncio.get_running_loop().getaddrinfo(name, None, type=socket.SOCK_STREAM)
+    return {str(address[0]) for *_, address in found}
 
 
 def _address(host: str, port: int) -> str:
