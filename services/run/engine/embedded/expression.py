@@ -56,9 +56,9 @@ class _Token(msgspec.Struct, frozen=True):
 
 _END = _Token(_Kind.END, "end of expression")
 
-_OPERATORS = frozenset(
-    "== != < > <= >= =~ !~ in && || ! - ~ + * / % ** & | ^ << >> ? : ??".split(),
-)
+_OPERATORS = frozenset({"!", "-", "~", "+", "*", "/", "%", "**", "&", "|", "^", "<<", ">>", "?", ":", "??", "in"}) | {
+    *("==", "!=", "<", ">", "<=", ">=", "=~", "!~", "&&", "||")
+}
 _HEX = re.compile(r"0x[0-9a-fA-F]+")
 _NUMBER = re.compile(r"[0-9.]+")
 _WORD = re.compile(r"[^\W\d_][\w.]*")
@@ -419,7 +419,7 @@ class Depends(msgspec.Struct, frozen=True, kw_only=True):
             if isinstance(token, tuple):
                 name, wanted = token
                 stack.append(bool(outcomes[name] & wanted))
-            elif token == "!":
+            elif token == "!":  # noqa: S105 -- an operator
                 stack.append(not stack.pop())
             else:
                 right, left = stack.pop(), stack.pop()
