@@ -1,0 +1,33 @@
+"""The step runner as a process: `python -m services.run.engine.embedded.runner`, settings from HEADRACE_…"""
+
+# ruff: noqa: E402
+from __future__ import annotations
+
+import sys
+
+# asyncio would load OpenSSL, a quarter of this process' memory, and it speaks to a unix socket only.
+sys.modules["ssl"] = None  # type: ignore[assignment]
+
+import asyncio
+import logging
+import signal
+
+from services.run.engine.embedded.runner.journal import StepsDirectoryInUse
+from services.run.engine.embedded.runner.server import SocketInUse, serve
+from services.run.engine.embedded.runner.settings import RunnerSettings
+from shared.settings import SettingsError, load
+
+
+async def run() -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    await serve(load(RunnerSettings), stop)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s step-runner  %(message)s")
+    try:
+        asyncio.run(run())
+    except (SettingsError, StepsDirectoryInUse, SocketInUse, OSError) as error:
+        sys.exit(f"step-runner: {error}")

