@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, Protocol, Self
 
 import asyncpg
-from tenacity import before_sleep_log, retry, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
+from tenacity import before_sleep_log, retry, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from shared.errors import Unavailable
 
@@ -24,13 +24,22 @@ _OUTAGE = (
     OSError,
     asyncio.TimeoutError,
     asyncpg.PostgresConnectionError,
-    asyncpg.InterfaceError,
     asyncpg.exceptions.CannotConnectNowError,
     asyncpg.exceptions.AdminShutdownError,
     asyncpg.exceptions.CrashShutdownError,
-    asyncpg.exceptions.TooManyConnectionsError,
+    asyncpg.exceptions.InsufficientResourcesError,
+    asyncpg.exceptions.ReadOnlySQLTransactionError,
     asyncpg.exceptions.IdleInTransactionSessionTimeoutError,
 )
+
+
+def _is_outage(error: BaseException) -> bool:
+    """Whether the same statement may pass later.
+
+    asyncpg says InterfaceError for a connection that is closed, and (in subclasses) for arguments that are wrong;
+    the second is a bug of ours, which waiting does not mend.
+    """
+    return isinstance(error, _OUTAGE) or (type(error) is asyncpg.InterfaceError and "clos" in str(error))
 
 
 class ConstraintViolated(Exception):
@@ -109,8 +118,8 @@ class Database:
         """
 
         @retry(
-            retry=retry_if_exception_type(_OUTAGE),
-            wait=wait_exponential_jitter(initial=0.05, max=1),
+            retry=retry_if_exception(_is_outage),
+            wait=wait_random_exponential(multiplier=0.05, max=1),
             stop=stop_after_delay(patience_seconds),
             before_sleep=before_sleep_log(_log, logging.DEBUG),
             reraise=True,
@@ -155,7 +164,8 @@ class Database:
             try:
                 yield transaction
             except BaseException:
-                with suppress(*_OUTAGE):
+                # Without an answer the server rolls back by itself; the body's error is the one to tell.
+                with suppress(*_OUTAGE, asyncpg.InterfaceError):
                     await frame.rollback()
                 raise
             with _our_words():
@@ -194,7 +204,7 @@ class Database:
             return
         try:
             await asyncio.wait_for(self._opened.close(), timeout=2)
-        except (TimeoutError, *_OUTAGE):
+        except (*_OUTAGE, asyncpg.InterfaceError):
             self._opened.terminate()
 
 
@@ -204,5 +214,7 @@ def _our_words() -> Iterator[None]:
         yield
     except asyncpg.IntegrityConstraintViolationError as error:
         raise ConstraintViolated(error.constraint_name or "") from error
-    except _OUTAGE as error:
+    except (*_OUTAGE, asyncpg.InterfaceError) as error:
+        if not _is_outage(error):
+            raise
         raise Unavailable("The database does not answer.", cause=f"{type(error).__name__}: {error}") from error
