@@ -34,6 +34,11 @@ class Lease:
         self._holder = uuid.uuid4().hex
         self._epoch = 0
 
+    @property
+    def seconds(self) -> float:
+        """How long a holder that says nothing keeps it."""
+        return self._seconds
+
     @asynccontextmanager
     async def hold(self) -> AsyncIterator[None]:
         """Wait for the lease, keep renewing it during the body, and hand it back after.
@@ -66,7 +71,9 @@ class Lease:
             epoch = await self._database.fetchval(
                 """
                 insert into leases (name, holder, expires_at)
-                values ($1, $2, clock_timestamp() + make_interval(secs => $3))
+                select $1, $2, clock_timestamp() + make_interval(secs => $3)
+                -- Whoever only waits must not lock the row: the holder's transactions go through it.
+                where not exists (select 1 from leases where name = $1 and expires_at >= clock_timestamp())
                 on conflict (name) do update
                 set holder = excluded.holder, epoch = leases.epoch + 1, expires_at = excluded.expires_at
                 where leases.expires_at < clock_timestamp()

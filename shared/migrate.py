@@ -1,7 +1,8 @@
 """Bring a schema to what the code expects: numbered SQL files, forward only, each applied once.
 
 Any number of replicas may start at once: an advisory lock lets one of them work, the rest find it done. A file
-that changed after it was applied is an error, because another database has already seen the old text.
+that changed after it was applied is an error, because another database has already seen the old text. A file that
+was applied and is unknown here is none: during a rolling upgrade an older replica may start beside a newer one.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _LOCK = 0x6865_6164  # "head"
 
 
 class MigrationError(Exception):
-    """A landed migration was edited, or one is missing."""
+    """A landed migration was edited."""
 
 
 async def migrate(database: Database, service_room: Path) -> int:

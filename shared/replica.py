@@ -18,14 +18,14 @@ S = TypeVar("S", bound=State)
 async def keep(tx: Transaction, kind: str, state: State, *, is_deleted: bool = False) -> bool:
     """Write the copy unless a newer one is here. Returns whether it was written.
 
-    A deletion leaves its tombstone: a fact that comes late cannot revive the record.
+    A deletion leaves its tombstone: no fact that comes late can revive the record.
     """
     written = await tx.fetchval(
         """
         insert into replicas (kind, id, version, is_deleted, state) values ($1, $2, $3, $4, $5)
         on conflict (kind, id) do update
         set version = excluded.version, is_deleted = excluded.is_deleted, state = excluded.state
-        where replicas.version < excluded.version
+        where replicas.version < excluded.version and not replicas.is_deleted
         returning 1
         """,
         kind,
