@@ -10,13 +10,14 @@ import asyncio
 import hashlib
 import io
 import logging
+import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 from urllib.parse import urlsplit
 
-from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
+from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from shared.errors import Unavailable
 
@@ -45,6 +46,7 @@ class Blobs:
         self._access_key = access_key
         self._secret_key = secret_key
         self._threads = ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="blobs")
+        self._connecting = threading.Lock()
         self._client: Minio | None = None
 
     @property
@@ -65,7 +67,7 @@ class Blobs:
 
         @retry(
             retry=retry_if_exception_type(Unavailable),
-            wait=wait_exponential_jitter(initial=0.1, max=1),
+            wait=wait_random_exponential(multiplier=0.1, max=1),
             stop=stop_after_delay(30),
             reraise=True,
         )
@@ -96,10 +98,16 @@ class Blobs:
         await self._call(lambda client: client.put_object(self.bucket, key, stream, length=length))
 
     async def get(self, key: str, *, largest_bytes: int | None = None) -> bytes:
-        """The whole object, or its first `largest_bytes`."""
+        """The whole object, or its first `largest_bytes` (at least one)."""
+        from minio.error import S3Error
 
         def get(client: Minio) -> bytes:
-            response = client.get_object(self.bucket, key, length=largest_bytes or 0)
+            try:
+                response = client.get_object(self.bucket, key, length=largest_bytes or 0)
+            except S3Error as error:
+                if error.code == "InvalidRange":  # An empty object has no first byte to ask for.
+                    return b""
+                raise
             try:
                 return response.read()
             finally:
@@ -169,20 +177,24 @@ class Blobs:
             raise Unavailable("The object store does not answer.", cause=repr(error)[:500]) from error
 
     def _connected(self) -> Minio:
-        if self._client is None:
-            import urllib3
-            from minio import Minio
+        with self._connecting:
+            if self._client is None:
+                self._client = self._connect()
+            return self._client
 
-            self._client = Minio(
-                endpoint=self._url.netloc,
-                access_key=self._access_key,
-                secret_key=self._secret_key,
-                secure=not self.is_insecure,
-                region="us-east-1",
-                http_client=urllib3.PoolManager(
-                    maxsize=_THREADS,
-                    timeout=urllib3.Timeout(connect=2, read=30),
-                    retries=urllib3.Retry(total=2, backoff_factor=0.1, status_forcelist=[500, 502, 503, 504]),
-                ),
-            )
-        return self._client
+    def _connect(self) -> Minio:
+        import urllib3
+        from minio import Minio
+
+        return Minio(
+            endpoint=self._url.netloc,
+            access_key=self._access_key,
+            secret_key=self._secret_key,
+            secure=not self.is_insecure,
+            region="us-east-1",
+            http_client=urllib3.PoolManager(
+                maxsize=_THREADS,
+                timeout=urllib3.Timeout(connect=2, read=30),
+                retries=urllib3.Retry(total=2, backoff_factor=0.1, status_forcelist=[500, 502, 503, 504]),
+            ),
+        )
