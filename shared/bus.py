@@ -16,13 +16,12 @@ from datetime import UTC, datetime
 from typing import Any, Self, TypeVar
 
 import msgspec
-import nats
+import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
-from nats.js import JetStreamContext, api
+from nats.js import api
 from nats.js import errors as js_errors
-from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
 
 from shared.contracts.questions import Question
 from shared.errors import Internal, Refusal, Unavailable, from_document, to_document
@@ -38,8 +37,12 @@ DEAD_STREAM = "KFP_DEAD"
 
 _OLDEST_SERVER = (2, 10)
 _DEDUPLICATION_SECONDS = 10 * 60
-_ACK_WAIT_SECONDS = 10
+_EVENTS_KEPT_DAYS = 8
+ACK_WAIT_SECONDS = 10.0
 _IN_FLIGHT = 256
+_UNACKNOWLEDGED = 1000
+"""How many facts a subscriber may hold. More than a relay publishes at once: a fact that overtook another in a broken
+connection waits here for the other, which must still find room."""
 
 _REFUSAL = "Nats-Service-Error"
 _REFUSAL_CODE = "Nats-Service-Error-Code"
@@ -109,6 +112,10 @@ class Bus:
         self._url = url
         self._name = name
         self._reconnected: list[Callable[[], None]] = []
+        self._connections = 0
+        self._pinged: dict[str, list[Callable[[], None]]] = {}
+        self._answers: dict[str, Subscription] = {}
+        self._answering: set[asyncio.Task[None]] = set()
         self._opened: Client | None = None
 
     async def open(self, *, patience_seconds: float = 60) -> Self:
@@ -120,46 +127,48 @@ class Bus:
 
         async def on_reconnect() -> None:
             _log.info("connected to the broker again")
+            self._connections += 1
             for callback in self._reconnected:
                 callback()
 
         async def on_error(error: Exception) -> None:
-            _log.debug("broker connection: %r", error)
+            is_ours = "permissions violation" in str(error).lower()
+            _log.log(logging.ERROR if is_ours else logging.DEBUG, "broker connection: %r", error)
 
         async def on_disconnect() -> None:
             _log.warning("lost the connection to the broker; reconnecting")
+            self._connections += 1
 
-        @retry(
-            retry=retry_if_exception_type(_UNREACHABLE),
-            wait=wait_exponential_jitter(initial=0.05, max=1),
-            stop=stop_after_delay(patience_seconds),
-            reraise=True,
-        )
-        async def connect() -> Client:
-            return await nats.connect(
-                self._url,
-                name=self._name,
-                connect_timeout=2,
-                allow_reconnect=True,
-                max_reconnect_attempts=-1,
-                reconnect_time_wait=0.2,
-                ping_interval=10,
-                max_outstanding_pings=2,
-                reconnected_cb=on_reconnect,
-                disconnected_cb=on_disconnect,
-                error_cb=on_error,
-            )
-
+        connection = Client()
         try:
-            connection = await connect()
-        except _UNREACHABLE as error:
-            raise Unavailable("The broker does not answer.", cause=repr(error)) from error
+            # The client itself tries again for ever, here as after a lost connection; the bound is ours.
+            async with asyncio.timeout(patience_seconds):
+                await connection.connect(
+                    self._url,
+                    name=self._name,
+                    connect_timeout=2,
+                    allow_reconnect=True,
+                    max_reconnect_attempts=-1,
+                    reconnect_time_wait=0.2,  # type: ignore[arg-type] # it only sleeps that long
+                    ping_interval=10,
+                    max_outstanding_pings=2,
+                    reconnected_cb=on_reconnect,
+                    disconnected_cb=on_disconnect,
+                    error_cb=on_error,
+                )
+        except (*_UNREACHABLE, nats.errors.Error) as error:
+            reason = connection.last_error or error
+            with contextlib.suppress(*_UNREACHABLE, nats.errors.Error):
+                await connection.close()
+            raise Unavailable("The broker does not answer.", cause=repr(reason)) from error
         version = connection.connected_server_version
         if (version.major, version.minor) < _OLDEST_SERVER:
             await connection.close()
             raise UnsuitableServer(f"the NATS server is {version.major}.{version.minor}; 2.10 or newer is needed")
         self._opened = connection
-        self._stream = connection.jetstream(timeout=5, publish_async_max_pending=_IN_FLIGHT)
+        # Room for two windows: `publish` never waits for it, because the client turns a cancellation of that wait into
+        # another error.
+        self._stream = connection.jetstream(timeout=5, publish_async_max_pending=2 * _IN_FLIGHT)
         return self
 
     @property
@@ -169,8 +178,9 @@ class Bus:
         return self._opened
 
     def on_reconnect(self, callback: Callable[[], None]) -> None:
-        """Call back after each reconnection: what the broker held may be gone."""
-        self._reconnected.append(callback)
+        """Call back after each reconnection: what the broker held may be gone. Saying it twice is saying it once."""
+        if callback not in self._reconnected:
+            self._reconnected.append(callback)
 
     @property
     def is_connected(self) -> bool:
@@ -181,9 +191,14 @@ class Bus:
             raise Unavailable("The broker does not answer.")
 
     async def close(self) -> None:
-        """Deliver what was buffered, then leave."""
+        """Take no more questions, finish the answers that were begun, deliver what was buffered, then leave."""
         if self._opened is None:
             return
+        for subscription in self._answers.values():
+            with contextlib.suppress(*_UNREACHABLE, nats.errors.Error):
+                await asyncio.wait_for(subscription.drain(), timeout=1)  # type: ignore[no-untyped-call]
+        if self._answering:
+            await asyncio.wait(self._answering, timeout=3)
         # nats-py can raise ConnectionResetError here when the server died first.
         with contextlib.suppress(*_UNREACHABLE, nats.errors.Error):
             await asyncio.wait_for(self._connection.drain(), timeout=3)
@@ -194,6 +209,7 @@ class Bus:
 
     async def declare_streams(self) -> None:
         """Create the streams where they are missing; any process that publishes or consumes may find them gone."""
+        self._require_connection()
         for config in _STREAMS:
             try:
                 await self._stream.add_stream(config)
@@ -205,6 +221,7 @@ class Bus:
 
     async def last_position(self, owner: str) -> int:
         """The position of the newest fact of `owner` that the broker holds; 0 when it holds none."""
+        self._require_connection()
         try:
             last = await self._stream.get_last_msg(EVENTS_STREAM, f"kfp.event.{owner}.>")
         except js_errors.NotFoundError as error:
@@ -218,38 +235,48 @@ class Bus:
     async def publish(self, messages: Sequence[Message]) -> int:
         """Publish in order, pipelined, and return how many of them, from the first on, the broker acknowledged.
 
-        A message the broker already holds (same id) counts as acknowledged.
+        A message the broker already holds (same id) counts as acknowledged. Messages behind the first that was not
+        acknowledged may have been stored.
         """
+        accepted = 0
+        while accepted < len(messages):
+            window = messages[accepted : accepted + _IN_FLIGHT]
+            taken = await self._publish_window(window)
+            accepted += taken
+            if taken < len(window):
+                break
+        return accepted
+
+    async def _publish_window(self, messages: Sequence[Message]) -> int:
+        self._require_connection()
+        connection = self._connections
         acknowledgements: list[asyncio.Future[Any]] = []
         try:
             for message in messages:
-                acknowledgements.append(  # noqa: PERF401
+                if connection != self._connections:
+                    break  # What was written before may be lost: these must not overtake it.
+                acknowledgements.append(
                     await self._stream.publish_async(
-                        message.subject,
-                        message.body,
-                        wait_stall=5,
-                        stream=EVENTS_STREAM,
-                        headers=message.headers,
+                        message.subject, message.body, stream=EVENTS_STREAM, headers=message.headers
                     )
                 )
-        except (*_UNREACHABLE, js_errors.Error, nats.errors.Error) as error:
+            if acknowledgements:
+                await asyncio.wait(acknowledgements, timeout=5)
+        except (*_UNREACHABLE, nats.errors.Error) as error:
             _log.warning("publishing stopped: %r", error)
-        if acknowledgements:
-            await asyncio.wait(acknowledgements, timeout=5)
-        accepted = 0
-        for future in acknowledgements:
-            if not future.done() or future.cancelled() or future.exception() is not None:
-                break
-            accepted += 1
-        for future in acknowledgements[accepted:]:
-            if future.done() and not future.cancelled() and future.exception() is not None:
-                _log.warning("the broker refused a fact: %r", future.exception())
-            else:
+        finally:
+            for future in acknowledgements:
                 future.cancel()
-        return accepted
+        for nth, future in enumerate(acknowledgements):
+            if not future.cancelled() and (refusal := future.exception()) is not None:
+                _log.warning("the broker refused a fact: %r", refusal)
+            if future.cancelled() or future.exception() is not None:
+                return nth
+        return len(acknowledgements)
 
-    async def consumer(self, durable: str, owner: str) -> Consumer:
+    async def consumer(self, durable: str, owner: str, *, ack_wait_seconds: float = ACK_WAIT_SECONDS) -> Consumer:
         """The durable pull consumer for all facts of `owner`; created where it is missing. Raises BusError."""
+        self._require_connection()
         try:
             await self._stream.add_consumer(
                 EVENTS_STREAM,
@@ -258,8 +285,8 @@ class Bus:
                     filter_subject=f"kfp.event.{owner}.>",
                     deliver_policy=api.DeliverPolicy.ALL,
                     ack_policy=api.AckPolicy.EXPLICIT,
-                    ack_wait=_ACK_WAIT_SECONDS,
-                    max_ack_pending=1000,
+                    ack_wait=ack_wait_seconds,
+                    max_ack_pending=_UNACKNOWLEDGED,
                 ),
             )
             return await Consumer.open(self._connection, durable)
@@ -274,6 +301,7 @@ class Bus:
             "Headrace-Attempts": str(attempts),
         }
         subject = f"kfp.dead.{subscriber}.{message.owner}.{message.what}.{message.resource_id}"
+        self._require_connection()
         try:
             await self._stream.publish(subject, message.body, stream=DEAD_STREAM, headers=headers)
         except (*_UNREACHABLE, js_errors.Error, nats.errors.Error) as error:
@@ -282,12 +310,22 @@ class Bus:
     # Pings: hints that something was committed; losing one costs a poll interval, never a fact.
 
     async def ping(self, subject: str) -> None:
+        if not self.is_connected:
+            return
         with contextlib.suppress(*_UNREACHABLE, nats.errors.Error):
             await self._connection.publish(subject)
 
     async def on_ping(self, subject: str, callback: Callable[[], None]) -> None:
+        """Call back on each ping. Saying it twice is saying it once."""
+        if (callbacks := self._pinged.get(subject)) is not None:
+            if callback not in callbacks:
+                callbacks.append(callback)
+            return
+        callbacks = self._pinged[subject] = [callback]
+
         async def handle(_: Msg) -> None:
-            callback()
+            for each in callbacks:
+                each()
 
         await self._connection.subscribe(subject, cb=handle)
 
@@ -295,6 +333,8 @@ class Bus:
 
     async def ask(self, question: Question[Q, A], request: Q, *, within_seconds: float) -> A:
         """The owner's answer. Raises the owner's refusal, or Unavailable when nobody answers in time."""
+        if not self.is_connected:
+            raise Unavailable(f"The {question.owner} service does not answer.", cause="the broker is away")
         headers = {"traceparent": current_traceparent()}
         try:
             reply = await self._connection.request(
@@ -302,14 +342,20 @@ class Bus:
             )
         except (*_UNREACHABLE, nats.errors.Error) as error:
             raise Unavailable(f"The {question.owner} service does not answer.", cause=repr(error)) from error
-        if _REFUSAL in (reply.headers or {}):
-            raise from_document(msgspec.json.decode(reply.data))
-        return msgspec.json.decode(reply.data, type=question.answer)
+        try:
+            if _REFUSAL not in (reply.headers or {}):
+                return msgspec.json.decode(reply.data, type=question.answer)
+            refusal = from_document(msgspec.json.decode(reply.data))
+        except msgspec.MsgspecError as error:
+            raise Internal(f"the answer to {question.subject} does not read", cause=str(error)) from error
+        raise refusal
 
     async def answer(self, question: Question[Q, A], handler: Callable[[Q], Awaitable[A]]) -> None:
-        """Answer `question`, sharing the work with every other replica that does. Handlers run concurrently."""
+        """Answer `question`, sharing the work with every other replica that does. Handlers run concurrently.
+
+        Answering the same question again replaces the handler.
+        """
         decode = msgspec.json.Decoder(question.request).decode
-        running: set[asyncio.Task[None]] = set()
 
         async def respond(message: Msg) -> None:
             with continue_trace((message.headers or {}).get("traceparent")):
@@ -320,15 +366,29 @@ class Bus:
                 except Exception as error:  # noqa: BLE001 - whatever it is, the asker must hear of it
                     _log.exception("answering %s failed", question.subject)
                     body, headers = _refused(Internal(f"answering {question.subject} failed", cause=repr(error)))
+                if len(body) > self._connection.max_payload:
+                    _log.error("the answer to %s has %d bytes", question.subject, len(body))
+                    body, headers = _refused(Internal(f"the answer to {question.subject} is too large"))
                 with contextlib.suppress(*_UNREACHABLE, nats.errors.Error):
                     await self._connection.publish(message.reply, body, headers=headers)
 
         async def handle(message: Msg) -> None:
             task = asyncio.create_task(respond(message))
-            running.add(task)
-            task.add_done_callback(running.discard)
+            self._answering.add(task)
+            task.add_done_callback(self._answering.discard)
 
-        await self._connection.subscribe(question.subject, queue=question.owner, cb=handle)
+        earlier = self._answers.get(question.subject)
+        self._answers[question.subject] = await self._connection.subscribe(
+            question.subject, queue=question.owner, cb=handle
+        )
+        if earlier is not None:
+            with contextlib.suppress(*_UNREACHABLE, nats.errors.Error):
+                await earlier.unsubscribe()
+
+    def _require_connection(self) -> None:
+        """The client would keep what we say until it is connected again, and let us wait for the answer."""
+        if not self.is_connected:
+            raise BusError("the broker is away")
 
 
 class Consumer:
@@ -345,6 +405,7 @@ class Consumer:
         self._subscription = subscription
         self._standing = 0
         self._stands_until = 0.0
+        self._stands_on = 0
 
     @classmethod
     async def open(cls, connection: Client, durable: str) -> Self:
@@ -353,14 +414,11 @@ class Consumer:
 
     async def fetch(self, most: int, *, within_seconds: float) -> list[Delivery]:
         """Up to `most` facts in the stream's order; empty when none came in time. Raises BusError."""
+        deadline = asyncio.get_running_loop().time() + within_seconds
         try:
-            await self._keep_standing(most, within_seconds)
-            messages = [await self._subscription.next_msg(timeout=within_seconds + 1)]
-            while self._subscription.pending_msgs and len(messages) < most:
-                messages.append(await self._subscription.next_msg(timeout=1))
-        except (TimeoutError, nats.errors.TimeoutError):
-            self._standing = 0
-            return []
+            while not (messages := await self._arrived(most, within_seconds)):
+                if asyncio.get_running_loop().time() >= deadline:
+                    return []
         except (*_UNREACHABLE, nats.errors.Error) as error:
             raise BusError(repr(error)) from error
         facts = [message for message in messages if _STATUS not in (message.headers or {})]
@@ -370,17 +428,37 @@ class Consumer:
         return [Delivery(message) for message in facts]
 
     async def close(self) -> None:
+        """Leave, and give back what has arrived and was not fetched."""
         with contextlib.suppress(*_UNREACHABLE, nats.errors.Error):
             await self._subscription.unsubscribe()
+            while self._subscription.pending_msgs:
+                message = await self._subscription.next_msg(timeout=1)
+                if _STATUS not in (message.headers or {}):
+                    await message.nak()
+
+    async def _arrived(self, most: int, seconds: float) -> list[Msg]:
+        """What is here within a second: that often we look whether the standing request is still there."""
+        await self._keep_standing(most, seconds)
+        try:
+            messages = [await self._subscription.next_msg(timeout=min(1.0, seconds))]
+            while self._subscription.pending_msgs and len(messages) < most:
+                messages.append(await self._subscription.next_msg(timeout=1))
+        except (TimeoutError, nats.errors.TimeoutError):
+            return []
+        return messages
 
     async def _keep_standing(self, most: int, seconds: float) -> None:
+        if not self._connection.is_connected:
+            raise BusError("the broker is away")
         now = asyncio.get_running_loop().time()
-        if self._standing > 0 and now < self._stands_until:
+        connection = self._connection.stats["reconnects"]  # A request does not outlive its connection.
+        if self._standing > 0 and now < self._stands_until and connection == self._stands_on:
             return
         request = {"batch": most, "expires": int(seconds * 1e9)}
         await self._connection.publish(self._subject, msgspec.json.encode(request), reply=self._inbox)
         self._standing = most
         self._stands_until = now + seconds
+        self._stands_on = connection
 
     def _note_status(self, status: str | None) -> None:
         if status is None:
@@ -404,9 +482,9 @@ class Delivery:
         """Keep the delivery ours for another while."""
         await self._tell(self._raw.in_progress)
 
-    async def give_back(self, *, delay_seconds: float) -> None:
+    async def give_back(self, *, delay_seconds: float = 0) -> None:
         """Let the broker deliver it again, to whichever replica is active then."""
-        await self._tell(lambda: self._raw.nak(delay=delay_seconds))
+        await self._tell(lambda: self._raw.nak(delay=delay_seconds or None))
 
     async def _tell(self, what: Callable[[], Awaitable[None]]) -> None:
         # A lost acknowledgement means a redelivery, which the cursor skips.
@@ -465,7 +543,7 @@ _STREAMS = (
         storage=api.StorageType.FILE,
         retention=api.RetentionPolicy.LIMITS,
         discard=api.DiscardPolicy.OLD,
-        max_age=7 * 24 * 3600,
+        max_age=_EVENTS_KEPT_DAYS * 24 * 3600,
         max_bytes=2 * 1024**3,
         duplicate_window=_DEDUPLICATION_SECONDS,
         allow_direct=True,

@@ -2,7 +2,8 @@
 
 `add` runs in the transaction that makes a fact true. One relay per schema gives each fact a gap-free position,
 commits it, and publishes; it is woken by a ping and polls as a safety net. Losing the broker's whole store loses
-nothing: on connecting, the relay compares the broker's last position with its own and publishes from there.
+nothing: on connecting, the relay compares the broker's last position with its own and publishes from there. A
+subscriber that misses facts on the bus asks for them again (`repeat`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import msgspec
 
 from shared.bus import Bus, BusError, Message
 from shared.contracts.events import LARGEST_FACT_BYTES, FactKind
+from shared.contracts.questions import RepeatAnswer, RepeatRequest, repeat
 from shared.contracts.states import State
 from shared.database import Connection, Database, Transaction
 from shared.errors import Unavailable
@@ -27,7 +29,7 @@ _log = logging.getLogger(__name__)
 _BATCH = 500
 _POLL_SECONDS = 0.5
 _COMPARE_SECONDS = 30.0
-_RETENTION_DAYS = 7
+_RETENTION_DAYS = 7  # Less than the stream's own, so that what the stream has outlived is not published again.
 
 
 class FactTooLarge(Exception):
@@ -102,7 +104,9 @@ class Relay:
     async def run(self) -> None:
         """Relay until cancelled."""
         await self._bus.on_ping(_ping_subject(self._owner), self._woken.set)
+        await self._bus.answer(repeat(self._owner), self.repeat)
         self._bus.on_reconnect(self._compare_soon)
+        complaint = ""
         while True:
             try:
                 async with self._lease.hold():
@@ -111,8 +115,21 @@ class Relay:
             except LeaseLost:
                 _log.info("the relay of %s was taken over", self._owner)
             except (Unavailable, BusError) as error:
-                _log.warning("the relay of %s waits: %s", self._owner, error)
+                # Once for each outage: the waiting repeats itself twice a second.
+                _log.log(logging.DEBUG if str(error) == complaint else logging.WARNING, "relay waits: %s", error)
+                complaint = str(error)
                 await asyncio.sleep(_POLL_SECONDS)
+
+    async def repeat(self, request: RepeatRequest) -> RepeatAnswer:
+        """Publish again from a position on, where the fact of that position is still here. Any replica can do it."""
+        first: int = await self._database.fetchval(
+            "select coalesce(min(position), (select allocated + 1 from relay)) from outbox where position >= $1",
+            request.position,
+        )
+        if first == request.position:
+            await self._database.execute("update relay set published = $1 where published > $1", first - 1)
+            self._woken.set()
+        return RepeatAnswer(position=first)
 
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
@@ -131,11 +148,16 @@ class Relay:
 
     async def _relay_batch(self) -> bool:
         """Whether there may be more to do at once."""
+        loop = asyncio.get_running_loop()
+        ours_until = loop.time() + self._lease.seconds
         messages = await self._next_messages()
         if not messages:
             return False
         if self._before_publishing is not None:
             await self._before_publishing()
+        if loop.time() >= ours_until:
+            # This process slept through its lease: what it holds is old, and the broker forgets ids in time.
+            raise LeaseLost(self._lease.name)
         accepted = await self._bus.publish(messages)
         if accepted:
             await self._record_published(messages[accepted - 1].position)
@@ -200,12 +222,6 @@ class Relay:
             raise
         async with self._database.transaction() as tx:
             await self._lease.fence(tx)
-            published = await tx.fetchval("select published from relay")
-            if held != published:
-                _log.warning("the broker holds %s facts to %d, we published to %d", self._owner, held, published)
-                # More than we know of means that our database is the older one (a restored backup): positions
-                # that subscribers have seen are not given out again.
-                await tx.execute("update relay set published = $1, allocated = greatest(allocated, $1)", held)
             await tx.execute(
                 """
                 delete from outbox where position <= (select published from relay)
@@ -213,6 +229,18 @@ class Relay:
                 """,
                 _RETENTION_DAYS,
             )
+            relay = await tx.fetchrow("select allocated, published from relay")
+            assert relay is not None, "the migration inserts it"
+            if held < relay["published"]:
+                _log.warning("the broker holds %s to %d of %d", self._owner, held, relay["published"])
+                await tx.execute("update relay set published = $1", held)
+            elif held > relay["allocated"]:
+                # Our database is the older one (a restored backup): positions that subscribers have seen are not
+                # given out again.
+                _log.warning("the broker holds %s to %d, we know of %d", self._owner, held, relay["allocated"])
+                await tx.execute("update relay set allocated = $1, published = $1", held)
+            # Between the two, the last one held says nothing of those before it: a connection that broke in the
+            # middle of a batch can have lost some. They are published again, and the broker knows them by id.
 
     def _compare_soon(self) -> None:
         self._must_compare = True

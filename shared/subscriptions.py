@@ -16,12 +16,12 @@ from uuid import UUID
 
 import msgspec
 
-from shared.bus import Bus, BusError, Consumer, Delivery, Message
+from shared.bus import ACK_WAIT_SECONDS, Bus, BusError, Consumer, Delivery, Message
 from shared.contracts.events import FactKind
-from shared.contracts.questions import AppliedAnswer, AppliedRequest, applied
+from shared.contracts.questions import AppliedAnswer, AppliedRequest, RepeatRequest, applied, repeat
 from shared.contracts.states import State
 from shared.database import Connection, Database, Transaction
-from shared.errors import Unavailable
+from shared.errors import Refusal, Unavailable
 from shared.leases import Lease, LeaseLost
 from shared.outbox import position_of
 from shared.telemetry import continue_trace
@@ -33,7 +33,8 @@ _log = logging.getLogger(__name__)
 _BATCH = 200
 _FETCH_SECONDS = 5.0
 _TRIES_BEFORE_DEAD = 5
-_GAP_SECONDS = 30.0
+_GAP_SECONDS = 15.0  # More than the broker waits for an acknowledgement: what a stopped replica held is back by then.
+_REPEAT_SECONDS = 2.0
 _RETRY_SECONDS = 1.0
 
 
@@ -95,6 +96,7 @@ class Subscriber:
         before_acknowledging: Callable[[], Awaitable[None]] | None = None,
         retry_seconds: float = _RETRY_SECONDS,
         gap_seconds: float = _GAP_SECONDS,
+        ack_wait_seconds: float = ACK_WAIT_SECONDS,
     ) -> None:
         """The two `before_…` are crash points for tests."""
         self._name = name
@@ -107,6 +109,7 @@ class Subscriber:
         self._before_acknowledging = before_acknowledging
         self._retry_seconds = retry_seconds
         self._gap_seconds = gap_seconds
+        self._ack_wait_seconds = ack_wait_seconds
         self._progress = {owner: _Progress() for owner in self._owners}
 
     async def run(self) -> None:
@@ -139,10 +142,13 @@ class Subscriber:
 
     async def _follow(self, owner: str) -> None:
         lease = Lease(self._database, f"subscription:{self._name}:{owner}", seconds=self._lease_seconds)
+        complaint = ""
         while True:
             try:
                 async with lease.hold():
-                    consumer = await self._bus.consumer(f"{self._name}--{owner}", owner)
+                    consumer = await self._bus.consumer(
+                        f"{self._name}--{owner}", owner, ack_wait_seconds=self._ack_wait_seconds
+                    )
                     try:
                         await self._consume(owner, lease, consumer)
                     finally:
@@ -150,7 +156,10 @@ class Subscriber:
             except LeaseLost:
                 _log.info("%s: another replica follows %s now", self._name, owner)
             except (Unavailable, BusError) as error:
-                _log.warning("%s waits for facts of %s: %s", self._name, owner, error)
+                # Once for each outage: the waiting repeats itself.
+                level = logging.DEBUG if str(error) == complaint else logging.WARNING
+                _log.log(level, "%s waits for facts of %s: %s", self._name, owner, error)
+                complaint = str(error)
                 await self._declare_streams()
                 await asyncio.sleep(self._retry_seconds)
 
@@ -164,10 +173,16 @@ class Subscriber:
     async def _consume(self, owner: str, lease: Lease, consumer: Consumer) -> None:
         while True:
             deliveries = await consumer.fetch(_BATCH, within_seconds=_FETCH_SECONDS)
-            if deliveries:
-                await self._apply(owner, lease, deliveries)
-            else:
+            if not deliveries:
                 await self._still_ours(lease)
+                continue
+            try:
+                await self._apply(owner, lease, deliveries)
+            except BaseException:
+                # Whoever follows next gets them at once; those acknowledged already are not touched by it.
+                for delivery in deliveries:
+                    await delivery.give_back()
+                raise
 
     async def _still_ours(self, lease: Lease) -> None:
         async with self._database.transaction() as tx:
@@ -178,7 +193,7 @@ class Subscriber:
         deliveries = sorted(deliveries, key=lambda delivery: delivery.message.position)
         try:
             applied_count = await self._apply_batch(owner, lease, [delivery.message for delivery in deliveries])
-        except (LeaseLost, Unavailable):
+        except LeaseLost:
             raise
         except Exception as error:  # noqa: BLE001 - which fact it was shows when they come one by one
             if not isinstance(error, _NotYet):
@@ -198,7 +213,9 @@ class Subscriber:
             await lease.fence(tx)
             cursor = await self._cursor(tx, owner)
             for message in messages:
-                if cursor and message.position > cursor + 1:
+                if message.position < 1:
+                    raise _NotYet(Dead("it has no position"))
+                if message.position > cursor + 1:
                     break
                 if message.position > cursor:
                     outcome = await self._handle(tx, message)
@@ -230,7 +247,8 @@ class Subscriber:
                 return await self._apply_batch(owner, lease, [message]) == 1
             except LeaseLost:
                 raise
-            except Unavailable:
+            except Unavailable as error:
+                _log.info("%s: %s %s waits: %s", self._name, message.type, message.resource_id, error)
                 outcome = Later(self._retry_seconds)
             except _NotYet as not_yet:
                 outcome = not_yet.outcome
@@ -254,21 +272,37 @@ class Subscriber:
                 await delivery.extend()
 
     async def _wait_out_gap(self, owner: str, lease: Lease, deliveries: Sequence[Delivery]) -> None:
-        """Positions are missing before these. They are on their way (a stopped replica held them), or gone for good.
+        """Positions are missing before these: a stopped replica holds them, the bus lost them, or they are too old.
 
-        Gone means that the stream's retention or a restored broker dropped them; then there is nothing to wait for.
+        The first comes to an end by itself. For the others the owner is asked: what it still has it publishes again,
+        and only what it has no more is passed over.
         """
         loop = asyncio.get_running_loop()
         progress = self._progress[owner]
+        cursor = await self._cursor(self._database, owner)
+        # A new subscription begins where the owner's retention ends; that is no reason to wait.
+        patience_seconds = self._gap_seconds if cursor else 0.0
         progress.gap_since = progress.gap_since or loop.time()
-        if loop.time() - progress.gap_since < self._gap_seconds:
-            for delivery in deliveries:
-                await delivery.give_back(delay_seconds=self._retry_seconds)
-            return
-        position = deliveries[0].message.position
-        _log.error("%s: facts of %s before position %d are gone from the broker", self._name, owner, position)
-        await self._set_cursor(owner, lease, position - 1)
-        await self._apply(owner, lease, deliveries)
+        if loop.time() - progress.gap_since >= patience_seconds:
+            progress.gap_since = loop.time()
+            first = await self._first_repeated(owner, cursor + 1)
+            if first > cursor + 1:
+                _log.error("%s: the facts %d to %d of %s are gone for good", self._name, cursor + 1, first - 1, owner)
+                await self._set_cursor(owner, lease, min(first, deliveries[0].message.position) - 1)
+                return await self._apply(owner, lease, deliveries)
+        for delivery in deliveries:
+            await delivery.give_back(delay_seconds=self._retry_seconds)
+        return None
+
+    async def _first_repeated(self, owner: str, position: int) -> int:
+        try:
+            answer = await self._bus.ask(
+                repeat(owner), RepeatRequest(position=position), within_seconds=_REPEAT_SECONDS
+            )
+        except Refusal as error:
+            _log.warning("%s: %s does not say whether it has position %d: %s", self._name, owner, position, error)
+            return position
+        return answer.position
 
     async def _handle(self, tx: Transaction, message: Message) -> Outcome:
         known = self._handlers.get(message.type)
@@ -342,7 +376,8 @@ async def until_applied(
         request = AppliedRequest(owner=owner, position=position, within_seconds=within_seconds)
         try:
             answer = await bus.ask(applied(subscriber), request, within_seconds=within_seconds + 0.25)
-        except Unavailable:
+        except Refusal as refusal:
+            _log.debug("%s does not say what it applied: %s", subscriber, refusal)
             return False
         return answer.is_applied
 

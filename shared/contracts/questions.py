@@ -89,6 +89,15 @@ class AppliedAnswer(Ask, frozen=True, kw_only=True):
     is_applied: bool
 
 
+class RepeatRequest(Ask, frozen=True, kw_only=True):
+    position: int
+
+
+class RepeatAnswer(Ask, frozen=True, kw_only=True):
+    position: int
+    """The first position, from the asked one on, that the owner still has; what lies between is gone for good."""
+
+
 GET_EXPERIMENT = Question("experiment", "get", ById, ExperimentState)
 GET_DEFAULT_EXPERIMENT = Question("experiment", "get-default", Nothing, ExperimentState)
 GET_VERSION = Question("pipeline-registry", "get-version", VersionRequest, VersionAnswer)
@@ -100,3 +109,8 @@ REPORT_METRICS = Question("metrics", "report", ReportRequest, ReportAnswer)
 def applied(subscriber: str) -> Question[AppliedRequest, AppliedAnswer]:
     """Whether `subscriber` has applied an owner's facts up to a position, waiting up to `within_seconds`."""
     return Question(subscriber, "applied", AppliedRequest, AppliedAnswer)
+
+
+def repeat(owner: str) -> Question[RepeatRequest, RepeatAnswer]:
+    """Publish the facts from a position on again, for a subscriber that misses them on the bus."""
+    return Question(owner, "repeat", RepeatRequest, RepeatAnswer)
