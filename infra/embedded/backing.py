@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from infra.embedded import binaries
+from infra.embedded.binaries import Programs
 from infra.embedded.data_dir import DataDir
 from infra.embedded.failure import StartFailure
 from infra.embedded.nats import NatsServer
@@ -23,10 +23,9 @@ PORT_NAMES = ("postgres", "nats", *(f"object-store.{name}" for name in ObjectSto
 
 
 class Backing:
-    def __init__(self, data_dir: DataDir, ports: dict[str, int]) -> None:
-        """`ports` has one for each of PORT_NAMES. Raises StartFailure where a server's program is missing."""
-        self._postgres_bin = binaries.postgres_bin()
-        nats_server, weed = binaries.nats_server(), binaries.weed()
+    def __init__(self, data_dir: DataDir, ports: dict[str, int], programs: Programs) -> None:
+        """`ports` has one for each of PORT_NAMES."""
+        self._postgres_bin = programs.postgres_bin
         secrets = data_dir.secrets(
             [
                 *(f"postgres.{role}" for role in (SUPERUSER, *ROLES)),
@@ -50,7 +49,7 @@ class Backing:
             data_dir=data_dir.path / "nats",
             port=ports["nats"],
             passwords={user: secrets[f"nats.{user}"] for user in USER_NAMES},
-            program=nats_server,
+            program=programs.nats_server,
             log=data_dir.logs / "nats.log",
             keep_open=lock,
         )
@@ -61,7 +60,7 @@ class Backing:
             ),
             access_key=secrets["object-store.access-key"],
             secret_key=secrets["object-store.secret-key"],
-            program=weed,
+            program=programs.weed,
             log=data_dir.logs / "object-store.log",
             keep_open=lock,
         )

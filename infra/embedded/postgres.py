@@ -38,11 +38,15 @@ SETTINGS: Mapping[str, str] = {
     "jit": "off",  # Short statements: compiling them costs more than running them.
     "io_method": "sync",  # The worker processes of the default cost memory, and gain nothing on one local disk.
     "max_parallel_workers_per_gather": "0",
+    "max_logical_replication_workers": "0",
     "log_line_prefix": "%m [%p] %u ",
 }
 """An embedded server on a laptop of two cores, beside everything else that runs there."""
 
-_INITDB = ("-E", "UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "-A", "scram-sha-256")
+_INITDB = (
+    *("-E", "UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"),
+    *("-A", "scram-sha-256", "--no-instructions"),
+)
 
 
 class Postgres:
@@ -86,7 +90,7 @@ class Postgres:
         self._data_dir.mkdir(parents=True, exist_ok=True)
         prefix, uid = self._identity()
         _own(self._data_dir, os.geteuid() if uid is None else uid)
-        if not (self._cluster / "PG_VERSION").exists():
+        if not self._cluster.exists():
             await asyncio.to_thread(self._create_cluster, prefix, uid)
         self._forget_recycled_pid()
         options = [text for name, value in self._settings.items() for text in ("-c", f"{name}={value}")]
@@ -135,47 +139,29 @@ class Postgres:
         )
 
     def _create_cluster(self, prefix: list[str], uid: int | None) -> None:
-        # A folder without PG_VERSION was left by an initdb that did not finish: it holds nothing.
-        shutil.rmtree(self._cluster, ignore_errors=True)
-        secret = self._data_dir / "password"
+        """Under another name first: a cluster under its own name is whole, whenever we are killed."""
+        draft = self._data_dir / "cluster.draft"
+        secret = self._data_dir / "password.draft"
+        shutil.rmtree(draft, ignore_errors=True)
         secret.unlink(missing_ok=True)
-        descriptor = os.open(secret, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
-            with os.fdopen(descriptor, "w") as file:
+            with os.fdopen(os.open(secret, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
                 file.write(self.password)
             if uid is not None:
                 os.chown(secret, uid, uid)
-            made = subprocess.run(
-                [
-                    *prefix,
-                    str(self.bin_dir / "initdb"),
-                    *_INITDB,
-                    f"--username={SUPERUSER}",
-                    f"--pwfile={secret}",
-                    "--no-instructions",
-                    "--no-sync",
-                    "-D",
-                    str(self._cluster),
-                ],
-                env=_environment(),
-                cwd="/",
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                user=uid,
-                group=uid,
-                extra_groups=None if uid is None else [],
-                text=True,
-                check=False,
+            durable = self._settings.get("fsync") != "off"
+            where = [f"--username={SUPERUSER}", f"--pwfile={secret}", "-D", str(draft)]
+            made = _run_to_the_end(
+                [*prefix, str(self.bin_dir / "initdb"), *_INITDB, *([] if durable else ["--no-sync"]), *where], uid=uid
             )
         finally:
             secret.unlink(missing_ok=True)
         if made.returncode != 0:
-            shutil.rmtree(self._cluster, ignore_errors=True)
-            said = " | ".join(line.strip() for line in made.stdout.splitlines() if "error" in line.lower())
-            raise StartFailure(
-                f"Postgres could not create its data folder {self._cluster}: {said or made.stdout[-300:]}"
-            )
+            shutil.rmtree(draft, ignore_errors=True)
+            complaints = [line.strip() for line in made.stdout.splitlines() if "error" in line.lower()]
+            reason = " | ".join(complaints) or made.stdout[-300:].strip()
+            raise StartFailure(f"Postgres could not create {self._cluster}: {reason}")
+        draft.rename(self._cluster)
 
     def _forget_recycled_pid(self) -> None:
         """After a power loss the pid file can name a process that has nothing to do with us; Postgres would refuse.
@@ -198,20 +184,25 @@ def _environment() -> dict[str, str]:
 
 def _succeeds(argv: list[str], *, uid: int | None) -> bool:
     try:
-        done = subprocess.run(
-            argv,
-            user=uid,
-            group=uid,
-            extra_groups=None if uid is None else [],
-            cwd="/",
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            check=False,
-        )
+        return _run_to_the_end(argv, uid=uid).returncode == 0
     except OSError:
         return False
-    return done.returncode == 0
+
+
+def _run_to_the_end(argv: list[str], *, uid: int | None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        argv,
+        env=_environment(),
+        cwd="/",
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        user=uid,
+        group=uid,
+        extra_groups=None if uid is None else [],
+        text=True,
+        check=False,
+    )
 
 
 def _own(folder: Path, uid: int) -> None:

@@ -12,8 +12,11 @@ import os
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from infra.embedded.failure import StartFailure
 
 LOG_LIMIT_BYTES = 16 * 1024 * 1024
 """A log larger than this is put aside (one generation) when its process starts."""
@@ -44,10 +47,11 @@ class Process:
         self.command = command
         self.pid = popen.pid
         self._popen = popen
+        self._swept = False
 
     @classmethod
     def spawn(cls, command: Command) -> Process:
-        """Start the child; raises OSError when it cannot be executed at all.
+        """Start the child. Raises StartFailure when it cannot be executed at all.
 
         Call it from the main thread: the kernel takes the end of the spawning thread for the end of the parent.
         """
@@ -60,22 +64,25 @@ class Process:
             if os.getppid() != parent:  # It died before the line above took hold.
                 os._exit(1)
 
-        with command.log.open("ab") as log:
-            popen = subprocess.Popen(
-                command.argv,
-                env=dict(command.environment),
-                cwd=command.directory,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                # Away from the terminal's process group: Ctrl-C is for the supervisor, which stops children in order.
-                start_new_session=True,
-                user=command.uid,
-                group=command.uid,
-                extra_groups=None if command.uid is None else [],
-                pass_fds=command.keep_open,
-                preexec_fn=die_with_parent,
-            )
+        try:
+            with command.log.open("ab") as log:
+                popen = subprocess.Popen(
+                    command.argv,
+                    env=dict(command.environment),
+                    cwd=command.directory,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    # Ctrl-C in the terminal is for the supervisor alone, which stops children in order.
+                    start_new_session=True,
+                    user=command.uid,
+                    group=command.uid,
+                    extra_groups=None if command.uid is None else [],
+                    pass_fds=command.keep_open,
+                    preexec_fn=die_with_parent,
+                )
+        except (OSError, subprocess.SubprocessError) as error:
+            raise StartFailure(f"cannot run {command.argv[0]}: {error}") from error
         return cls(command, popen)
 
     @property
@@ -83,24 +90,27 @@ class Process:
         return self._popen.poll() is None
 
     async def exited(self) -> int:
-        """Wait for the end; the exit code, or the negative number of the signal that ended it."""
+        """Wait for the end; the exit code, or the negative number of the signal that ended it.
+
+        Whatever the child left in its process group ends with it.
+        """
         if self._popen.poll() is None:
             await _pidfd_readable(self.pid)
-        return self._popen.wait()
+        code = self._popen.wait()
+        self._sweep()
+        return code
 
     def send(self, number: signal.Signals) -> None:
         self._popen.send_signal(number)
 
     async def stop(self, *, within_seconds: float) -> int:
-        """Ask for the end, then enforce it; whatever the child left in its session goes too."""
+        """Ask for the end, then enforce it."""
         self.send(self.command.stop_signal)
         try:
-            code = await asyncio.wait_for(self.exited(), within_seconds)
+            return await asyncio.wait_for(self.exited(), within_seconds)
         except TimeoutError:
             self.kill()
-            code = await self.exited()
-        self._sweep()
-        return code
+            return await self.exited()
 
     def kill(self) -> None:
         """End the child and everything in its process group at once."""
@@ -108,10 +118,11 @@ class Process:
             os.killpg(self.pid, signal.SIGKILL)
 
     def _sweep(self) -> None:
-        try:
-            os.killpg(self.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            return
+        # Once, right after the end: later the number may be another group's.
+        if not self._swept:
+            self._swept = True
+            with suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
 
     def last_words(self, *, lines: int = 1) -> str:
         """The end of the log, for the one line that explains a failed start."""

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from infra.embedded.backing import ADMIN, PORT_NAMES, Backing
+from infra.embedded.binaries import Programs, find_programs
 from infra.embedded.console import Console
 from infra.embedded.data_dir import DataDir
 from infra.embedded.failure import StartFailure
@@ -83,23 +84,32 @@ async def run(
     refuse_unsupported_platform()
     refuse_unknown_settings(os.environ, variables_of(*_SETTINGS))
     refuse_taken_port(settings.port)
+    programs = find_programs()
     data_dir = DataDir(Path(settings.data_dir))
     data_dir.open()
     try:
-        stack = _Stack(data_dir, gateway_port=settings.port, say=say, serve=serve)
+        stack = _Stack(data_dir, programs, gateway_port=settings.port, say=say, serve=serve)
         await stack.run(stop, ready)
+    except OSError as error:  # The disk, most likely: full, or gone.
+        raise StartFailure(f"{error.strerror}: {error.filename or data_dir.path}") from error
     finally:
         data_dir.close()
 
 
 class _Stack:
     def __init__(
-        self, data_dir: DataDir, *, gateway_port: int, say: Callable[[str], None], serve: Sequence[str]
+        self,
+        data_dir: DataDir,
+        programs: Programs,
+        *,
+        gateway_port: int,
+        say: Callable[[str], None],
+        serve: Sequence[str],
     ) -> None:
         self._data_dir = data_dir
         self._serve = serve
         self._ports = data_dir.ports([*PORT_NAMES, *SERVICES, CONTROLLER]) | {GATEWAY: gateway_port}
-        self._backing = Backing(data_dir, self._ports)
+        self._backing = Backing(data_dir, self._ports, programs)
         self._socket = data_dir.socket("steps.sock")
         self._supervisor = Supervisor(say=say)
         self._console = Console([self._log(name) for name in (RUNNER, CONTROLLER, *SERVICES, GATEWAY)], say=say)

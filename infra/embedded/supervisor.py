@@ -54,10 +54,7 @@ class Program:
         return self._process
 
     async def start(self) -> None:
-        try:
-            self._process = Process.spawn(self._command)
-        except OSError as error:
-            raise StartFailure(f"cannot run {self._command.argv[0]}: {error.strerror}") from error
+        self._process = Process.spawn(self._command)
 
     async def stop(self) -> None:
         await self.process.stop(within_seconds=self._stop_within_seconds)

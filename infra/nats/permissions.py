@@ -126,4 +126,5 @@ def server_config(*, host: str, port: int, store_dir: str, passwords: Mapping[st
             "authorization": {"users": users},
         },
         indent=2,
+        ensure_ascii=False,  # It does not know \u escapes.
     )
