@@ -1,0 +1,184 @@
+"""Artifacts on their way: into a step before it starts, out of its private tree after its end (specification §9).
+
+Everything is streamed between files and the object store; nothing is held whole. What a failed step left behind is
+collected as well, and what is missing is said, not raised: the reconciler decides who is to blame.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import msgspec
+
+from services.run.engine.embedded.orders import PlacedArtifact, StepOrder, WantedArtifact, WantedParameter
+from services.run.engine.embedded.reconcile import Collected
+from services.run.engine.embedded.runtime import archive
+from services.run.engine.embedded.runtime.tree import OutsideTree, Tree, find, read_text
+from services.run.engine.embedded.specs import CannotPrepare
+from shared.blobs import Blobs, NoSuchObject
+
+LARGEST_PARAMETER_BYTES = 4 * 1024 * 1024
+"""Far above what fits a pod's annotation; a file beyond it is no parameter."""
+LARGEST_RESULT_BYTES = 256 * 1024
+
+_CREDENTIALS = {
+    "accessKeySecret": {"name": "mlpipeline-minio-artifact", "key": "accesskey"},
+    "secretKeySecret": {"name": "mlpipeline-minio-artifact", "key": "secretkey"},
+}
+
+
+class Found(msgspec.Struct, frozen=True, kw_only=True):
+    """What was collected, and what should have been there and was not."""
+
+    outputs: Collected
+    problem: str | None = None
+
+
+class Artifacts:
+    """The artifacts of one workflow in the object store."""
+
+    def __init__(self, blobs: Blobs, workflow_name: str, created_at: datetime) -> None:
+        self._blobs = blobs
+        self._prefix = f"artifacts/{workflow_name}/{created_at:%Y/%m/%d}"
+
+    def location(self, key: str) -> dict[str, Any]:
+        """An `s3` block, complete enough for the UI of either version (specification §14)."""
+        return {
+            "bucket": self._blobs.bucket,
+            "endpoint": self._blobs.endpoint,
+            "insecure": self._blobs.is_insecure,
+            **_CREDENTIALS,
+            "key": key,
+        }
+
+    async def stage(self, order: StepOrder, scratch: Path) -> dict[str, Path]:
+        """Bring the input artifacts that lie in the store. Returns name → path; raises CannotPrepare, Unavailable."""
+        return {
+            artifact.name: await self._fetch(artifact, scratch / "inputs" / str(number))
+            for number, artifact in enumerate(order.input_artifacts)
+            if artifact.raw is None and artifact.s3 is not None
+        }
+
+    async def _fetch(self, artifact: PlacedArtifact, target: Path) -> Path:
+        key = str((artifact.s3 or {}).get("key", ""))
+        await asyncio.to_thread(_make_empty, target)
+        packed, placed = target / "object", target / "artifact"
+        try:
+            await self._blobs.get_file(key, packed)
+        except NoSuchObject as error:
+            raise CannotPrepare(f"artifact {artifact.name}: nothing is stored at {key}") from error
+        if artifact.archive is not None and "none" in artifact.archive:
+            return packed
+        try:
+            await asyncio.to_thread(archive.unpack, packed, placed)
+        except (archive.BadArchive, OSError) as error:
+            raise CannotPrepare(f"artifact {artifact.name}: {error}") from error
+        return placed
+
+    async def collect(self, order: StepOrder, tree: Tree | None, log: Path, scratch: Path) -> Found:
+        """Store what the step wrote, and its log. Raises Unavailable; repeating it is harmless."""
+        parameters: dict[str, str] = {}
+        artifacts: dict[str, Mapping[str, Any]] = {}
+        problems: list[str] = []
+        for parameter in order.output_parameters:
+            try:
+                text = await asyncio.to_thread(_read_parameter, parameter, tree)
+            except (OSError, OutsideTree) as error:
+                problems.append(f"Error (exit code 1): {_said(error)}")
+                continue
+            if text is not None:
+                parameters[parameter.name] = text
+        for wanted in order.output_artifacts:
+            path = None if tree is None else await asyncio.to_thread(find, tree, wanted.path)
+            if path is not None:
+                try:
+                    artifacts[wanted.name] = await self._store(order.node_id, wanted, path, scratch)
+                except OSError as error:
+                    problems.append(f"Error (exit code 1): {wanted.path}: {error}")
+            elif not wanted.optional:
+                problems.append(f"Error (exit code 1): {wanted.path}: no such file or directory")
+        outputs = Collected(
+            parameters=parameters,
+            artifacts=artifacts,
+            log=await self._store_log(order.node_id, log),
+            result=await asyncio.to_thread(_read_result, log) if order.needs_result else None,
+        )
+        return Found(outputs=outputs, problem=problems[0] if problems else None)
+
+    async def _store(self, node_id: str, wanted: WantedArtifact, path: Path, scratch: Path) -> dict[str, Any]:
+        top = PurePosixPath(wanted.path).name
+        is_plain = wanted.archive is not None and "none" in wanted.archive
+        file_name = top if is_plain else f"{wanted.name}.tgz"
+        key = str((wanted.s3 or {}).get("key") or f"{self._prefix}/{node_id}/{file_name}")
+        if is_plain:
+            await self._store_plain(key, path)
+            return self.location(key)
+        packed = scratch / "outputs" / f"{wanted.name}.tgz"
+        await asyncio.to_thread(_pack, path, top, packed)
+        await self._blobs.put_file(key, packed)
+        await asyncio.to_thread(packed.unlink)
+        return self.location(key)
+
+    async def _store_plain(self, key: str, path: Path) -> None:
+        """A file as it is; a directory as one object per file under the key."""
+        for relative, file in await asyncio.to_thread(_files_at, path):
+            await self._blobs.put_file(f"{key}/{relative}" if relative else key, file)
+
+    async def _store_log(self, node_id: str, log: Path) -> dict[str, Any] | None:
+        if not await asyncio.to_thread(log.exists):
+            return None
+        key = f"{self._prefix}/{node_id}/main.log"
+        await self._blobs.put_file(key, log)
+        return self.location(key)
+
+
+def _make_empty(directory: Path) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+
+
+def _pack(path: Path, top: str, packed: Path) -> None:
+    packed.parent.mkdir(parents=True, exist_ok=True)
+    archive.pack(path, top, packed)
+
+
+def _files_at(path: Path) -> list[tuple[str, Path]]:
+    """The file itself under no name, or a directory's files under their relative ones."""
+    if path.is_file():
+        return [("", path)]
+    files = (file for file in sorted(path.rglob("*")) if file.is_file() and not file.is_symlink())
+    return [(str(file.relative_to(path)), file) for file in files]
+
+
+def _read_parameter(parameter: WantedParameter, tree: Tree | None) -> str | None:
+    """Its text without one trailing newline, or its default; None where it has a literal value.
+
+    Raises FileNotFoundError, OutsideTree.
+    """
+    source = parameter.value_from
+    if source is None or source.path is None:
+        return source.default if source is not None else None
+    try:
+        if tree is None:
+            raise FileNotFoundError(f"{source.path}: no such file or directory")
+        text = read_text(tree, source.path, limit_bytes=LARGEST_PARAMETER_BYTES)
+    except FileNotFoundError:
+        if source.default is None:
+            raise
+        return source.default
+    return text.removesuffix("\n")
+
+
+def _read_result(log: Path) -> str:
+    """What the step printed, without our own first line and without one trailing newline; its last 256 KiB."""
+    _banner, _, printed = log.read_bytes().partition(b"\n")
+    return printed[-LARGEST_RESULT_BYTES:].decode("utf-8", errors="replace").removesuffix("\n")
+
+
+def _said(error: Exception) -> str:
+    return str(error)

@@ -1,0 +1,236 @@
+"""From an order to a step that can be started: secrets, claims and addresses get their values (specification §9).
+
+What an order leaves open only this machine knows. The result is complete: the step runner looks nothing up.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path, PurePosixPath
+
+import msgspec
+
+from services.run.engine.embedded import runtime
+from services.run.engine.embedded.manifest import EnvVar, KeyToPath, Selector, Volume
+from services.run.engine.embedded.objects import ObjectError, Objects
+from services.run.engine.embedded.orders import PlacedArtifact, Process, StepKind, StepOrder, expand_variables
+
+SCRIPT_PATH = "/argo/staging/script"
+
+_FIELD_OF_MAP = re.compile(r"metadata\.(labels|annotations)\['(.*)'\]")
+
+
+class Place(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a step is executed, and what it is called there."""
+
+    key: str
+    run_id: str
+    namespace: str
+    scratch: Path
+    """A directory of this attempt alone, outside its private tree: volumes made for it, artifacts brought for it."""
+
+
+class CannotPrepare(Exception):
+    """The step cannot start as ordered; the text is the node's message."""
+
+
+def build(order: StepOrder, place: Place, objects: Objects, staged: Mapping[str, Path]) -> runtime.StepSpec:
+    """The step as the runner starts it. `staged`: input artifacts that were fetched, by name.
+
+    Blocks on the disk. Raises CannotPrepare.
+    """
+    try:
+        return _Builder(order, place, objects).spec(staged)
+    except ObjectError as error:
+        raise CannotPrepare(str(error)) from error
+
+
+class _Builder:
+    def __init__(self, order: StepOrder, place: Place, objects: Objects) -> None:
+        self._order = order
+        self._place = place
+        self._objects = objects
+
+    def spec(self, staged: Mapping[str, Path]) -> runtime.StepSpec:
+        order = self._order
+        return runtime.StepSpec(
+            key=self._place.key,
+            main=self._process(order.main),
+            init=tuple(map(self._process, order.init)),
+            sidecars=tuple(map(self._process, order.sidecars)),
+            files=tuple(self._files(staged)),
+            mounts=tuple(self._mounts()),
+            make_directories=tuple(dict.fromkeys(_output_directories(order))),
+            deadline_seconds=order.deadline_seconds,
+            banner=f"headrace: this step runs as a process; its image {order.main.image or '(none)'} is not used",
+        )
+
+    def _process(self, process: Process) -> runtime.Process:
+        env = self._environment(process)
+        argv = [expand_variables(text, env) for text in (*process.command, *process.args)]
+        if process is self._order.main and self._order.kind is StepKind.SCRIPT:
+            argv.append(SCRIPT_PATH)
+        if not process.command and self._order.kind is StepKind.CONTAINER:
+            raise CannotPrepare(f"image entrypoint unknown: {process.image}")
+        return runtime.Process(argv=tuple(argv), env=env, cwd=process.working_dir or "/")
+
+    # Environment
+
+    def _environment(self, process: Process) -> dict[str, str]:
+        """Later entries win; a value may refer to earlier ones."""
+        env = {"ARGO_CONTAINER_NAME": process.name}
+        if self._order.needs_result:
+            env["ARGO_INCLUDE_SCRIPT_OUTPUT"] = "true"
+        for source in process.env_from:
+            for reference, find, kind in (
+                (source.config_map_ref, self._objects.config_map, "configmap"),
+                (source.secret_ref, self._objects.secret, "secret"),
+            ):
+                if reference is not None:
+                    entries = self._entries(find, kind, reference.name, is_optional=reference.optional)
+                    env.update({source.prefix + key: _text(value) for key, value in entries.items()})
+        for each in process.env:
+            value = self._value(each)
+            if value is not None:
+                env[each.name] = expand_variables(value, env)
+        return env
+
+    def _value(self, variable: EnvVar) -> str | None:
+        source = variable.value_from
+        if source is None:
+            return variable.value or ""
+        if source.field_ref is not None:
+            return self._field(source.field_ref.field_path)
+        if source.secret_key_ref is not None:
+            return self._key(self._objects.secret, "secret", source.secret_key_ref)
+        if source.config_map_key_ref is not None:
+            return self._key(self._objects.config_map, "configmap", source.config_map_key_ref)
+        raise CannotPrepare(f"env {variable.name}: this source of a value is not supported by the local engine")
+
+    def _field(self, path: str) -> str:
+        """A field of the pod that this step would be (workflow specification, section 9, env)."""
+        in_map = _FIELD_OF_MAP.fullmatch(path)
+        if in_map is not None:
+            values = self._order.labels if in_map[1] == "labels" else self._order.annotations
+            return values.get(in_map[2], "")
+        fields: dict[str, Callable[[], str]] = {
+            "metadata.name": lambda: self._order.node_id,
+            "metadata.namespace": lambda: self._place.namespace,
+            "metadata.uid": lambda: str(uuid.uuid5(uuid.NAMESPACE_OID, self._place.key)),
+            "spec.nodeName": socket.gethostname,
+            "spec.serviceAccountName": lambda: self._order.service_account,
+            "status.podIP": lambda: "127.0.0.1",
+            "status.hostIP": lambda: "127.0.0.1",
+        }
+        if path not in fields:
+            raise CannotPrepare(f"the field {path} is not supported by the local engine")
+        return fields[path]()
+
+    def _key(self, find: _Find, kind: str, reference: Selector) -> str | None:
+        entries = self._entries(find, kind, reference.name, is_optional=reference.optional)
+        if reference.key in entries:
+            return _text(entries[reference.key])
+        if reference.optional:
+            return None
+        raise CannotPrepare(f"couldn't find key {reference.key} in {kind} {self._place.namespace}/{reference.name}")
+
+    def _entries(self, find: _Find, kind: str, name: str, *, is_optional: bool) -> dict[str, bytes]:
+        found = find(self._place.namespace, name)
+        if found is None and not is_optional:
+            raise CannotPrepare(f'{kind} "{name}" not found')
+        return found or {}
+
+    # Files and volumes
+
+    def _files(self, staged: Mapping[str, Path]) -> Iterable[runtime.Placement]:
+        if self._order.source is not None:
+            yield runtime.Placement(target=SCRIPT_PATH, text=self._order.source)
+        for artifact in self._order.input_artifacts:
+            if artifact.raw is not None:
+                yield runtime.Placement(target=artifact.path, text=artifact.raw, mode=artifact.mode)
+            elif artifact.name in staged:
+                yield _from_host(artifact, staged[artifact.name])
+
+    def _mounts(self) -> Iterable[runtime.Mount]:
+        """Main's mounts first: where containers mount different volumes at one place, main's is the one."""
+        volumes = {volume.name: volume for volume in self._order.volumes}
+        seen: set[str] = set()
+        for process in (self._order.main, *self._order.init, *self._order.sidecars):
+            for mount in process.mounts:
+                target = mount.mount_path.rstrip("/") or "/"
+                if target in seen:
+                    continue
+                seen.add(target)
+                source, is_read_only = self._volume(volumes[mount.name])
+                yield runtime.Mount(
+                    source=str(source),
+                    target=target,
+                    read_only=mount.read_only or is_read_only,
+                    sub_path=mount.sub_path,
+                )
+
+    def _volume(self, volume: Volume) -> tuple[Path, bool]:
+        """The directory behind a volume, and whether it is read-only by nature."""
+        if volume.persistent_volume_claim is not None:
+            claim = volume.persistent_volume_claim
+            return self._objects.claim(self._place.namespace, claim.claim_name), claim.read_only
+        if volume.secret is not None:
+            secret = volume.secret
+            entries = self._entries(self._objects.secret, "secret", secret.secret_name, is_optional=secret.optional)
+            return self._written(volume.name, entries, secret.items, secret.default_mode), True
+        if volume.config_map is not None:
+            config = volume.config_map
+            entries = self._entries(self._objects.config_map, "configmap", config.name, is_optional=config.optional)
+            return self._written(volume.name, entries, config.items, config.default_mode), True
+        if volume.host_path is not None:
+            raise CannotPrepare(f"volume {volume.name}: hostPath volumes are not allowed on the local engine")
+        directory = self._scratch_volume(volume.name)
+        directory.chmod(0o777)
+        return directory, False
+
+    def _written(
+        self, name: str, entries: Mapping[str, bytes], items: tuple[KeyToPath, ...], default_mode: int | None
+    ) -> Path:
+        directory = self._scratch_volume(name)
+        wanted = items or tuple(KeyToPath(key=key, path=key) for key in entries)
+        for item in wanted:
+            if item.key not in entries:
+                raise CannotPrepare(f"volume {name}: references non-existent key: {item.key}")
+            relative = PurePosixPath(item.path)
+            if relative.is_absolute() or ".." in relative.parts:
+                raise CannotPrepare(f"volume {name}: the path {item.path} leads outside")
+            file = directory / relative
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(entries[item.key])
+            file.chmod(item.mode or default_mode or 0o644)
+        return directory
+
+    def _scratch_volume(self, name: str) -> Path:
+        if "/" in name or name in ("", ".", ".."):
+            raise CannotPrepare(f"'{name}' is not a valid name of a volume")
+        directory = self._place.scratch / "volumes" / name
+        directory.mkdir(parents=True, exist_ok=True)
+        return directory
+
+
+_Find = Callable[[str, str], dict[str, bytes] | None]
+
+
+def _from_host(artifact: PlacedArtifact, source: Path) -> runtime.Placement:
+    return runtime.Placement(target=artifact.path, source=str(source), mode=artifact.mode)
+
+
+def _output_directories(order: StepOrder) -> Iterable[str]:
+    """Parents of everything declared, so that a step may write without making directories first (§9, §17)."""
+    for artifact in order.output_artifacts:
+        yield str(PurePosixPath(artifact.path).parent)
+    for parameter in order.output_parameters:
+        if parameter.value_from is not None and parameter.value_from.path:
+            yield str(PurePosixPath(parameter.value_from.path).parent)
+
+
+def _text(value: bytes) -> str:
+    return value.decode("utf-8", errors="replace")
