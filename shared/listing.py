@@ -430,13 +430,10 @@ def _decode_base64(text: str) -> str:
 
 def _filter_text(asked: str) -> str:
     """The first reading of a filter that is a JSON object; clients encode it once, twice or in base64."""
-    for reading in (
-        lambda: asked,
-        lambda: unquote_plus(asked),
-        lambda: base64.b64decode(asked, validate=True).decode(),
-    ):
+    readings: tuple[Callable[[str], str], ...] = (_as_received, unquote_plus, _decode_base64)
+    for read in readings:
         try:
-            text = reading()
+            text = read(asked)
             if isinstance(msgspec.json.decode(text), dict):
                 return text
         except (ValueError, RecursionError):
