@@ -65,10 +65,13 @@ class Journal:
     def log_of(self, key: str) -> Path:
         return self.directory_of(key) / _LOG
 
+    def make_room(self, key: str) -> None:
+        """The attempt's directory; until `begin` it counts as nothing. Raises OSError."""
+        self.directory_of(key).mkdir(mode=0o700, exist_ok=True)
+
     def begin(self, spec: StepSpec, start: StepStart) -> None:
         """Durably note that the step is about to run."""
         directory = self.directory_of(spec.key)
-        directory.mkdir(mode=0o700, exist_ok=True)
         _write(directory / _SPEC, spec)
         _write(directory / _START, start)
         _sync_directory(directory)

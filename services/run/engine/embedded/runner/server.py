@@ -77,6 +77,7 @@ class SocketInUse(Exception):
 
 async def serve(settings: RunnerSettings, stop: asyncio.Event) -> None:
     """Serve until `stop` is set, then end every step and return. Raises StepsDirectoryInUse, SocketInUse, OSError."""
+    os.umask(0o022)  # the private trees' directories are a step's, with the modes it expects
     journal = Journal(settings.steps_dir)
     try:
         await _refuse_a_second_runner(settings.step_runner_socket)
@@ -306,9 +307,16 @@ class StepRunner:
         started = StepStart(
             key=spec.key, started_at=datetime.now(UTC), runtime=runtime.name if runtime else "none", tree=tree
         )
+        prepared: asyncio.Future[None] | None = None
         try:
+            self._journal.make_room(spec.key)
+            if runtime is not None and tree is not None:
+                # While the disk confirms the start: the tree of what never began is removed with its room.
+                prepared = asyncio.ensure_future(asyncio.to_thread(runtime.prepare, spec, MAIN, home, tree))
             await asyncio.to_thread(self._journal.begin, spec, started)
         except OSError as error:
+            if prepared is not None:
+                await asyncio.wait((prepared,))
             attempt.refusal = f"the step cannot be noted in {self._journal.steps_dir}: {error.strerror}"
             del self._attempts[spec.key]
             with contextlib.suppress(OSError):
@@ -316,10 +324,10 @@ class StepRunner:
             attempt.begun.set()
             return
         self._tell(attempt, StepStarted(key=spec.key, started_at=started.started_at))
-        if runtime is None or tree is None:
+        if runtime is None or tree is None or prepared is None:
             outcome = _Outcome(end=End.COULD_NOT_START, reason=problem or "")
         else:
-            outcome = await self._run(spec, attempt, runtime, tree)
+            outcome = await self._run(spec, attempt, runtime, tree, prepared)
         exit = _exit_of(spec.key, outcome, started.started_at)
         await self._note(exit)
         self._tell(attempt, StepExited(key=spec.key, exit=exit))
@@ -333,7 +341,9 @@ class StepRunner:
                 _log.error("the end of %s cannot be noted, trying again: %s", exit.key, error)
                 await asyncio.sleep(_RETRY_WRITE_SECONDS)
 
-    async def _run(self, spec: StepSpec, attempt: Attempt, runtime: Runtime, tree: Tree) -> _Outcome:
+    async def _run(
+        self, spec: StepSpec, attempt: Attempt, runtime: Runtime, tree: Tree, prepared: asyncio.Future[None]
+    ) -> _Outcome:
         """Init processes in order, then main with its sidecars, within the deadline."""
         home = self._journal.directory_of(spec.key)
         deadline = None
@@ -344,14 +354,17 @@ class StepRunner:
         codes: dict[str, int] = {}
         log = -1
         try:
+            await prepared
             log = self._journal.open_log(spec.key)
             if spec.banner:
                 os.write(log, spec.banner.encode() + b"\n")
 
             async def start(name: str, process: Process) -> Running:
-                own_home = home if name == MAIN else home / name
-                own_tree = tree if name == MAIN else runtime.lay_out(spec, name, own_home)
-                await asyncio.to_thread(runtime.prepare, spec, name, own_home, own_tree)
+                own_home, own_tree = home, tree
+                if name != MAIN:
+                    own_home = home / name
+                    own_tree = runtime.lay_out(spec, name, own_home)
+                    await asyncio.to_thread(runtime.prepare, spec, name, own_home, own_tree)
                 if attempt.ending is not None:
                     raise _EndedEarly
                 running = attempt.running[name] = runtime.start(process, own_home, own_tree, log)
