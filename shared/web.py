@@ -64,6 +64,10 @@ KEEP_ALIVE_SECONDS: Final = 75
 LONGEST_PATH: Final = 8192
 """Longer paths name nothing. The bound also keeps the router's cache of paths small."""
 
+LONGEST_FORM_BYTES: Final = 1 << 20
+"""Of a query posted as a form; nobody means what comes after."""
+
+_FORM: Final = "application/x-www-form-urlencoded"
 _EMPTY_SEGMENT: Final = "\x00"
 _METHODS: Final = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"})
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
@@ -252,7 +256,33 @@ class Service(Litestar):
             await _send_text(send, 404, "Not Found\n", ("x-content-type-options", "nosniff"))
             return
         scope["path"] = f"{head}/{_split_verb(last)}"
+        if scope["method"] == "POST" and _header(scope, b"content-type") == _FORM:
+            await self._form(scope, receive, send)
+            return
         await super().__call__(scope, receive, send)
+
+    async def _form(self, scope: Any, receive: Any, send: Any) -> None:
+        """A form posted to where nothing is posted is a GET whose query was too long for a URL."""
+        if override := _header(scope, b"x-http-method-override"):
+            scope["method"] = override.upper()
+            await super().__call__(scope, receive, send)
+            return
+        as_get: Any = {**scope, "method": "GET", "state": dict(scope.get("state") or {})}
+        is_refused = False
+
+        async def send_unless_refused(message: Any) -> None:
+            nonlocal is_refused
+            if message["type"] == "http.response.start":
+                is_refused = message["status"] == 405
+            if not is_refused:
+                await send(message)
+
+        await super().__call__(scope, receive, send_unless_refused)
+        if is_refused:
+            form = await _form_of(receive)
+            as_get["query_string"] = b"&".join(part for part in (form, scope["query_string"]) if part)
+            await super().__call__(as_get, receive, send)
+            scope["path_template"] = as_get.get("path_template")
 
 
 class _Server(uvicorn.Server):
@@ -288,6 +318,22 @@ async def _send_text(send: Send, status: int, body: str, *headers: tuple[str, st
 def _request_id_of(headers: Mapping[str, str]) -> str:
     given = headers.get("x-request-id")
     return given if given and _REQUEST_ID.fullmatch(given) else uuid4().hex
+
+
+def _header(scope: Any, name: bytes) -> str:
+    """The header's value without parameters, or nothing."""
+    value = next((value for key, value in scope["headers"] if key == name), b"")
+    return str(value.partition(b";")[0].decode("latin-1")).strip().lower()
+
+
+async def _form_of(receive: Any) -> bytes:
+    form = b""
+    while len(form) <= LONGEST_FORM_BYTES:
+        message = await receive()
+        form += message.get("body", b"")
+        if not message.get("more_body", False):
+            break
+    return form[:LONGEST_FORM_BYTES]
 
 
 def _clean(path: str) -> str:

@@ -39,6 +39,16 @@ async def read(run_id: FromPath[str], suffix: NamedDependency[str]) -> Response[
         raise NotFound.of("Run", run_id)
 
 
+@web.get("/apis/v1beta1/runs")
+async def find(request: Request[Any, Any, Any]) -> Response[bytes]:
+    return web.reply(Seen(verb="find", body=request.scope["query_string"].decode()))
+
+
+@web.get("/apis/v1beta1/jobs")
+async def find_jobs(request: Request[Any, Any, Any]) -> Response[bytes]:
+    return web.reply(Seen(verb="find jobs", body=request.scope["query_string"].decode()))
+
+
 @web.delete("/apis/v1beta1/runs/{run_id:str}")
 async def erase(run_id: FromPath[str]) -> Response[bytes]:
     if run_id == "bug":
@@ -86,7 +96,7 @@ def backing() -> Backing:
 def app(backing: Backing) -> web.Service:
     return web.create_app(
         service="web-test",
-        routes=[create, read, erase, archive, retry, choose, read_artifact],
+        routes=[create, find, find_jobs, read, erase, archive, retry, choose, read_artifact],
         ready=[backing.check],
         dependencies={"suffix": "known"},
     )
@@ -225,6 +235,25 @@ async def test_a_dot_in_a_name_is_no_reason_to_redirect(client: httpx.AsyncClien
 async def test_creating_answers_200_with_the_body_as_it_was_sent(client: httpx.AsyncClient) -> None:
     answer = await client.post("runs", content=b"anything", headers={"content-type": "text/csv"})
     assert (answer.status_code, answer.json()) == (200, {"verb": "create", "body": "anything"})
+
+
+async def test_a_form_posted_where_nothing_is_posted_is_a_long_get(client: httpx.AsyncClient) -> None:
+    form = {"content-type": "application/x-www-form-urlencoded; charset=utf-8"}
+    answer = await client.post("jobs?page_size=2", content=b"filter=%7B%7D", headers=form)
+    assert (answer.status_code, answer.json()) == (200, {"verb": "find jobs", "body": "filter=%7B%7D&page_size=2"})
+    assert (await client.post("jobs", content=b"filter=%7B%7D")).status_code == 405
+    assert (await client.post("runs/lost", content=b"", headers=form)).status_code == 404
+    text = (await client.get(f"{ROOT}/metrics")).text
+    assert 'code="200",method="POST",route="/apis/v1beta1/jobs",service="web-test"' in text
+
+
+async def test_a_form_posted_where_something_is_posted_is_a_post(client: httpx.AsyncClient) -> None:
+    form = {"content-type": "application/x-www-form-urlencoded"}
+    assert (await client.post("runs", content=b"{}", headers=form)).json() == {"verb": "create", "body": "{}"}
+    overridden = await client.post("runs/a", headers={**form, "x-http-method-override": "delete"})
+    assert (overridden.status_code, overridden.content) == (200, b"{}")
+    ignored = await client.post("runs/a", headers={"x-http-method-override": "delete"})
+    assert ignored.status_code == 405
 
 
 async def test_a_large_body_passes(client: httpx.AsyncClient) -> None:
