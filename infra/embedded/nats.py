@@ -11,7 +11,6 @@ import os
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from urllib.parse import quote
 
 from infra.embedded.failure import StartFailure
 from infra.embedded.ports import LOOPBACK
@@ -31,7 +30,10 @@ class NatsServer:
         log: Path | None = None,
         keep_open: Sequence[int] = (),
     ) -> None:
-        """`passwords` has one for each user of `infra.nats.permissions`."""
+        """`passwords` has one for each user of `infra.nats.permissions`, of letters and digits.
+
+        Clients take the password out of a URL as it stands there, escapes and all.
+        """
         self.port = port
         self._passwords = passwords
         self._program = program
@@ -47,7 +49,7 @@ class NatsServer:
         return self._process
 
     def url(self, user: str) -> str:
-        return f"nats://{quote(user)}:{quote(self._passwords[user], safe='')}@{LOOPBACK}:{self.port}"
+        return f"nats://{user}:{self._passwords[user]}@{LOOPBACK}:{self.port}"
 
     def urls(self) -> dict[str, str]:
         return {user: self.url(user) for user in USER_NAMES}

@@ -44,8 +44,8 @@ async def postgres_server(open_folder: Path) -> AsyncIterator[Postgres]:
 @pytest.fixture
 async def own_nats(tmp_path: Path) -> AsyncIterator[NatsServer]:
     (port,) = free_ports(1)
-    passwords = {user: f"{user}/ä" for user in USER_NAMES}
-    server = NatsServer(data_dir=tmp_path / "nats", port=port, passwords=passwords, program=binaries.nats_server())
+    passwords = dict.fromkeys(USER_NAMES, "secret")
+    server = NatsServer(data_dir=tmp_path / "Mühle 1", port=port, passwords=passwords, program=binaries.nats_server())
     await server.start()
     yield server
     await server.stop()
@@ -146,7 +146,7 @@ async def test_a_taken_port_is_one_line_and_no_process(open_folder: Path, own_na
 
 async def test_nats_keeps_acknowledged_messages_through_stop_and_kill(own_nats: NatsServer) -> None:
     async def publish(number: int) -> int:
-        client = await nats.connect(own_nats.url("admin"))
+        client = await nats.connect(own_nats.url("admin"), allow_reconnect=False)
         try:
             stream = client.jetstream()
             await stream.add_stream(name="KFP_EVENTS", subjects=["kfp.event.>"])
@@ -165,7 +165,7 @@ async def test_nats_keeps_acknowledged_messages_through_stop_and_kill(own_nats: 
 
 
 async def test_nats_shows_its_passwords_to_nobody_else(own_nats: NatsServer, tmp_path: Path) -> None:
-    assert stat.S_IMODE((tmp_path / "nats" / "nats.conf").stat().st_mode) == 0o600
+    assert stat.S_IMODE((tmp_path / "Mühle 1" / "nats.conf").stat().st_mode) == 0o600
 
 
 async def test_the_object_store_keeps_objects_through_stop_and_kill(own_object_store: ObjectStore) -> None:

@@ -1,0 +1,319 @@
+"""The stack as a person meets it: started as a command, with real backing servers and stubs for the processes."""
+
+import asyncio
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from infra.embedded.failure import StartFailure
+from infra.embedded.ports import free_ports
+from infra.embedded.preflight import refuse_unsupported_platform
+from infra.embedded.readiness import NOBODY_ANSWERS, http_status
+
+PROJECT = Path(__file__).parents[3]
+WITHIN_SECONDS = 60
+PROCESSES = {
+    *("experiment", "pipeline-registry", "run", "job-scheduler", "metrics"),
+    *("run-controller", "step-runner", "gateway"),
+}
+
+
+class Started:
+    """A stack in a process of its own. Every process below it carries `mark` in its environment."""
+
+    def __init__(self, process: asyncio.subprocess.Process, port: int, mark: str, journal: Path) -> None:
+        self.process = process
+        self.port = port
+        self._mark = mark
+        self._journal = journal
+
+    async def ready(self) -> None:
+        assert self.process.stdout is not None
+        line = await asyncio.wait_for(self.process.stdout.readline(), WITHIN_SECONDS)
+        assert line.decode() == f"headrace ready http://127.0.0.1:{self.port}\n", await self.complaints()
+
+    async def complaints(self) -> str:
+        assert self.process.stderr is not None
+        return (await asyncio.wait_for(self.process.stderr.read(), WITHIN_SECONDS)).decode()
+
+    async def next_complaint(self) -> str:
+        assert self.process.stderr is not None
+        return (await asyncio.wait_for(self.process.stderr.readline(), WITHIN_SECONDS)).decode()
+
+    async def ended(self) -> int:
+        return await asyncio.wait_for(self.process.wait(), WITHIN_SECONDS)
+
+    async def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return await self.ended()
+
+    def events(self) -> list[str]:
+        return [line.rpartition(" ")[0] for line in self._journal.read_text().splitlines()]
+
+    def pid_of(self, name: str) -> int:
+        """The newest process of that name."""
+        lines = [line for line in self._journal.read_text().splitlines() if line.startswith(f"{name} started ")]
+        return int(lines[-1].split()[2])
+
+    def children(self) -> dict[str, int]:
+        """Program name → pid of what the supervisor itself started."""
+        listed = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return {Path(f"/proc/{pid}/comm").read_text().strip(): int(pid) for pid in listed}
+
+    def living(self) -> list[str]:
+        """Every process of this stack, however deep, orphans included."""
+        found = []
+        for folder in Path("/proc").iterdir():
+            with contextlib.suppress(OSError):
+                if folder.name.isdecimal() and self._mark.encode() in (folder / "environ").read_bytes():
+                    found.append((folder / "cmdline").read_text().replace("\0", " "))
+        return found
+
+    async def all_gone(self) -> None:
+        async with asyncio.timeout(WITHIN_SECONDS):
+            while self.living():  # noqa: ASYNC110 - the kernel tells nobody about orphans
+                await asyncio.sleep(0.02)
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Open to other users, as a stack started by root needs it."""
+    with tempfile.TemporaryDirectory(prefix="headrace-") as name:
+        os.chmod(name, 0o711)
+        yield Path(name)
+
+
+@asynccontextmanager
+async def started(
+    data_dir: Path,
+    *,
+    port: int | None = None,
+    prefix: Sequence[str] = (),
+    variables: Mapping[str, str] | None = None,
+) -> AsyncIterator[Started]:
+    """A stack told by the environment; `prefix` are words before its command."""
+    mark = f"HEADRACE_TEST_MARK={secrets.token_hex(8)}"
+    gateway_port = port or free_ports(1)[0]
+    journal = _empty_journal()
+    environment: Mapping[str, str] = {
+        **os.environ,
+        "HEADRACE_PORT": str(gateway_port),
+        "HEADRACE_DATA_DIR": str(data_dir),
+        "HEADRACE_TEST_JOURNAL": str(journal),
+        mark.partition("=")[0]: mark.partition("=")[2],
+        **(variables or {}),
+    }
+    process = await asyncio.create_subprocess_exec(
+        *prefix,
+        *(sys.executable, "-m", "tests.support.stack_process"),
+        cwd=PROJECT,
+        env=environment,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    stack = Started(process, gateway_port, mark, journal)
+    try:
+        yield stack
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+        await stack.all_gone()
+        shutil.rmtree(journal.parent)
+
+
+async def test_it_comes_up_answers_and_ends_in_order_without_a_trace(folder: Path) -> None:
+    async with started(folder / "data") as stack:
+        await stack.ready()
+        assert await http_status(stack.port, "/apis/v1beta1/healthz") == 200
+        assert {event.split()[0] for event in stack.events()} == PROCESSES
+        assert await stack.stop() == 0
+        assert stack.living() == []
+        assert await http_status(stack.port, "/") == NOBODY_ANSWERS
+        ends = [event.split()[0] for event in stack.events() if event.endswith(" stopped")]
+        assert ends[0] == "gateway"
+        assert ends[-2:] == ["run-controller", "step-runner"]
+        assert await stack.complaints() == ""
+    assert sorted(entry.name for entry in (folder / "data").iterdir()) == sorted(
+        ["lock", "logs", "nats", "object-store", "ports.json", "postgres", "secrets.json", "steps"]
+    )
+
+
+async def test_ctrl_c_is_an_orderly_stop_and_the_next_start_continues(folder: Path) -> None:
+    ports = secrets_kept = b""
+    for _ in range(2):
+        async with started(folder / "data") as stack:
+            await stack.ready()
+            before = ports, secrets_kept
+            ports, secrets_kept = (
+                (folder / "data" / "ports.json").read_bytes(),
+                (folder / "data" / "secrets.json").read_bytes(),
+            )
+            assert before in ((b"", b""), (ports, secrets_kept))
+            assert await stack.stop(signal.SIGINT) == 0
+
+
+async def test_a_signal_while_it_comes_up_leaves_nothing(folder: Path) -> None:
+    async with started(folder / "data") as stack:
+        async with asyncio.timeout(WITHIN_SECONDS):
+            while not (folder / "data" / "logs" / "nats.log").exists():  # noqa: ASYNC110 - a file
+                await asyncio.sleep(0.01)
+        assert await stack.stop() == 0
+        assert stack.living() == []
+
+
+async def test_a_killed_process_and_a_killed_server_are_started_again(folder: Path) -> None:
+    async with started(folder / "data") as stack:
+        await stack.ready()
+        os.kill(stack.pid_of("gateway"), signal.SIGKILL)
+        assert _restarted("gateway") in await stack.next_complaint()
+        await _answers(stack.port)
+        for program, name in (("postgres", "postgres"), ("nats-server", "nats"), ("weed", "object-store")):
+            killed = stack.children()[program]
+            os.kill(killed, signal.SIGKILL)
+            assert _restarted(name) in await stack.next_complaint()
+            async with asyncio.timeout(WITHIN_SECONDS):
+                while stack.children().get(program, killed) == killed:  # noqa: ASYNC110 - a list of the kernel's
+                    await asyncio.sleep(0.01)
+        assert await stack.stop() == 0
+        assert stack.living() == []
+
+
+async def test_a_killed_supervisor_takes_everything_along_and_the_next_one_starts(folder: Path) -> None:
+    async with started(folder / "data") as stack:
+        await stack.ready()
+        stack.process.kill()
+        # At once, while servers of the killed stack may still be writing.
+        async with started(folder / "data") as successor:
+            await successor.ready()
+            assert stack.living() == []
+            assert await successor.stop() == 0
+            assert await successor.complaints() == ""
+
+
+async def test_two_stacks_run_at_once_on_two_folders(folder: Path) -> None:
+    async with started(folder / "one") as one, started(folder / "two") as two:
+        await asyncio.gather(one.ready(), two.ready())
+        assert await one.stop() == 0
+        assert await http_status(two.port, "/apis/v1beta1/healthz") == 200
+        assert await two.stop() == 0
+
+
+async def test_a_folder_too_long_for_a_socket_works(folder: Path) -> None:
+    async with started(folder / ("deep" * 30) / "data") as stack:
+        await stack.ready()
+        assert await stack.stop() == 0
+    assert [name for name in os.listdir("/tmp") if name.startswith(f"headrace-{os.geteuid()}-")] == []
+
+
+async def test_a_folder_in_use_is_refused_and_its_stack_undisturbed(folder: Path) -> None:
+    async with started(folder / "data") as stack:
+        await stack.ready()
+        async with started(folder / "data") as second:
+            assert await second.ended() == 1
+            holder = f"is in use by another headrace (process {stack.process.pid})"
+            assert await second.complaints() == f"headrace: cannot start: the data directory {folder}/data {holder}\n"
+        assert await http_status(stack.port, "/apis/v1beta1/healthz") == 200
+        assert await stack.stop() == 0
+
+
+async def test_a_taken_port_is_refused_before_anything_is_written(folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        async with started(folder / "data", port=port) as stack:
+            assert await stack.ended() == 1
+            assert await stack.complaints() == (
+                f"headrace: cannot start: port {port} on 127.0.0.1 is taken: "
+                "stop what listens there, or choose another by --port\n"
+            )
+    assert os.listdir(folder) == []
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "complaint"),
+    [
+        ("HEADRACE_WEED", "/no/weed", "HEADRACE_WEED=/no/weed: this is not a program"),
+        ("HEADRACE_PROT", "1", "unknown setting HEADRACE_PROT (did you mean HEADRACE_PORT?)"),
+    ],
+)
+async def test_a_wrong_setting_is_refused_before_anything_is_written(
+    folder: Path, variable: str, value: str, complaint: str
+) -> None:
+    async with started(folder / "data", variables={variable: value}) as stack:
+        assert await stack.ended() == 1
+        assert await stack.complaints() == f"headrace: cannot start: {complaint}\n"
+    assert os.listdir(folder) == []
+
+
+async def test_a_folder_that_is_a_file_is_refused(folder: Path) -> None:
+    (folder / "data").touch()
+    async with started(folder / "data") as stack:
+        assert await stack.ended() == 1
+        complaint = f"headrace: cannot start: the data directory {folder}/data cannot be used: "
+        assert (await stack.complaints()).startswith(complaint)
+
+
+@pytest.mark.parametrize(
+    ("mount", "reason"),
+    [
+        ("mount -t tmpfs -o ro none", "cannot be used: Read-only file system"),
+        ("mount -t tmpfs -o size=16m none", "is on a full disk: "),
+    ],
+)
+async def test_a_disk_that_takes_nothing_is_refused(folder: Path, mount: str, reason: str) -> None:
+    in_namespace = ("unshare", "--user", "--map-root-user", "--mount", "--")
+    probe = await asyncio.create_subprocess_exec(*in_namespace, "/bin/sh", "-c", f"{mount} {folder}")
+    if await probe.wait() != 0:
+        pytest.skip("no user namespaces here: nothing can be mounted")
+    mounted = (*in_namespace, "/bin/sh", "-c", f'{mount} {folder} && exec "$@"', "sh")
+    async with started(folder / "data", prefix=mounted) as stack:
+        assert await stack.ended() == 1
+        complaints = await stack.complaints()
+    assert complaints.startswith(f"headrace: cannot start: the data directory {folder}/data {reason}")
+    assert complaints.count("\n") == 1
+
+
+async def test_a_server_that_does_not_come_up_ends_what_did(folder: Path) -> None:
+    liar = folder / "weed"
+    liar.write_text("#!/bin/sh\necho the mill is dry >&2\nexit 1\n")
+    liar.chmod(0o755)
+    async with started(folder / "data", variables={"HEADRACE_WEED": str(liar)}) as stack:
+        assert await stack.ended() == 1
+        complaint = "headrace: cannot start: the object store ended while starting: the mill is dry (log: "
+        assert (await stack.complaints()).startswith(complaint)
+        assert stack.living() == []
+
+
+def test_an_unsupported_platform_is_told_of_docker_compose() -> None:
+    refuse_unsupported_platform("linux", "x86_64")
+    refuse_unsupported_platform("linux", "aarch64")
+    for system, machine in (("darwin", "arm64"), ("win32", "AMD64"), ("linux", "riscv64")):
+        with pytest.raises(StartFailure, match=f"not on {system} {machine}: use docker-compose up"):
+            refuse_unsupported_platform(system, machine)
+
+
+def _restarted(name: str) -> str:
+    return f"headrace: {name} was ended by SIGKILL; starting it again in 0."
+
+
+def _empty_journal() -> Path:
+    journal = Path(tempfile.mkdtemp(prefix="headrace-journal-"), "journal")
+    journal.touch()
+    return journal
+
+
+async def _answers(port: int) -> None:
+    async with asyncio.timeout(WITHIN_SECONDS):
+        while await http_status(port, "/") != 200:  # noqa: ASYNC110 - another process's socket
+            await asyncio.sleep(0.02)
