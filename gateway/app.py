@@ -6,6 +6,7 @@ front of the proxy is paid by every request. Litestar holds the process's life: 
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -34,6 +35,7 @@ to 65,535 bytes."""
 CLIENT_LEFT = 499
 """Counted, never sent: nobody was there to read it."""
 
+_log = logging.getLogger(__name__)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 _METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"})
 _OF_A_BODY = frozenset({b"content-length", b"content-type", b"transfer-encoding", b"x-http-method-override"})
@@ -133,6 +135,7 @@ class Door:
         except AnswerBroken as broken:
             # To return without completing the answer is how an application has the server cut the connection.
             code = broken.status
+            _log.warning("%s: the answer to request %s was cut: %s", service, request_id, broken)
             _broken.labels(service).inc()
         finally:
             in_flight.dec()

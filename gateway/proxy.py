@@ -80,7 +80,7 @@ HOP_BY_HOP = frozenset(
 _NOT_FORWARDED = HOP_BY_HOP | {b"expect", b"x-request-id", b"traceparent"}
 _NOT_ANSWERED = HOP_BY_HOP | {b"date", b"server"}  # our own server writes both
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 class ClientLeft(Exception):
@@ -155,7 +155,7 @@ class Replicas:
 
     def note_refused(self, address: str) -> None:
         if address not in self._rest_until:
-            log.warning("%s: the replica at %s takes no connection", self.service, address)
+            _log.warning("%s: the replica at %s takes no connection", self.service, address)
         self._rest_until[address] = self._clock() + REST_SECONDS
 
     def note_draining(self, address: str) -> None:
@@ -164,7 +164,7 @@ class Replicas:
 
     def note_reached(self, address: str) -> None:
         if self._rest_until.pop(address, None) is not None:
-            log.info("%s: the replica at %s answers again", self.service, address)
+            _log.info("%s: the replica at %s answers again", self.service, address)
 
     async def resolve(self) -> None:
         """Ask for the addresses behind the names. A name that does not resolve keeps the addresses it had."""
@@ -175,7 +175,7 @@ class Replicas:
             try:
                 hosts = await self._look_up(parts.hostname)
             except OSError as error:
-                log.warning("%s: the name %s does not resolve: %s", self.service, parts.hostname, error)
+                _log.warning("%s: the name %s does not resolve: %s", self.service, parts.hostname, error)
                 continue
             self._named[upstream] = tuple(_address(host, parts.port) for host in sorted(hosts))
         self._addresses = (*self._fixed, *(address for named in self._named.values() for address in named))
@@ -219,8 +219,9 @@ class Proxy:
         Raises Unavailable while nothing was answered yet; ClientLeft; AnswerBroken.
         """
         body = ClientBody(receive, call.headers)
+        presence = asyncio.timeout(None)
         try:
-            async with asyncio.timeout(None) as presence:
+            async with presence:
                 watch = _Watch(body, presence)
                 try:
                     await body.read_if_small()
@@ -232,7 +233,9 @@ class Proxy:
                 finally:
                     watch.stop()
         except TimeoutError:
-            raise ClientLeft from None
+            if presence.expired():
+                raise ClientLeft from None
+            raise
 
     async def _open(self, call: Call, replicas: Replicas, body: ClientBody) -> aiohttp.ClientResponse:
         assert self._session is not None, "the proxy is not started"
@@ -258,7 +261,7 @@ class Proxy:
                 if body.client_left:
                     raise ClientLeft from error
                 if not (may_repeat and _connection_is_reused.get() and not body.is_taken):
-                    log.warning("%s: %s ended without an answer: %r", replicas.service, address, error)
+                    _log.warning("%s: %s ended without an answer: %r", replicas.service, address, error)
                     raise Unavailable(
                         f"The {replicas.service} service did not answer; the request may have been applied.",
                         cause="the connection ended before the answer",
@@ -289,7 +292,7 @@ class ClientBody:
     async def read_if_small(self) -> None:
         if self._whole is not None or self._announced is None or self._announced > SMALL_BODY_BYTES:
             return
-        self._whole = b"".join([chunk async for chunk in self._pulled()])
+        self._whole = b"".join([chunk async for chunk in self.chunks()])
 
     def to_send(self) -> bytes | AsyncIterator[bytes] | None:
         if self._whole is not None:
@@ -304,10 +307,11 @@ class ClientBody:
 
     async def _streamed(self) -> AsyncIterator[bytes]:
         self.is_taken = True
-        async for chunk in self._pulled():
+        async for chunk in self.chunks():
             yield chunk
 
-    async def _pulled(self) -> AsyncIterator[bytes]:
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """Raises ClientLeft."""
         while not self.is_over:
             message = await self._receive()
             if message["type"] == "http.disconnect":
@@ -322,7 +326,7 @@ async def read_form(receive: Receive, headers: Headers, *, at_most_bytes: int) -
     """A form that stands for a query, whole. Raises InvalidInput above the limit, ClientLeft."""
     body = ClientBody(receive, headers)
     text = bytearray()
-    async for chunk in body._pulled():
+    async for chunk in body.chunks():
         text += chunk
         if len(text) > at_most_bytes:
             raise InvalidInput(f"A form that stands for a query may hold {at_most_bytes} bytes.")

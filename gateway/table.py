@@ -202,7 +202,7 @@ def _candidates(path: str) -> Iterator[Route]:
     if colon and not name:
         return
     segments = (*leading, name if colon else last)
-    for wanted, route in _INDEX.get((len(segments), verb if colon else ""), ()):
+    for wanted, route in _INDEX.get((len(segments), _resource(segments), verb if colon else ""), ()):
         if all(segments[position] == text for position, text in wanted):
             yield route
 
@@ -228,15 +228,23 @@ Wanted = tuple[tuple[int, str], ...]
 """Positions and texts of a pattern's literal segments."""
 
 
-def _compiled(routes: tuple[Route, ...]) -> dict[tuple[int, str], tuple[tuple[Wanted, Route], ...]]:
-    """Routes by number of segments and verb, the two things a path must share with a pattern exactly."""
-    index: dict[tuple[int, str], tuple[tuple[Wanted, Route], ...]] = {}
+Key = tuple[int, str, str]
+"""Number of segments, resource and verb: what a path must share with a pattern exactly."""
+
+
+def _resource(segments: tuple[str, ...]) -> str:
+    """`runs` of /apis/v1beta1/runs/…; the last segment of a shorter path. No pattern has a variable there."""
+    return segments[min(2, len(segments) - 1)]
+
+
+def _compiled(routes: tuple[Route, ...]) -> dict[Key, tuple[tuple[Wanted, Route], ...]]:
+    index: dict[Key, tuple[tuple[Wanted, Route], ...]] = {}
     for route in routes:
         *leading, last = route.pattern[1:].split("/")
         name, _, verb = last.rpartition(":") if ":" in last else (last, "", "")
         segments = (*leading, name)
         wanted = tuple((at, text) for at, text in enumerate(segments) if not text.startswith("{"))
-        key = (len(segments), verb)
+        key = (len(segments), _resource(segments), verb)
         index[key] = (*index.get(key, ()), (wanted, route))
     return index
 

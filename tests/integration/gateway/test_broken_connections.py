@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from gateway.proxy import Call, Proxy, Replicas
-from tests.integration.gateway.conftest import (
+from tests.integration.gateway.house import (
     WITHIN_SECONDS,
     GatewayUnderTest,
     House,

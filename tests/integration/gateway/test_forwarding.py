@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.integration.gateway.conftest import GatewayUnderTest, RecordingService
+from tests.integration.gateway.house import GatewayUnderTest, RecordingService
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 
@@ -222,3 +222,21 @@ async def test_an_answer_without_a_body_keeps_the_connection_usable(
         for _ in range(2):
             answer = await client.head("/apis/headrace/v1/runs")
             assert (answer.status_code, answer.content) == (status, b"")
+
+
+async def test_no_character_in_an_id_is_a_fault_of_ours(gateway: GatewayUnderTest, service: RecordingService) -> None:
+    for character in (chr(code) for code in range(0x21, 0x7F) if chr(code) not in "/#?"):
+        target = f"/apis/v1beta1/runs/a{character}b/terminate?x={character}".encode()
+
+        answer = await gateway.exchange(b"POST " + target + b" HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
+
+        assert answer.startswith(b"HTTP/1.1 200 "), (character, answer)
+        assert service.last.raw_path + b"?" + service.last.query == target
+
+
+async def test_bytes_beyond_ascii_in_a_path_are_no_fault_of_ours(gateway: GatewayUnderTest) -> None:
+    answer = await gateway.exchange(
+        b"GET /apis/v1beta1/runs/\xff\xc3\xa9?a=\xff HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
+    )
+
+    assert answer.startswith((b"HTTP/1.1 200 ", b"HTTP/1.1 4")), answer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.integration.gateway.conftest import GatewayUnderTest, RecordingService
+from tests.integration.gateway.house import GatewayUnderTest, RecordingService
 
 
 @pytest.mark.parametrize(

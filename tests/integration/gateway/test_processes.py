@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.integration.gateway.conftest import WITHIN_SECONDS, House, refusing_url
+from tests.integration.gateway.house import WITHIN_SECONDS, House, refusing_url
 
 MIB = 1024 * 1024
 

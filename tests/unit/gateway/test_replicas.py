@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from gateway.proxy import REST_SECONDS, Replicas
+from gateway.proxy import IDLE_SECONDS, REST_SECONDS, Replicas
+from shared.web import DRAIN_NOTICE_SECONDS, KEEP_ALIVE_SECONDS
 
 A, B, C = "http://10.0.0.1:80", "http://10.0.0.2:80", "http://10.0.0.3:80"
 
@@ -97,3 +98,7 @@ async def test_a_name_that_never_resolved_offers_nothing_to_try() -> None:
     await replicas.resolve()
 
     assert not replicas.in_turn()
+
+
+def test_the_gateway_lets_go_of_an_idle_connection_before_any_service_does() -> None:
+    assert IDLE_SECONDS < DRAIN_NOTICE_SECONDS < KEEP_ALIVE_SECONDS
