@@ -1,0 +1,88 @@
+"""The whole stack, started once per session as a person would start it: `headrace up`, a free port, a fresh folder."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from infra.embedded.ports import free_ports
+
+_READY_WITHIN_SECONDS = 90
+_STOP_WITHIN_SECONDS = 30
+
+
+class Stack(msgspec.Struct, frozen=True, kw_only=True):
+    """A running stack. `url` is the gateway's."""
+
+    url: str
+    data_dir: Path
+    process: subprocess.Popen[str]
+
+    def logs(self) -> str:
+        """The last lines of every process, for the report of a failed test."""
+        folder = self.data_dir / "logs"
+        parts = (f"== {file.name}\n{_tail(file)}" for file in sorted(folder.glob("*.log")))
+        return "\n".join(parts)
+
+
+@pytest.fixture(scope="session")
+def stack() -> Iterator[Stack]:
+    # A short path: sockets of the step runner live in it.
+    with tempfile.TemporaryDirectory(prefix="headrace-") as folder, running(Path(folder) / "data") as stack:
+        yield stack
+
+
+@contextmanager
+def running(data_dir: Path, *, port: int | None = None) -> Iterator[Stack]:
+    """Run `headrace up` on `data_dir` and stop it in order at the end."""
+    port = port or free_ports(1)[0]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "infra.cli", "up", "--port", str(port), "--data-dir", str(data_dir)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={name: value for name, value in os.environ.items() if not name.startswith("HEADRACE_")},
+        start_new_session=True,
+    )
+    said: list[str] = []
+    ready = threading.Event()
+
+    def listen() -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            said.append(line)
+            if line.startswith("headrace ready "):
+                ready.set()
+        ready.set()
+
+    listener = threading.Thread(target=listen, daemon=True)
+    listener.start()
+    try:
+        ready.wait(timeout=_READY_WITHIN_SECONDS)
+        if not any(line.startswith("headrace ready ") for line in said):
+            pytest.fail(f"the stack did not start:\n{''.join(said)}")
+        yield Stack(url=f"http://127.0.0.1:{port}", data_dir=data_dir, process=process)
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(timeout=_STOP_WITHIN_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            raise
+        listener.join(timeout=5)
+
+
+def _tail(file: Path, lines: int = 40) -> str:
+    return "\n".join(file.read_text(errors="replace").splitlines()[-lines:])
