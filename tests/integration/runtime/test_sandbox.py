@@ -1,0 +1,222 @@
+"""What a step sees and what of it reaches the host: the real sandbox, as our own user and as an ordinary one."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+from pathlib import Path
+
+from services.run.engine.embedded.runner.protocol import End
+from services.run.engine.embedded.runtime import Mount, Placement
+from services.run.engine.embedded.runtime.tree import find, read_text
+from tests.integration.runtime.conftest import HOST_SECRET, Runner
+
+
+async def test_the_full_sandbox_is_what_runs_here(runner: Runner) -> None:
+    info = await runner.client.info()
+    assert (info.runtime, info.weaker) == ("bubblewrap", None)
+
+
+async def test_parallel_steps_have_a_tmp_of_their_own(runner: Runner) -> None:
+    async def write(text: str) -> str:
+        script = f"ls /tmp; echo {text} >/tmp/output; sleep 0.2; cat /tmp/output"
+        _, log = await runner.shell(script)
+        return log
+
+    assert await asyncio.gather(write("one"), write("two")) == ["one\n", "two\n"]
+
+
+async def test_root_level_files_are_collected_and_the_host_root_stays_as_it_was(runner: Runner) -> None:
+    before = sorted(os.listdir("/"))
+    spec = runner.spec("sh", "-c", "echo hi >/output.txt; mkdir -p /outputs/a; echo {} >/mlpipeline-metrics.json")
+    assert (await runner.run(spec)).exit_code == 0
+    tree = runner.tree(spec.key)
+    assert read_text(tree, "/output.txt", limit_bytes=100) == "hi\n"
+    assert read_text(tree, "/mlpipeline-metrics.json", limit_bytes=100) == "{}\n"
+    outputs = find(tree, "/outputs/a")
+    assert outputs is not None
+    assert outputs.is_dir()
+    assert sorted(os.listdir("/")) == before
+
+
+async def test_what_a_step_writes_over_the_host_stays_in_its_layer(runner: Runner) -> None:
+    spec = runner.spec("sh", "-c", "echo x >/etc/headrace-test && echo y >/usr/headrace-test && echo z >$HOME/mine")
+    assert (await runner.run(spec)).exit_code == 0
+    tree = runner.tree(spec.key)
+    assert read_text(tree, "/etc/headrace-test", limit_bytes=9) == "x\n"
+    assert read_text(tree, "/usr/headrace-test", limit_bytes=9) == "y\n"
+    assert read_text(tree, "/root/mine", limit_bytes=9) == "z\n"
+    assert "headrace-test" not in os.listdir("/etc")
+    assert find(tree, "/etc/passwd") is None, "a file of the host is no output"
+    _, log = await runner.shell("cat /etc/headrace-test /root/mine")
+    assert log.count("No such file") == 2
+
+
+async def test_python_python3_and_a_shell_that_knows_double_brackets(runner: Runner) -> None:
+    code = "import sys; print(sys.version_info[0])"
+    ended, log = await runner.shell(
+        f"python -c '{code}' && python3 -u -c '{code}' && [[ a == a ]] && /bin/sh -c '[[ b == b ]]' && echo fine"
+    )
+    assert (ended.exit_code, log) == (0, "3\n3\nfine\n")
+
+
+async def test_the_generated_program_of_the_sdk_runs(runner: Runner) -> None:
+    script = 'program_path=$(mktemp)\nprintf "%s" "$0" > "$program_path"\npython3 -u "$program_path" "$@"\n'
+    spec = runner.spec("sh", "-ec", script, "import sys; print(sys.argv[1:])", "--x", "1")
+    assert (await runner.run(spec)).exit_code == 0
+    assert await runner.log_of(spec.key) == "['--x', '1']\n"
+
+
+async def test_a_step_that_hunts_finds_neither_the_environment_nor_a_secret_of_the_server(runner: Runner) -> None:
+    hunt = f"""
+        cat /proc/*/environ 2>/dev/null | tr '\\0' '\\n' | grep -e HEADRACE
+        tr '\\0' '\\n' </proc/1/cmdline | sed '/^--$/q' | grep -e {runner.room}
+        ls {runner.room}/data {runner.room} 2>/dev/null
+        mount -t tmpfs x /mnt 2>/dev/null && echo mounted
+        umount /usr 2>/dev/null && echo bared
+        mknod /usr/disk b 8 0 2>/dev/null && echo device
+        (echo 1 >/proc/sys/kernel/printk) 2>/dev/null && echo sysctl
+        ls /proc | grep -c '^[0-9]'
+        env | cut -d= -f1 | grep -v -e '^_$' -e PWD -e SHLVL | sort | tr '\\n' ' '
+    """
+    _, log = await runner.shell(hunt)
+    assert len(log.splitlines()) == 2, log
+    processes, names = log.splitlines()
+    assert int(processes) <= 8
+    assert names.split() == ["HOME", "LANG", "MARKER", "PATH", "PIP_BREAK_SYSTEM_PACKAGES"]
+
+
+async def test_a_data_directory_inside_a_visible_one_is_masked(mortal_runner: Runner) -> None:
+    visible = Path("/var/tmp") / f"{mortal_runner.marker}-secret"
+    visible.mkdir()
+    (visible / "password").write_text(HOST_SECRET)
+    try:
+        mortal_runner.stop()
+        mortal_runner.start(HEADRACE_STEP_MASKED_PATHS=str(visible))
+        _, log = await mortal_runner.shell(
+            f"ls -A {visible}; cat {visible}/password; umount {visible}; ls -A {visible}"
+        )
+        assert HOST_SECRET not in log
+        assert "password\n" not in log
+    finally:
+        (visible / "password").unlink()
+        visible.rmdir()
+
+
+async def test_exit_codes_and_signals_pass_through(runner: Runner) -> None:
+    async def end(*argv: str) -> tuple[End, int, int | None]:
+        ended = await runner.run(runner.spec(*argv))
+        return ended.end, ended.exit_code, ended.signal
+
+    assert await end("sh", "-c", "exit 7") == (End.EXITED, 7, None)
+    assert await end("sh", "-c", "kill -9 $$") == (End.EXITED, 137, 9)
+    assert await end("python3", "-c", "import os; os.abort()") == (End.EXITED, 134, 6)
+    assert await end("no-such-command") == (End.EXITED, 127, None)
+    assert await end("/no/such/command") == (End.EXITED, 127, None)
+    assert await end("/etc/passwd") == (End.EXITED, 126, None)
+
+
+async def test_mounts_are_shared_and_parts_of_them_can_be_read_only(runner: Runner, volume: Path) -> None:
+    shared = Mount(source=str(volume), target="/mnt/data")
+    ended, _ = await runner.shell("mkdir -p /mnt/data/part && echo 1 >/mnt/data/part/one", mounts=(shared,))
+    assert ended.exit_code == 0
+    assert (volume / "part" / "one").read_text() == "1\n"
+    part = Mount(source=str(volume), target="/only", read_only=True, sub_path="part")
+    fresh = Mount(source=str(volume), target="/tmp/outputs/x", sub_path="made/here")
+    spec = runner.spec(
+        "sh", "-c", "cat /only/one; echo no >/only/two; echo out >/tmp/outputs/x/data", mounts=(part, fresh)
+    )
+    assert (await runner.run(spec)).exit_code == 0
+    log = await runner.log_of(spec.key)
+    assert log.startswith("1\n")
+    assert "Read-only file system" in log
+    assert (volume / "made" / "here" / "data").read_text() == "out\n"
+    assert find(runner.tree(spec.key), "/tmp/outputs/x/data") == volume / "made" / "here" / "data"
+
+
+async def test_a_sub_path_that_a_step_made_a_link_leads_nowhere_else(runner: Runner, volume: Path) -> None:
+    await runner.shell("ln -s /etc /v/way-out", mounts=(Mount(source=str(volume), target="/v"),))
+    _, log = await runner.shell("ls /v", mounts=(Mount(source=str(volume), target="/v", sub_path="way-out"),))
+    assert log == ""
+    assert (volume / "etc").is_dir(), "the link is followed inside the volume"
+
+
+async def test_files_are_writable_copies_with_their_modes(runner: Runner, volume: Path) -> None:
+    (volume / "source").mkdir()
+    (volume / "source" / "a").write_text("original")
+    files = (
+        Placement(target="/tmp/inputs/dir", source=str(volume / "source")),
+        Placement(target="/tmp/inputs/one/data", source=str(volume / "source" / "a")),
+        Placement(target="/argo/staging/script", text="#!/bin/sh\necho ran\n", mode=0o755),
+        Placement(target="/v/placed", text="in the mount"),
+        Placement(target="/usr/share/headrace/deep", text="in a layer\n"),
+    )
+    script = (
+        "echo changed >/tmp/inputs/dir/a; echo changed >/tmp/inputs/one/data; /argo/staging/script; cat /v/placed;"
+        "cat /usr/share/headrace/deep; ls /usr/share | wc -l"
+    )
+    mounts = (Mount(source=str(volume), target="/v"),)
+    spec = runner.spec("sh", "-ec", script, files=files, mounts=mounts, make_directories=("/tmp/outputs/x",))
+    assert (await runner.run(spec)).exit_code == 0
+    assert (volume / "source" / "a").read_text() == "original"
+    log = await runner.log_of(spec.key)
+    assert log.startswith("ran\nin the mountin a layer\n")
+    assert int(log.split()[-1]) > 5, "the host's /usr/share is still seen beneath"
+    assert (volume / "placed").read_text() == "in the mount"
+    placed = find(runner.tree(spec.key), "/argo/staging/script")
+    assert placed is not None
+    assert stat.S_IMODE(placed.stat().st_mode) == 0o755
+    assert find(runner.tree(spec.key), "/tmp/outputs/x") is not None
+
+
+async def test_a_working_directory_is_made(runner: Runner) -> None:
+    _, log = await runner.shell("pwd", cwd="/workspace/deep")
+    assert log == "/workspace/deep\n"
+
+
+async def test_what_cannot_be_placed_or_mounted_is_said(runner: Runner) -> None:
+    ended = await runner.run(runner.spec("true", files=(Placement(target="/x", source="/no/such/file"),)))
+    assert (ended.end, ended.reason) == (End.COULD_NOT_START, "/no/such/file: No such file or directory")
+    ended = await runner.run(runner.spec("true", mounts=(Mount(source="/no/such", target="/x"),)))
+    assert (ended.end, ended.reason) == (End.COULD_NOT_START, "/no/such: no such directory to mount")
+
+
+async def test_the_banner_is_the_first_line_and_both_outputs_follow(runner: Runner) -> None:
+    _, log = await runner.shell("echo out; echo err >&2; echo out again", banner="image x is not used here")
+    assert log == "image x is not used here\nout\nerr\nout again\n"
+
+
+async def test_planted_links_do_not_lead_the_collector_out(runner: Runner) -> None:
+    script = """
+        ln -s /etc/shadow /tmp/shadow; ln -s ../../../../../../../../etc/passwd /tmp/climb; ln -s /tmp/real /tmp/link
+        echo mine >/tmp/real; ln -s loop /tmp/loop; mkfifo /tmp/fifo; ln -s /proc/self/environ /tmp/env
+    """
+    spec = runner.spec("sh", "-c", script)
+    await runner.run(spec)
+    tree = runner.tree(spec.key)
+    assert [find(tree, f"/tmp/{name}") for name in ("shadow", "climb", "loop", "env")] == [None] * 4
+    assert find(tree, "/tmp/../../../etc/passwd") is None
+    assert read_text(tree, "/tmp/link", limit_bytes=10) == "mine\n"
+
+
+async def test_init_processes_come_first_and_sidecars_end_with_main(runner: Runner, volume: Path) -> None:
+    def process(script: str) -> object:
+        return runner.spec("sh", "-c", script).main
+
+    mounts = (Mount(source=str(volume), target="/v"),)
+    spec = runner.spec(
+        *("sh", "-c", "cat /v/order; while [ ! -e /v/sidecar ]; do sleep 0.01; done; ls /tmp"),
+        init=(process("echo first >/v/order; touch /tmp/of-init"), process("echo second >>/v/order")),
+        sidecars=(process("touch /v/sidecar; exec sleep 1000"),),
+        mounts=mounts,
+    )
+    ended = await runner.run(spec)
+    assert await runner.log_of(spec.key) == "first\nsecond\n"
+    assert (ended.exit_code, ended.blamed) == (0, None)
+    assert ended.processes == {"init-0": 0, "init-1": 0, "main": 0, "sidecar-0": 143}
+
+    failed = await runner.run(runner.spec("true", init=(process("exit 3"),)))
+    assert (failed.exit_code, failed.blamed, "main" in failed.processes) == (3, "init-0", False)
+    failed = await runner.run(runner.spec("sleep", "0.3", sidecars=(process("exit 4"),)))
+    assert (failed.exit_code, failed.blamed) == (4, "sidecar-0")
