@@ -94,6 +94,7 @@ class FakeExecutor:
         self.messages: list[tuple[str, str]] = []
         self.running: dict[str, tuple[datetime, StepOrder, Outcome]] = {}
         self.max_running = 0
+        self.pending_events: list[Event] = []
         self.turn = self.take(())
 
     # -- one move ------------------------------------------------------------------------------------------------------
@@ -118,27 +119,21 @@ class FakeExecutor:
         outcome = self.script(order)
         self.orders.append(order)
         self.running[order.node_id] = (self.now + timedelta(seconds=outcome.seconds), order, outcome)
-        self._pending_events.append(StepStarted(node_id=order.node_id, at=self.now))
+        self.pending_events.append(StepStarted(node_id=order.node_id, at=self.now))
 
     def _stop(self, kill: Kill) -> None:
         if self.running.pop(kill.node_id, None):
-            self._pending_events.append(
+            self.pending_events.append(
                 StepFinished(node_id=kill.node_id, at=self.now, exit_code=143, killed=kill.reason)
             )
-
-    @property
-    def _pending_events(self) -> list[Event]:
-        if not hasattr(self, "_events"):
-            self._events: list[Event] = []
-        return self._events
 
     def step(self) -> bool:
         """Let the next thing happen. False when the run is over."""
         if self.turn.finished:
             return False
-        if self._pending_events:
-            events = tuple(self._pending_events)
-            self._pending_events.clear()
+        if self.pending_events:
+            events = tuple(self.pending_events)
+            self.pending_events.clear()
             self.take(events)
             return True
         ends = [(due, node_id) for node_id, (due, _, _) in self.running.items()]
@@ -165,7 +160,7 @@ class FakeExecutor:
 
     def run_for(self, seconds: float) -> FakeExecutor:
         end = self.now + timedelta(seconds=seconds)
-        while not self.turn.finished and (self._pending_events or self._next_time() <= end):
+        while not self.turn.finished and (self.pending_events or self._next_time() <= end):
             self.step()
         self.now = max(self.now, end)
         return self

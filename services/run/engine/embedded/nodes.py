@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import Enum
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -117,6 +118,7 @@ class Node(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defau
     outbound_nodes: tuple[str, ...] = ()
 
 
+@lru_cache(maxsize=8192)
 def node_id(workflow_name: str, node_name: str) -> str:
     """The id of a node, which is also the pod name (v1) and part of the keys of its artifacts."""
     if node_name == workflow_name:

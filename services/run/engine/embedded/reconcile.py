@@ -687,7 +687,7 @@ class _Pass:
 
     def _check_limits(self, call: _Call) -> None:
         limits = self._state.limits
-        if call.depth > limits.depth:
+        if call.template.is_group and call.depth > limits.depth:
             raise ManifestError(f"templates are nested deeper than {limits.depth} levels")
         if len(self._state.nodes) >= limits.nodes:
             raise ManifestError(f"the run has more than {limits.nodes} nodes")
@@ -872,7 +872,7 @@ class _Pass:
         factor = float(strategy.backoff.factor or 1)
         seconds = duration_seconds(strategy.backoff.duration) * factor**frame.attempts
         last = self._max_duration_end(frame)
-        if last is not None and self._now > last:
+        if last is not None and self._now >= last:
             return "Max duration limit exceeded"
         begins = ended + timedelta(seconds=min(seconds, 10 * 365 * 86400))
         if last is not None and begins > last:

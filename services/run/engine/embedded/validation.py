@@ -58,13 +58,15 @@ def _check_workflow(workflow: Workflow) -> None:
     _check_seconds("spec.activeDeadlineSeconds", spec.active_deadline_seconds)
     _check_retry("spec", spec.retry_strategy)
     templates = _templates(workflow)
-    for name in filter(None, (spec.entrypoint, spec.on_exit)):
+    called = [name for name in (spec.entrypoint, spec.on_exit) if name]
+    for name in called:
         if name not in templates:
             raise ManifestError(f"template name '{name}' undefined")
-        _check_supplied(f"templates.{name}", templates[name], spec.arguments)
     known = _Known(workflow, templates)
     for template in templates.values():
         _check_template(template, known)
+    for name in called:
+        _check_supplied(f"templates.{name}", templates[name], spec.arguments)
 
 
 def _templates(workflow: Workflow) -> dict[TemplateName, Template]:

@@ -1,0 +1,255 @@
+from typing import Any
+
+import pytest
+
+from services.run.engine.embedded.manifest import ManifestError, Workflow, parse
+from services.run.engine.embedded.validation import lint, refuse_unsupported, validate
+from tests.support.embedded_runs import workflow
+
+
+def dag(tasks: str, more: str = "", spec: str = "") -> Workflow:
+    """A DAG with these tasks; `t` takes nothing, `p` takes x and gives o, `a` takes an artifact."""
+    return workflow(f"""
+spec:
+  entrypoint: main
+  {spec}
+  templates:
+  - name: main
+    dag:
+      tasks: {tasks}
+  - {{name: t, container: {{image: i, command: ["true"]}}}}
+  - name: p
+    inputs: {{parameters: [{{name: x}}]}}
+    container: {{image: i, command: [sh, -c, "{{{{inputs.parameters.x}}}}"]}}
+    outputs: {{parameters: [{{name: o, valueFrom: {{path: /o}}}}], artifacts: [{{name: art, path: /o}}]}}
+  - {{name: a, inputs: {{artifacts: [{{name: in, path: /in}}]}}, container: {{image: i, command: ["true"]}}}}
+{more}
+""")
+
+
+def leaf(text: str) -> Workflow:
+    return workflow(f"spec: {{entrypoint: main, templates: [{text}]}}")
+
+
+P = "{name: %s, template: p, arguments: {parameters: [{name: x, value: '%s'}]}%s}"
+
+REFUSED = {
+    "templates.main.tasks.b dependency 'Make folds' not defined": dag(
+        "[{name: a, template: t}, {name: b, template: t, dependencies: [Make folds]}]"
+    ),
+    "templates.main dependency cycle detected: a->b->a": dag(
+        "[{name: a, template: t, dependencies: [b]}, {name: b, template: t, dependencies: [a]}]"
+    ),
+    "templates.main must have at least one task": dag("[]"),
+    "templates.main.tasks.a template name 'nowhere' undefined": dag("[{name: a, template: nowhere}]"),
+    "templates.main.tasks[1].name 'a' is not unique": dag("[{name: a, template: t}, {name: a, template: t}]"),
+    "templates.main.tasks[0].name: 'a b' is invalid": dag("[{name: a b, template: t}]"),
+    "templates.main.tasks.1a name cannot begin with a digit": dag(
+        "[{name: 1a, template: t}, {name: b, template: t, dependencies: [1a]}]"
+    ),
+    "templates.main.tasks.a inputs.parameters.x was not supplied": dag("[{name: a, template: p}]"),
+    "templates.main.tasks.a inputs.artifacts.in was not supplied": dag("[{name: a, template: a}]"),
+    "templates.main.tasks.a failed to resolve {{inputs.parameters.no}}": dag(
+        f"[{P % ('a', '{{inputs.parameters.no}}', '')}]"
+    ),
+    "templates.main.tasks.a failed to resolve {{workflow.parameters.no}}": dag(
+        f"[{P % ('a', '{{workflow.parameters.no}}', '')}]"
+    ),
+    "templates.main.tasks.b missing dependency 'a' for parameter 'x'": dag(
+        f"[{P % ('a', '1', '')}, {P % ('b', '{{tasks.a.outputs.parameters.o}}', '')}]"
+    ),
+    "templates.main.tasks.b failed to resolve {{tasks.a.outputs.parameters.no}}": dag(
+        f"[{P % ('a', '1', '')}, {P % ('b', '{{tasks.a.outputs.parameters.no}}', ', dependencies: [a]')}]"
+    ),
+    "templates.main.tasks.a failed to resolve {{item.k}}": dag(f"[{P % ('a', '{{item.k}}', '')}]"),
+    "templates.main.tasks.a failed to resolve {{workflow.status}}": dag(f"[{P % ('a', '{{workflow.status}}', '')}]"),
+    "templates.main.tasks.a only one of withItems, withParam, withSequence": dag(
+        "[{name: a, template: t, withItems: [1], withParam: '[1]'}]"
+    ),
+    "templates.main cannot use both 'depends' and 'dependencies'": dag(
+        "[{name: a, template: t}, {name: b, template: t, depends: a}, {name: c, template: t, dependencies: [a]}]"
+    ),
+    "templates.main cannot use 'continueOn' when using 'depends'": dag(
+        "[{name: a, template: t, continueOn: {failed: true}}, {name: b, template: t, depends: a}]"
+    ),
+    "templates.main.tasks.b invalid depends expression": dag("[{name: a, template: t}, {name: b, depends: a &&}]"),
+    "templates.main.tasks.b depends on 'a', which does not expand": dag(
+        "[{name: a, template: t}, {name: b, template: t, depends: a.AnySucceeded}]"
+    ),
+    "template name 'bye' undefined": dag("[{name: a, template: t}]", spec="onExit: bye"),
+    "spec.activeDeadlineSeconds must be a positive integer": dag(
+        "[{name: a, template: t}]", spec="activeDeadlineSeconds: -1"
+    ),
+    "templates[4].name 't' is not unique": dag("[{name: a, template: t}]", more="  - {name: t, container: {image: i}}"),
+    "templates.main template type unspecified": leaf("{name: main}"),
+    "templates.main multiple template types specified": leaf("{name: main, container: {image: i}, dag: {tasks: []}}"),
+    "templates.main.container.image may not be empty": leaf("{name: main, container: {command: [x]}}"),
+    "templates.main.inputs.parameters[0].name: 'a b' is invalid": leaf(
+        "{name: main, inputs: {parameters: [{name: a b}]}, container: {image: i}}"
+    ),
+    "templates.main.outputs.parameters.o.valueFrom type unspecified": leaf(
+        "{name: main, container: {image: i}, outputs: {parameters: [{name: o}]}}"
+    ),
+    "templates.main.outputs.parameters.o.valueFrom.path must be specified for container templates": leaf(
+        "{name: main, container: {image: i}, outputs: {parameters: [{name: o, valueFrom: {jsonPath: x}}]}}"
+    ),
+    "templates.main.outputs.artifacts.o.path must be specified for container templates": leaf(
+        "{name: main, container: {image: i}, outputs: {artifacts: [{name: o}]}}"
+    ),
+    "templates.main.container.volumeMounts.v '/in' already mounted in inputs.artifacts.a.path": leaf(
+        "{name: main, inputs: {artifacts: [{name: a, path: /in, raw: {data: x}}]},"
+        " container: {image: i, volumeMounts: [{name: v, mountPath: /in}]}}"
+    ),
+    "templates.main.resource.action must be one of": leaf(
+        "{name: main, resource: {action: conjure, manifest: 'a: b'}}"
+    ),
+    "templates.main.resource.manifest must be a valid yaml": leaf(
+        "{name: main, resource: {action: create, manifest: 'a: [b'}}"
+    ),
+    "templates.main.retryStrategy.retryPolicy 'Sometimes' is not a valid RetryPolicy": leaf(
+        "{name: main, container: {image: i}, retryStrategy: {retryPolicy: Sometimes}}"
+    ),
+    "templates.main.retryStrategy.limit 'many'": leaf(
+        "{name: main, container: {image: i}, retryStrategy: {limit: many}}"
+    ),
+    "templates.main.steps[0].s failed to resolve {{steps.later.outputs.result}}": leaf(
+        "{name: main, steps: [[{name: s, template: u, when: '{{steps.later.outputs.result}} == 1'}],"
+        " [{name: later, template: u}]]}, {name: u, script: {image: i, command: [sh], source: x}}"
+    ),
+    "templates.main failed to resolve {{tasks.a.outputs.result}}": leaf(
+        "{name: main, container: {image: i, args: ['{{tasks.a.outputs.result}}']}}"
+    ),
+    "templates.main failed to resolve {{pod.ip}}": leaf("{name: main, container: {image: i, args: ['{{pod.ip}}']}}"),
+}
+
+
+@pytest.mark.parametrize(("reason", "manifest"), REFUSED.items(), ids=list(REFUSED))
+def test_an_invalid_workflow_is_refused_by_the_place_and_the_rule(reason: str, manifest: Workflow) -> None:
+    for check in (validate, lint):
+        with pytest.raises(ManifestError) as caught:
+            check(manifest)
+        assert caught.value.reason.startswith(reason)
+
+
+def test_a_run_needs_an_entrypoint_and_values_and_an_upload_does_not() -> None:
+    nothing = parse({"spec": {}})
+    lint(nothing)
+    with pytest.raises(ManifestError, match=r"^spec\.entrypoint is required$"):
+        validate(nothing)
+    without_value = parse(
+        {
+            "spec": {
+                "entrypoint": "main",
+                "arguments": {"parameters": [{"name": "p"}]},
+                "templates": [{"name": "main", "inputs": {"parameters": [{"name": "p"}]}, "container": {"image": "i"}}],
+            }
+        }
+    )
+    lint(without_value)
+    with pytest.raises(ManifestError, match=r"^spec\.arguments\.p\.value is required$"):
+        validate(without_value)
+
+
+def test_text_that_merely_looks_like_a_tag_passes() -> None:
+    validate(leaf("{name: main, container: {image: i, args: ['{{ user.name }}', '{{$.inputs}}', '{{retries}}']}}"))
+
+
+def test_the_exit_handler_may_ask_how_the_run_ended() -> None:
+    validate(
+        workflow("""
+spec:
+  entrypoint: t
+  onExit: bye
+  templates:
+  - {name: t, container: {image: i}}
+  - {name: bye, container: {image: i, args: ["{{workflow.status}} {{workflow.failures}}"]}}
+""")
+    )
+
+
+def test_an_ancestor_counts_as_a_dependency() -> None:
+    first, last = P % ("a", "1", ""), P % ("c", "{{tasks.a.outputs.parameters.o}}", ", dependencies: [b]")
+    validate(dag(f"[{first}, {{name: b, template: t, dependencies: [a]}}, {last}]"))
+
+
+@pytest.mark.parametrize(
+    ("document", "path"),
+    [
+        ({"spec": {"templates": "x"}}, "$.spec.templates"),
+        ({"spec": {"templates": [{"name": "m", "container": {"args": [1]}}]}}, "container.args"),
+        ({"spec": {"parallelism": "3"}}, "parallelism"),
+    ],
+)
+def test_a_part_of_the_wrong_shape_is_named(document: dict[str, Any], path: str) -> None:
+    with pytest.raises(ManifestError) as caught:
+        parse(document)
+    assert path in caught.value.reason
+
+
+def test_scalars_of_arguments_become_text_and_nulls_are_absent() -> None:
+    parsed = parse(
+        {
+            "metadata": {"labels": {"on": True}},
+            "spec": {
+                "arguments": {"parameters": [{"name": "a", "value": 1.0}, {"name": "b", "value": None}]},
+                "templates": [{"name": "m", "container": None, "retryStrategy": {"limit": 2}, "inputs": None}],
+            },
+        }
+    )
+    assert [each.value for each in parsed.spec.arguments.parameters] == ["1", None]
+    assert parsed.metadata.labels == {"on": "true"}
+    strategy = parsed.spec.templates[0].retry_strategy
+    assert strategy is not None
+    assert strategy.limit == "2"
+
+
+C = "container: {image: i, command: [x]}"
+
+UNSUPPORTED = {
+    "spec.workflowTemplateRef": workflow("spec: {workflowTemplateRef: {name: x}}"),
+    "spec.volumeClaimTemplates": workflow("spec: {volumeClaimTemplates: [{}]}"),
+    "spec.synchronization": workflow("spec: {synchronization: {mutex: {name: m}}}"),
+    "templates.main memoize": leaf(f"{{name: main, {C}, memoize: {{key: k}}}}"),
+    "templates.main synchronization": leaf(f"{{name: main, {C}, synchronization: {{mutex: {{name: m}}}}}}"),
+    "templates.main daemon": leaf(f"{{name: main, {C}, daemon: true}}"),
+    "templates.main containerSet": leaf("{name: main, containerSet: {containers: []}}"),
+    "templates.main data": leaf("{name: main, data: {source: {}}}"),
+    "templates.main http": leaf("{name: main, http: {url: x}}"),
+    "templates.main suspend without duration": leaf("{name: main, suspend: {}}"),
+    "templates.main expression tag '{{=…}}'": leaf("{name: main, container: {image: i, command: ['{{=1+1}}']}}"),
+    "templates.main artifact 'a' git": leaf(
+        f"{{name: main, {C}, inputs: {{artifacts: [{{name: a, path: /a, git: {{}}}}]}}}}"
+    ),
+    "templates.main artifact 'a' http": leaf(
+        f"{{name: main, {C}, inputs: {{artifacts: [{{name: a, path: /a, http: {{}}}}]}}}}"
+    ),
+    "templates.main volume 'v' of type projected": leaf(
+        f"{{name: main, {C}, volumes: [{{name: v, projected: {{}}}}]}}"
+    ),
+    "templates.main resource kind TFJob": leaf("{name: main, resource: {action: create, manifest: 'kind: TFJob'}}"),
+    "templates.main parameter 'o' valueFrom.jqFilter": leaf(
+        "{name: main, resource: {action: create, manifest: 'kind: Secret'},"
+        " outputs: {parameters: [{name: o, valueFrom: {jqFilter: .}}]}}"
+    ),
+    "templates.main tasks.a templateRef": dag("[{name: a, templateRef: {name: x, template: y}}]"),
+    "templates.main tasks.a hooks": dag("[{name: a, template: t, hooks: {exit: {template: t}}}]"),
+}
+
+
+@pytest.mark.parametrize(("feature", "manifest"), UNSUPPORTED.items(), ids=list(UNSUPPORTED))
+def test_a_feature_of_other_engines_is_refused_by_name(feature: str, manifest: Workflow) -> None:
+    with pytest.raises(ManifestError) as caught:
+        refuse_unsupported(manifest)
+    assert caught.value.reason == f"{feature} is not supported by the local engine"
+
+
+def test_an_image_without_a_command_needs_a_known_entrypoint() -> None:
+    manifest = leaf("{name: main, container: {image: cowsay}}")
+    with pytest.raises(ManifestError, match=r"^templates\.main image entrypoint unknown: cowsay$"):
+        refuse_unsupported(manifest)
+    refuse_unsupported(manifest, {"cowsay": ("cowsay",)})
+
+
+@pytest.mark.parametrize("kind", ["PersistentVolumeClaim", "VolumeSnapshot", "Secret", "ConfigMap", "'{{item}}'"])
+def test_emulated_resource_kinds_and_kinds_known_later_pass(kind: str) -> None:
+    refuse_unsupported(leaf(f'{{name: main, resource: {{action: create, manifest: "kind: {kind}"}}}}'))
