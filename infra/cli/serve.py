@@ -5,6 +5,7 @@ What the embedded supervisor, a compose file and a Kubernetes manifest all start
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
@@ -61,8 +62,8 @@ def _serve(name: str) -> None:
         case "run-controller":
             _serve_background("services.run.controller:run", "services.run.settings:ControllerSettings")
         case "step-runner":
-            runner = "services.run.engine.embedded.runner"
-            _serve_background(f"{runner}.server:serve", f"{runner}.settings:Settings")
+            # It replaces this process: whatever was imported here would stay in the memory of a process kept small.
+            os.execv(sys.executable, [sys.executable, "-m", "services.run.engine.embedded.runner"])  # noqa: S606
         case service:
             _serve_http(f"services.{service.replace('-', '_')}")
 

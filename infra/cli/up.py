@@ -27,8 +27,10 @@ def up(port: int | None, data_dir: str | None) -> None:
 
     given = {"port": port, "data_dir": data_dir}
     options = {variable_of(name): str(value) for name, value in given.items() if value is not None}
+    # `make` exports what nobody set as empty.
+    environment = {name: value for name, value in os.environ.items() if value}
     try:
-        settings = load(Settings, {**os.environ, **options})
+        settings = load(Settings, environment | options)
         asyncio.run(run(settings, ready=_ready, say=_say))
     except (SettingsError, StartFailure) as failure:
         _say(f"cannot start: {failure}")

@@ -46,6 +46,7 @@ _SETTINGS = (
     "infra.embedded.stack:Settings",
     "infra.cli.serve:LogSettings",
     "gateway.settings:Settings",
+    "services.run.engine.embedded.runner.settings:RunnerSettings",
     *(f"services.{name.replace('-', '_')}.settings:Settings" for name in SERVICES),
 )
 
