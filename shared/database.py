@@ -24,6 +24,8 @@ _OUTAGE = (
     OSError,
     asyncio.TimeoutError,
     asyncpg.PostgresConnectionError,
+    # What a statement meets on a connection whose server has just said goodbye.
+    asyncpg.exceptions.InternalClientError,
     asyncpg.exceptions.CannotConnectNowError,
     asyncpg.exceptions.AdminShutdownError,
     asyncpg.exceptions.CrashShutdownError,
@@ -104,11 +106,12 @@ class Transaction:
 class Database:
     """A pool of connections that log in as one service's role and see its schema alone."""
 
-    def __init__(self, url: str, *, name: str, max_size: int = 10) -> None:
+    def __init__(self, url: str, *, name: str, max_size: int = 10, idle_in_transaction_seconds: float = 5.0) -> None:
         """`name` is what the server shows of this process. Nothing is connected before `open`."""
         self._url = url
         self._name = name
         self._max_size = max_size
+        self._idle_in_transaction_seconds = idle_in_transaction_seconds
         self._opened: Any = None
 
     async def open(self, *, patience_seconds: float = 60) -> Self:
@@ -136,7 +139,7 @@ class Database:
                     "jit": "off",
                     # A process that was stopped inside a transaction must not keep its locks, or nobody
                     # could take over its leases.
-                    "idle_in_transaction_session_timeout": "5s",
+                    "idle_in_transaction_session_timeout": f"{self._idle_in_transaction_seconds * 1000:.0f}ms",
                 },
             )
 
