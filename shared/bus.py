@@ -198,7 +198,9 @@ class Bus:
             with contextlib.suppress(*_UNREACHABLE, nats.errors.Error):
                 await asyncio.wait_for(subscription.drain(), timeout=1)  # type: ignore[no-untyped-call]
         if self._answering:
-            await asyncio.wait(self._answering, timeout=3)
+            _, unfinished = await asyncio.wait(self._answering, timeout=3)
+            for answering in unfinished:
+                answering.cancel()
         # nats-py can raise ConnectionResetError here when the server died first.
         with contextlib.suppress(*_UNREACHABLE, nats.errors.Error):
             await asyncio.wait_for(self._connection.drain(), timeout=3)
@@ -315,6 +317,14 @@ class Bus:
         with contextlib.suppress(*_UNREACHABLE, nats.errors.Error):
             await self._connection.publish(subject)
 
+    async def watch(self, subject: str, callback: Callable[[Message], None]) -> None:
+        """Live facts on a subject (wildcards allowed), without memory: what happens while nobody watches is missed."""
+
+        async def handle(message: Msg) -> None:
+            callback(_read(message))
+
+        await self._connection.subscribe(subject, cb=handle)
+
     async def on_ping(self, subject: str, callback: Callable[[], None]) -> None:
         """Call back on each ping. Saying it twice is saying it once."""
         if (callbacks := self._pinged.get(subject)) is not None:
@@ -353,7 +363,7 @@ class Bus:
     async def answer(self, question: Question[Q, A], handler: Callable[[Q], Awaitable[A]]) -> None:
         """Answer `question`, sharing the work with every other replica that does. Handlers run concurrently.
 
-        Answering the same question again replaces the handler.
+        Questions asked after this returns are heard. Answering the same question again replaces the handler.
         """
         decode = msgspec.json.Decoder(question.request).decode
 
@@ -381,9 +391,11 @@ class Bus:
         self._answers[question.subject] = await self._connection.subscribe(
             question.subject, queue=question.owner, cb=handle
         )
-        if earlier is not None:
-            with contextlib.suppress(*_UNREACHABLE, nats.errors.Error):
+        with contextlib.suppress(*_UNREACHABLE, nats.errors.Error):
+            if earlier is not None:
                 await earlier.unsubscribe()
+            if self.is_connected:
+                await self._connection.flush(timeout=2)
 
     def _require_connection(self) -> None:
         """The client would keep what we say until it is connected again, and let us wait for the answer."""

@@ -66,6 +66,17 @@ class Lease:
         if found is None:
             raise LeaseLost(self.name)
 
+    async def confirm(self) -> None:
+        """Raise LeaseLost when another replica has it; for whoever has nothing to do, and no transaction."""
+        found = await self._database.fetchval(
+            "select 1 from leases where name = $1 and holder = $2 and epoch = $3",
+            self.name,
+            self._holder,
+            self._epoch,
+        )
+        if found is None:
+            raise LeaseLost(self.name)
+
     async def _take(self) -> bool:
         try:
             epoch = await self._database.fetchval(

@@ -141,10 +141,27 @@ class Relay:
                 compare_at = loop.time() + _COMPARE_SECONDS
             while await self._relay_batch():
                 pass
-            try:
-                await asyncio.wait_for(self._woken.wait(), timeout=_POLL_SECONDS)
-            except TimeoutError:
-                continue
+            while not await self._pinged() and not await self._has_work() and loop.time() < compare_at:
+                pass
+
+    async def _pinged(self) -> bool:
+        """Whether a ping came within the poll interval."""
+        try:
+            await asyncio.wait_for(self._woken.wait(), timeout=_POLL_SECONDS)
+        except TimeoutError:
+            return False
+        return True
+
+    async def _has_work(self) -> bool:
+        """Only reads: an idle relay writes nothing but its lease."""
+        await self._lease.confirm()
+        found: bool = await self._database.fetchval(
+            """
+            select exists (select from outbox where position is null)
+            or exists (select from outbox where position > (select published from relay))
+            """
+        )
+        return found
 
     async def _relay_batch(self) -> bool:
         """Whether there may be more to do at once."""
