@@ -78,7 +78,7 @@ async def _obey(orders: Orders) -> None:
     from shared.subscriptions import Subscriber
     from tests.support.facts import record_effect
 
-    database = await Database(orders.database_url, name="replica", max_size=4).open()
+    database = await Database(orders.database_url, name="replica", max_size=4, idle_in_transaction_seconds=1).open()
     bus = await Bus(orders.nats_url, name="replica").open()
 
     def strike_at(point: Point) -> Callable[[], Awaitable[None]] | None:

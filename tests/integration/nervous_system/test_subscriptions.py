@@ -1,0 +1,312 @@
+"""Whatever happens to its replicas, a subscriber applies each fact once, in order."""
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import nats
+import pytest
+
+from shared.bus import DEAD_STREAM, Message
+from shared.contracts.events import EXPERIMENT_CREATED, METRICS_REPORTED, FactKind
+from shared.contracts.states import MetricsState
+from shared.database import Transaction
+from shared.errors import Unavailable
+from shared.migrate import migrate
+from shared.outbox import Outbox, Relay
+from shared.subscriptions import Dead, Done, Fact, Later, Outcome
+from tests.integration.nervous_system.conftest import House
+from tests.support.eventually import eventually
+from tests.support.facts import LONG_AGO, effects, record_effect
+from tests.support.replica_process import replica_process
+
+
+async def test_a_burst_goes_through_in_batches_each_fact_once(house: House) -> None:
+    await house.two_of_everything()
+    await asyncio.gather(*(house.change(f"thing-{nth}", times=50) for nth in range(6)))
+    await house.applied_each_once(300)
+    rows = await house.listener.fetch("select id, array_agg(version order by n) as versions from effects group by id")
+    assert {row["id"]: row["versions"] for row in rows} == {f"thing-{n}": list(range(1, 51)) for n in range(6)}
+
+
+async def test_a_fact_delivered_twice_is_applied_once(house: House) -> None:
+    await house.two_of_everything()
+    await house.change(times=3)
+    await house.applied_each_once(3)
+    await publish_again(house, position=2)
+    await house.change()
+    await house.applied_each_once(4)
+
+
+async def test_a_crash_between_commit_and_acknowledgement_applies_once(house: House) -> None:
+    await house.relay()
+    await house.change(times=5)
+    await house.published(5)
+    async with replica_process(house.orders("subscriber", at="before_acknowledging")) as replica:
+        assert await replica.died() == -signal.SIGKILL
+    assert await effects(house.listener) == [1, 2, 3, 4, 5]
+    await house.subscriber()
+    await house.change()
+    await house.applied_each_once(6)
+
+
+async def test_a_crash_before_the_commit_applies_once(house: House) -> None:
+    await house.relay()
+    await house.change(times=5)
+    await house.published(5)
+    async with replica_process(house.orders("subscriber", at="before_commit")) as replica:
+        assert await replica.died() == -signal.SIGKILL
+    assert await effects(house.listener) == []
+    await house.subscriber()
+    await house.change()
+    await house.applied_each_once(6)
+
+
+@pytest.mark.parametrize("point", ["before_commit", "before_acknowledging"])
+async def test_a_subscriber_that_was_stopped_is_overtaken_and_does_no_harm_when_it_wakes(
+    house: House, point: str
+) -> None:
+    """Stopped before its commit, it holds a transaction and unacknowledged facts: the database ends the first."""
+    await house.relay()
+    await house.change(times=5)
+    await house.published(5)
+    async with replica_process(house.orders("subscriber", at=point, signal="SIGSTOP")) as replica:
+        await replica.stopped()
+        await house.subscriber()
+        await house.change(times=3)
+        await house.applied_each_once(8)
+        replica.send(signal.SIGCONT)
+        await house.change(times=3)
+        await house.applied_each_once(11)
+
+
+async def test_facts_that_went_to_a_stopped_replica_are_waited_for(house: House) -> None:
+    """It is stopped while it waits at the broker: what comes now goes to it, and comes back unacknowledged."""
+    await house.relay()
+    async with replica_process(house.orders("subscriber")) as replica:
+        await house.change()
+        await house.applied_each_once(1)
+        replica.send(signal.SIGSTOP)
+        await replica.stopped()
+        await house.change(times=3)
+        await house.published(4)
+        await house.subscriber()
+        await house.change(times=3)
+        await house.applied_each_once(7)
+        replica.send(signal.SIGCONT)
+        await house.change()
+        await house.applied_each_once(8)
+
+
+async def test_what_a_leaving_replica_holds_goes_to_the_next_at_once(house: House) -> None:
+    await house.relay()
+    arrived = asyncio.Event()
+
+    async def wait_for_ever(_: Transaction, __: Fact[Any]) -> Outcome:
+        arrived.set()
+        await asyncio.Event().wait()
+        raise AssertionError("unreachable")
+
+    leaving = await house.subscriber({EXPERIMENT_CREATED: wait_for_ever})
+    await house.change(times=3)
+    await asyncio.wait_for(arrived.wait(), 10)
+    await house.subscriber()
+    leaving.cancel()
+    # Less than the broker would wait for an acknowledgement.
+    await house.applied_each_once(3, within_seconds=1.9)
+
+
+async def test_later_for_a_while_then_done_keeps_the_order(house: House) -> None:
+    await house.relay()
+    refusals = 3
+
+    async def hesitate(tx: Transaction, fact: Fact[Any]) -> Outcome:
+        nonlocal refusals
+        if fact.message.position == 3 and refusals:
+            refusals -= 1
+            return Later(0.02)
+        return await record_effect(tx, fact)
+
+    await house.change(times=6)
+    await house.published(6)
+    await house.subscriber({EXPERIMENT_CREATED: hesitate})
+    await house.applied_each_once(6)
+    assert refusals == 0
+
+
+async def test_an_outage_in_a_handler_is_later_for_as_long_as_it_takes(house: House) -> None:
+    await house.relay()
+    tries = 0
+
+    async def depend(tx: Transaction, fact: Fact[Any]) -> Outcome:
+        nonlocal tries
+        tries += 1
+        if tries < 9:
+            raise Unavailable("something else is out")
+        return await record_effect(tx, fact)
+
+    await house.subscriber({EXPERIMENT_CREATED: depend})
+    await house.change(times=2)
+    await house.applied_each_once(2)
+
+
+async def test_later_for_ever_holds_up_one_owner_and_no_other(house: House) -> None:
+    await house.relay()
+    metrics = await metrics_owner(house)
+    waited = asyncio.Event()
+
+    async def never(_: Transaction, __: Fact[Any]) -> Outcome:
+        waited.set()
+        return Later(0.05)
+
+    await house.subscriber({EXPERIMENT_CREATED: never, METRICS_REPORTED: record_effect})
+    await house.change(times=2)
+    await asyncio.wait_for(waited.wait(), 10)
+    await metrics(3)
+    await house.applied_each_once(3)
+    assert {row["id"] for row in await house.listener.fetch("select id from effects")} == {"metrics"}
+
+
+async def test_a_handler_that_fails_for_ever_puts_the_fact_aside_after_five_tries(house: House) -> None:
+    await house.relay()
+    tries = 0
+
+    async def choke_on_two(tx: Transaction, fact: Fact[Any]) -> Outcome:
+        nonlocal tries
+        await record_effect(tx, fact)
+        if fact.message.position == 2:
+            tries += 1
+            raise ValueError("this makes\r\nno sense")
+        return Done()
+
+    await house.change(times=4)
+    await house.published(4)
+    await house.subscriber({EXPERIMENT_CREATED: choke_on_two})
+    await eventually(lambda: has_applied(house, 4))
+    assert await effects(house.listener) == [1, 3, 4]
+    assert tries == 1 + 5  # once in the batch, five times by itself
+    (letter,) = await dead_letters(house)
+    assert letter.subject == "kfp.dead.run.experiment.created.a"
+    headers = dict(letter.headers or {})
+    assert headers["Headrace-Reason"] == "ValueError('this makes\\r\\nno sense')"
+    assert headers["Headrace-Attempts"] == "5"
+    assert headers["ce-position"] == "2"
+    assert letter.data == await house.owner.fetchval("select body from outbox where position = 2")
+
+
+async def test_a_wrong_statement_in_a_handler_is_a_failure_and_no_outage(house: House) -> None:
+    await house.relay()
+
+    async def mistype(tx: Transaction, fact: Fact[Any]) -> Outcome:
+        if fact.message.position == 1:
+            await tx.execute("insert into effects (position) values ($1)", "closed")
+        return await record_effect(tx, fact)
+
+    await house.subscriber({EXPERIMENT_CREATED: mistype})
+    await house.change(times=2)
+    await eventually(lambda: has_applied(house, 2))
+    assert await effects(house.listener) == [2]
+
+
+async def test_what_a_handler_calls_dead_is_put_aside_at_once(house: House) -> None:
+    await house.relay()
+
+    async def refuse_one(tx: Transaction, fact: Fact[Any]) -> Outcome:
+        if fact.message.position == 1:
+            return Dead("not for us")
+        return await record_effect(tx, fact)
+
+    await house.subscriber({EXPERIMENT_CREATED: refuse_one})
+    await house.change(times=3)
+    await eventually(lambda: has_applied(house, 3))
+    assert await effects(house.listener) == [2, 3]
+    (letter,) = await dead_letters(house)
+    assert (letter.headers or {})["Headrace-Reason"] == "not for us"
+
+
+async def test_a_body_that_does_not_read_is_put_aside_and_the_rest_goes_on(house: House) -> None:
+    await house.change(times=3)
+    await house.owner.execute("update outbox set body = 'not json' where seq = 2")
+    await house.relay()
+    await house.published(3)
+    await house.subscriber()
+    await eventually(lambda: has_applied(house, 3))
+    (letter,) = await dead_letters(house)
+    assert letter.headers is not None
+    assert "kfp.experiment.created.v1" in letter.headers["Headrace-Reason"]
+    assert len(await effects(house.listener)) == 2
+
+
+async def test_a_message_without_a_position_is_put_aside(house: House) -> None:
+    await house.relay()
+    await house.subscriber()
+    client = await nats.connect(house.nats_urls["admin"])
+    try:
+        await client.jetstream().publish("kfp.event.experiment.created.x", b"{}")
+    finally:
+        await client.close()
+    await house.change(times=2)
+    await house.applied_each_once(2)
+    (letter,) = await dead_letters(house)
+    assert (letter.headers or {})["Headrace-Reason"] == "it has no position"
+
+
+async def test_facts_nobody_here_handles_move_the_cursor(house: House) -> None:
+    await house.relay()
+    archived: FactKind[Any] = FactKind("experiment", "archived", EXPERIMENT_CREATED.body)
+    await house.subscriber({archived: record_effect})
+    await house.change(times=3)
+    await eventually(lambda: has_applied(house, 3))
+    assert await effects(house.listener) == []
+
+
+async def has_applied(house: House, position: int) -> bool:
+    return bool(await house.listener.fetchval("select max(position) >= $1 from cursors", position))
+
+
+async def dead_letters(house: House) -> list[Any]:
+    client = await nats.connect(house.nats_urls["admin"])
+    try:
+        js = client.jetstream()
+        last = (await js.stream_info(DEAD_STREAM)).state.last_seq
+        return [await js.get_msg(DEAD_STREAM, seq) for seq in range(1, last + 1)]
+    finally:
+        await client.close()
+
+
+async def publish_again(house: House, *, position: int) -> None:
+    """As the broker would hold it had it forgotten the fact's id."""
+    row = await house.owner.fetchrow("select * from outbox where position = $1", position)
+    assert row is not None
+    message = Message(
+        id="another id",
+        type=row["type"],
+        owner=row["owner"],
+        what=row["what"],
+        resource_id=row["resource_id"],
+        position=position,
+        time=LONG_AGO,
+        traceparent=row["traceparent"],
+        body=row["body"],
+    )
+    assert await house.owner_bus.publish([message]) == 1
+
+
+async def metrics_owner(house: House) -> Callable[[int], Awaitable[None]]:
+    """A second owner, with its relay; call it to tell some facts."""
+    database = await house.database("metrics")
+    with TemporaryDirectory() as nothing:
+        await migrate(database, Path(nothing))
+    bus = await house.bus("metrics")
+    house.run(Relay(database, bus, "metrics").run())
+    outbox = Outbox("metrics", bus)
+
+    async def tell(times: int) -> None:
+        for version in range(1, times + 1):
+            async with database.transaction() as tx:
+                await outbox.add(tx, METRICS_REPORTED, MetricsState(id="metrics", version=version, metrics=()))
+
+    return tell

@@ -1,0 +1,176 @@
+"""What facts look like on the wire, word for word: others read them with programs that we cannot see.
+
+A field may be added with a default. One that is renamed, retyped or removed breaks a test here, and must.
+"""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+import pytest
+
+from shared.contracts.events import FACTS
+from shared.contracts.states import (
+    ExperimentId,
+    ExperimentState,
+    JobId,
+    Metric,
+    MetricFormat,
+    MetricsState,
+    PipelineId,
+    PipelineState,
+    PipelineVersionId,
+    PipelineVersionState,
+    RunState,
+    RunStatus,
+    State,
+    StorageState,
+)
+
+AT = datetime(2024, 5, 6, 7, 8, 9, 123456, tzinfo=UTC)
+
+EXAMPLES: dict[type[State], tuple[State, bytes]] = {
+    ExperimentState: (
+        ExperimentState(
+            id="e", version=3, name="mill", storage_state=StorageState.ARCHIVED, created_at=AT, is_deleted=True
+        ),
+        b'{"id":"e","version":3,"name":"mill","storage_state":"archived",'
+        b'"created_at":"2024-05-06T07:08:09.123456Z","is_deleted":true}',
+    ),
+    PipelineState: (
+        PipelineState(
+            id="p",
+            version=2,
+            name="grind",
+            default_version_id=PipelineVersionId("v"),
+            created_at=AT,
+            is_deleted=True,
+        ),
+        b'{"id":"p","version":2,"name":"grind","default_version_id":"v",'
+        b'"created_at":"2024-05-06T07:08:09.123456Z","is_deleted":true}',
+    ),
+    PipelineVersionState: (
+        PipelineVersionState(
+            id="v",
+            version=1,
+            name="fine",
+            pipeline_id=PipelineId("p"),
+            manifest_digest="abc",
+            created_at=AT,
+            is_deleted=True,
+        ),
+        b'{"id":"v","version":1,"name":"fine","pipeline_id":"p","manifest_digest":"abc",'
+        b'"created_at":"2024-05-06T07:08:09.123456Z","is_deleted":true}',
+    ),
+    RunState: (
+        RunState(
+            id="r",
+            version=7,
+            name="run",
+            status=RunStatus.FAILED,
+            error="broke",
+            storage_state=StorageState.ARCHIVED,
+            experiment_id=ExperimentId("e"),
+            pipeline_id=PipelineId("p"),
+            pipeline_version_id=PipelineVersionId("v"),
+            job_id=JobId("j"),
+            workflow_name="run-x",
+            attempt=2,
+            created_at=AT,
+            scheduled_at=AT,
+            started_at=AT,
+            finished_at=AT,
+            is_deleted=True,
+        ),
+        b'{"id":"r","version":7,"name":"run","status":"Failed","error":"broke","storage_state":"archived",'
+        b'"experiment_id":"e","pipeline_id":"p","pipeline_version_id":"v","job_id":"j","workflow_name":"run-x",'
+        b'"attempt":2,"created_at":"2024-05-06T07:08:09.123456Z","scheduled_at":"2024-05-06T07:08:09.123456Z",'
+        b'"started_at":"2024-05-06T07:08:09.123456Z","finished_at":"2024-05-06T07:08:09.123456Z","is_deleted":true}',
+    ),
+    MetricsState: (
+        MetricsState(
+            id="r",
+            version=1,
+            metrics=(Metric(node_id="n", name="accuracy", number=0.5, format=MetricFormat.PERCENTAGE),),
+        ),
+        b'{"id":"r","version":1,"metrics":[{"node_id":"n","name":"accuracy","number":0.5,"format":"PERCENTAGE"}]}',
+    ),
+}
+"""Per body, a state in which every field says something, and how it travels."""
+
+SMALLEST: dict[type[State], bytes] = {
+    ExperimentState: b'{"id":"e","version":1,"name":"","created_at":"2024-05-06T07:08:09Z"}',
+    PipelineState: b'{"id":"p","version":1,"name":"","created_at":"2024-05-06T07:08:09Z"}',
+    PipelineVersionState: (
+        b'{"id":"v","version":1,"name":"","pipeline_id":"p","manifest_digest":"abc","created_at":"2024-05-06T07:08:09Z"}'
+    ),
+    RunState: b'{"id":"r","version":1,"name":"","experiment_id":"e","created_at":"2024-05-06T07:08:09Z"}',
+    MetricsState: b'{"id":"r","version":1,"metrics":[]}',
+}
+"""What the first release's smallest facts hold. Every later release must read them."""
+
+PUBLISHED = {
+    "kfp.experiment.archived.v1": ExperimentState,
+    "kfp.experiment.created.v1": ExperimentState,
+    "kfp.experiment.deleted.v1": ExperimentState,
+    "kfp.experiment.unarchived.v1": ExperimentState,
+    "kfp.metrics.reported.v1": MetricsState,
+    "kfp.pipeline-registry.created.v1": PipelineState,
+    "kfp.pipeline-registry.default-changed.v1": PipelineState,
+    "kfp.pipeline-registry.deleted.v1": PipelineState,
+    "kfp.pipeline-registry.version-created.v1": PipelineVersionState,
+    "kfp.pipeline-registry.version-deleted.v1": PipelineVersionState,
+    "kfp.run.archived.v1": RunState,
+    "kfp.run.created.v1": RunState,
+    "kfp.run.deleted.v1": RunState,
+    "kfp.run.error.v1": RunState,
+    "kfp.run.failed.v1": RunState,
+    "kfp.run.lost.v1": RunState,
+    "kfp.run.retried.v1": RunState,
+    "kfp.run.skipped.v1": RunState,
+    "kfp.run.started.v1": RunState,
+    "kfp.run.succeeded.v1": RunState,
+    "kfp.run.terminating.v1": RunState,
+    "kfp.run.unarchived.v1": RunState,
+}
+
+
+@pytest.mark.parametrize("kind", sorted(PUBLISHED))
+def test_a_published_kind_of_fact_keeps_its_name_and_body(kind: str) -> None:
+    assert FACTS[kind].body is PUBLISHED[kind]
+    assert FACTS[kind].subject("x") == f"kfp.event.{kind.removeprefix('kfp.').removesuffix('.v1')}.x"
+
+
+@pytest.mark.parametrize("kind", sorted(FACTS))
+def test_every_kind_of_fact_has_a_golden_example(kind: str) -> None:
+    assert FACTS[kind].body in EXAMPLES
+    assert FACTS[kind].body in SMALLEST
+
+
+@pytest.mark.parametrize("body", EXAMPLES, ids=lambda body: body.__name__)
+def test_a_fact_travels_as_it_always_did(body: type[State]) -> None:
+    state, wire = EXAMPLES[body]
+    sent: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(state))
+    golden: dict[str, Any] = msgspec.json.decode(wire)
+    # A field that was added since may come with it.
+    assert {name: sent.get(name) for name in golden} == golden
+    assert msgspec.json.decode(wire, type=body) == state
+
+
+@pytest.mark.parametrize("body", EXAMPLES, ids=lambda body: body.__name__)
+def test_an_example_gives_every_field_a_value_of_its_own(body: type[State]) -> None:
+    """Else the field is left out on the wire, and its name is tested by nobody."""
+    _, wire = EXAMPLES[body]
+    assert set(msgspec.json.decode(wire)) == set(body.__struct_fields__)
+
+
+@pytest.mark.parametrize("body", SMALLEST, ids=lambda body: body.__name__)
+def test_the_smallest_fact_of_the_first_release_still_reads(body: type[State]) -> None:
+    state = msgspec.json.decode(SMALLEST[body], type=body)
+    assert msgspec.json.encode(state) == SMALLEST[body]
+
+
+@pytest.mark.parametrize("body", SMALLEST, ids=lambda body: body.__name__)
+def test_a_field_from_a_later_release_is_passed_over(body: type[State]) -> None:
+    later = SMALLEST[body][:-1] + b',"a_field_from_the_future":{"x":[1]}}'
+    assert msgspec.json.decode(later, type=body) == msgspec.json.decode(SMALLEST[body], type=body)
