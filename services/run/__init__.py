@@ -1,0 +1,12 @@
+"""The run service.
+
+owns: runs, their nodes, manifests, where artifacts are; the engine
+emits: `kfp.event.run.` created, started, succeeded, failed, error, skipped, lost, terminating, archived, unarchived,
+    deleted
+listens to: experiment.*, metrics.reported
+answers: `kfp.ask.run.get`
+
+Rooms of its own, beyond those of every service: `records.py`, the verbs of the controller (what the engine has to be
+told, and what it was seen doing), beside `usecases.py`, the verbs of the API; `manifests.py`, where the text of a
+manifest comes from; `compose.py`, pure: the workflow that a run's manifest becomes, and the document that shows it.
+"""

@@ -1,0 +1,372 @@
+"""The workflow that a run's manifest becomes, and the document that shows it (API specification, sections 9.4 and 14).
+
+Everything here is pure: the same manifest and the same run give the same bytes, so neither is stored per run. What
+does not depend on the run is done once per manifest (`prepare`); the large parts are kept as JSON text and pass
+through unparsed. Knows no database, no engine and no request.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+
+from .domain import DEFAULT_SERVICE_ACCOUNT, Parameter, Run, Status
+
+API_VERSION = "argoproj.io/v1alpha1"
+KIND = "Workflow"
+RUN_ID_LABEL = "pipeline/runid"
+
+_ISTIO_ANNOTATION = "sidecar.istio.io/inject"
+_CACHE_LABEL = "pipelines.kubeflow.org/cache_enabled"
+_RUN_NAME_ANNOTATION = "pipelines.kubeflow.org/run_name"
+_ALWAYS_OPTIONAL = frozenset({"mlpipeline-ui-metadata", "mlpipeline-metrics"})
+_PER_RUN = frozenset({"arguments", "serviceAccountName", "podMetadata", "templates"})
+
+
+class Malformed(Exception):
+    """The text is not the JSON of a workflow."""
+
+
+class OfAnotherKind(Exception):
+    """It is an object, and says itself that it is no workflow of ours."""
+
+
+class Rules(msgspec.Struct, frozen=True, kw_only=True):
+    """What the installation decides about every workflow."""
+
+    default_service_account: str = DEFAULT_SERVICE_ACCOUNT
+    cache_enabled: bool = True
+
+
+class Repository(msgspec.Struct, frozen=True, kw_only=True):
+    """Where artifacts are, as the UI wants to read it."""
+
+    endpoint: str
+    bucket: str
+    is_insecure: bool
+
+
+class Prepared(msgspec.Struct, frozen=True, kw_only=True):
+    """A manifest with every change that is the same for all its runs."""
+
+    digest: str
+    text: str
+    name: str
+    generate_name: str
+    metadata: Mapping[str, Any]
+    """Without the names; labels and annotations are mappings."""
+    declared: Mapping[str, str | None]
+    """Parameter name to the manifest's own value, in the manifest's order."""
+    arguments: Mapping[str, Any]
+    """What `spec.arguments` holds beside the parameters."""
+    service_account: str
+    """Never empty: the manifest's own or the installation's."""
+    pod_metadata: Mapping[str, Any]
+    spec: Mapping[str, msgspec.Raw]
+    """Everything else of the spec, in JSON."""
+
+
+def prepare(text: str, digest: str, rules: Rules) -> Prepared:
+    """Raises Malformed, or OfAnotherKind where kind or apiVersion name something else."""
+    document = _read(text)
+    _check_kind(document)
+    metadata = _mapping(document, "metadata")
+    spec = _mapping(document, "spec")
+    arguments = _mapping(spec, "arguments")
+    templates = [_template(template, rules) for template in _objects(spec, "templates")]
+    rest = {key: msgspec.Raw(msgspec.json.encode(value)) for key, value in spec.items() if key not in _PER_RUN}
+    return Prepared(
+        digest=digest,
+        text=text,
+        name=_word(metadata, "name"),
+        generate_name=_word(metadata, "generateName"),
+        metadata={
+            **{key: value for key, value in metadata.items() if key not in ("name", "generateName")},
+            "labels": _mapping(metadata, "labels"),
+            "annotations": _mapping(metadata, "annotations"),
+        },
+        declared={
+            _word(parameter, "name"): _scalar(parameter.get("value")) for parameter in _objects(arguments, "parameters")
+        },
+        arguments={key: value for key, value in arguments.items() if key != "parameters"},
+        service_account=_service_account(_word(spec, "serviceAccountName"), rules),
+        pod_metadata=_pod_metadata(spec),
+        spec=rest | {"templates": msgspec.Raw(msgspec.json.encode(templates))},
+    )
+
+
+def unrecognized(prepared: Prepared, parameters: Sequence[Parameter]) -> str | None:
+    """The first parameter that the manifest does not declare."""
+    return next((parameter.name for parameter in parameters if parameter.name not in prepared.declared), None)
+
+
+def workflow(prepared: Prepared, run: Run) -> bytes:
+    """The manifest as run, in JSON: what an engine is given."""
+    return _with_run_id(
+        {
+            "apiVersion": API_VERSION,
+            "kind": KIND,
+            "metadata": _metadata(prepared, run),
+            "spec": _spec(prepared, run),
+        },
+        run,
+    )
+
+
+def workflow_document(prepared: Prepared, run: Run, nodes: Sequence[tuple[str, str]], repository: Repository) -> bytes:
+    """The workflow with its status: what `pipeline_runtime.workflow_manifest` shows. Nodes are id and JSON text."""
+    metadata = _metadata(prepared, run)
+    metadata["resourceVersion"] = str(run.version)
+    metadata["labels"] = metadata["labels"] | _progress_labels(run)
+    spec = _spec(prepared, run)
+    if run.terminate_requested_at is not None:
+        spec["activeDeadlineSeconds"] = 0
+    shown = {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "spec": spec}
+    status = msgspec.json.encode(_status(run, nodes, repository))
+    # The status is appended after the run id has been put in: what a step wrote is shown as it was.
+    return _with_run_id(shown, run)[:-1] + b',"status":' + status + b"}"
+
+
+def expand_macros(text: str, *, run_id: str, now: datetime) -> str:
+    """Section 11.6, as one-off runs know it: run and now. The slot's macros and unknown ones stay."""
+
+    def bracket(found: re.Match[str]) -> str:
+        match found[1].partition("."):
+            case ("RunUUID", "", ""):
+                return run_id
+            case ("CurrentTime", "", ""):
+                return now.astimezone(UTC).strftime("%Y%m%d%H%M%S")
+            case ("CurrentTime", ".", layout):
+                return format_go(layout, now)
+            case _:
+                return found[0]
+
+    text = re.sub(r"\[\[(.*?)\]\]", bracket, text)
+    return re.sub(
+        r"\{\{\s*\$\.currentTime\.strftime\(\s*'(.*?)'\s*\)\s*\}\}", lambda found: _strftime(found[1], now), text
+    )
+
+
+_GO_TOKENS = re.compile(
+    r"January|Jan(?![a-z])|Monday|Mon(?![a-z])|MST|2006|Z07:00|Z0700|-07:00|-0700|_2(?!006)|[.,](?:0+|9+)(?![0-9])"
+    r"|01|02|03|04|05|06|15|PM|pm|1|2|3|4|5"
+)
+_GO_DIRECTIVES = {
+    "January": "%B", "Jan": "%b", "Monday": "%A", "Mon": "%a", "2006": "%Y", "06": "%y", "01": "%m", "02": "%d",
+    "15": "%H", "03": "%I", "04": "%M", "05": "%S", "PM": "%p",
+}  # fmt: skip
+_GO_UNPADDED = {"1": "%m", "2": "%d", "3": "%I", "4": "%M", "5": "%S"}
+_GO_FIXED = {"MST": "UTC", "Z07:00": "Z", "Z0700": "Z", "-07:00": "+00:00", "-0700": "+0000"}
+
+
+def format_go(layout: str, at: datetime) -> str:
+    """A time in UTC, in a Go time layout; what is no token is literal."""
+    at = at.astimezone(UTC)
+
+    def token(found: re.Match[str]) -> str:
+        word = found[0]
+        if word in _GO_DIRECTIVES:
+            return at.strftime(_GO_DIRECTIVES[word])
+        if word in _GO_UNPADDED:
+            return str(int(at.strftime(_GO_UNPADDED[word])))
+        if word in _GO_FIXED:
+            return _GO_FIXED[word]
+        if word == "_2":
+            return f"{at.day:2}"
+        if word == "pm":
+            return at.strftime("%p").lower()
+        digits = f"{at.microsecond:06}000"[: len(word) - 1].ljust(len(word) - 1, "0")
+        if word[1] == "9":
+            digits = digits.rstrip("0")
+        return word[0] + digits if digits else ""
+
+    return _GO_TOKENS.sub(token, layout)
+
+
+def _strftime(layout: str, at: datetime) -> str:
+    at = at.astimezone(UTC)
+
+    def directive(found: re.Match[str]) -> str:
+        # Python leaves %s to the C library, which reads the time as local.
+        return str(int(at.timestamp())) if found[1] == "s" else at.strftime(found[0])
+
+    # One directive at a time: the C library would also take a width, of any size.
+    return re.sub(r"%([A-Za-z%])", directive, layout)
+
+
+# Reading a manifest.
+
+
+def _read(text: str) -> dict[str, Any]:
+    try:
+        document = msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise Malformed(str(error)) from error
+    if not isinstance(document, dict):
+        raise Malformed("it is not an object")
+    return document
+
+
+def _check_kind(document: Mapping[str, Any]) -> None:
+    version, kind = document.get("apiVersion"), document.get("kind")
+    if version not in (None, "", API_VERSION):
+        raise OfAnotherKind(f"Unsupported argo version. Expected: {API_VERSION}. Received: {version}")
+    if kind not in (None, "", KIND):
+        raise OfAnotherKind(f"Unexpected resource type. Expected: {KIND}. Received: {kind}")
+
+
+def _mapping(parent: Mapping[str, Any], key: str) -> dict[str, Any]:
+    value = parent.get(key)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise Malformed(f"{key} is not an object")
+    return value
+
+
+def _objects(parent: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
+    value = parent.get(key)
+    if value is None:
+        return []
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise Malformed(f"{key} is not a list of objects")
+    return value
+
+
+def _word(parent: Mapping[str, Any], key: str) -> str:
+    value = parent.get(key)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise Malformed(f"{key} is not a string")
+    return value
+
+
+def _scalar(value: Any) -> str | None:
+    """A parameter's value as text: JSON numbers and booleans are read as what they say."""
+    match value:
+        case None | str():
+            return value
+        case bool():
+            return "true" if value else "false"
+        case int():
+            return str(value)
+        case float():
+            text = format(Decimal(repr(value)), "f")
+            return text.rstrip("0").rstrip(".") if "." in text else text
+        case _:
+            return msgspec.json.encode(value).decode()
+
+
+# What is the same for all runs of a manifest.
+
+
+def _template(template: dict[str, Any], rules: Rules) -> dict[str, Any]:
+    metadata = _mapping(template, "metadata")
+    annotations = {_ISTIO_ANNOTATION: "false"} | _mapping(metadata, "annotations")
+    labels = {_CACHE_LABEL: "true" if rules.cache_enabled else "false"} | _mapping(metadata, "labels")
+    changed = template | {"metadata": metadata | {"annotations": annotations, "labels": labels}}
+    outputs = _mapping(template, "outputs")
+    artifacts = [
+        artifact | {"optional": True} if artifact.get("name") in _ALWAYS_OPTIONAL else artifact
+        for artifact in _objects(outputs, "artifacts")
+    ]
+    return changed | {"outputs": outputs | {"artifacts": artifacts}} if artifacts else changed
+
+
+def _service_account(own: str, rules: Rules) -> str:
+    return own if own not in ("", DEFAULT_SERVICE_ACCOUNT) else rules.default_service_account
+
+
+def _pod_metadata(spec: Mapping[str, Any]) -> dict[str, Any]:
+    pod_metadata = _mapping(spec, "podMetadata")
+    return pod_metadata | {"labels": _mapping(pod_metadata, "labels")}
+
+
+# What is the run's own.
+
+
+def _metadata(prepared: Prepared, run: Run) -> dict[str, Any]:
+    names = {"name": run.workflow_name, "generateName": prepared.generate_name}
+    return {
+        **{key: value for key, value in names.items() if value},
+        **prepared.metadata,
+        "namespace": run.namespace,
+        "uid": run.id,
+        "creationTimestamp": _time(run.created_at),
+        "labels": prepared.metadata["labels"] | {RUN_ID_LABEL: run.id},
+        "annotations": prepared.metadata["annotations"] | {_RUN_NAME_ANNOTATION: run.name},
+    }
+
+
+def _spec(prepared: Prepared, run: Run) -> dict[str, Any]:
+    given = {parameter.name: parameter.value for parameter in run.parameters}
+    parameters = [
+        {"name": name, "value": expand_macros(given.get(name, own or ""), run_id=run.id, now=run.created_at)}
+        for name, own in prepared.declared.items()
+    ]
+    labels = prepared.pod_metadata["labels"] | {RUN_ID_LABEL: run.id}
+    return {
+        **prepared.spec,
+        "arguments": {**prepared.arguments, **({"parameters": parameters} if parameters else {})},
+        "serviceAccountName": run.service_account,
+        "podMetadata": {**prepared.pod_metadata, "labels": labels},
+    }
+
+
+def _with_run_id(document: Mapping[str, Any], run: Run) -> bytes:
+    return msgspec.json.encode(document).replace(b"{{workflow.uid}}", run.id.encode())
+
+
+# Status.
+
+
+def _status(run: Run, nodes: Sequence[tuple[str, str]], repository: Repository) -> dict[str, Any]:
+    status: dict[str, Any] = {"startedAt": _time(run.started_at), "finishedAt": _time(run.finished_at)}
+    if run.status is not Status.NONE:
+        status["phase"] = _phase(run)
+    if run.error:
+        status["message"] = run.error
+    if nodes:
+        status["nodes"] = {node_id: msgspec.Raw(body.encode()) for node_id, body in nodes}
+    if run.status.is_final:
+        status["conditions"] = [{"type": "Completed", "status": "True"}]
+    status["artifactRepositoryRef"] = {
+        "default": True,
+        "artifactRepository": {
+            "s3": {
+                "endpoint": repository.endpoint,
+                "bucket": repository.bucket,
+                "insecure": repository.is_insecure,
+                "keyFormat": "artifacts/{{workflow.name}}/{{pod.name}}",
+                "accessKeySecret": {"name": "mlpipeline-minio-artifact", "key": "accesskey"},
+                "secretKeySecret": {"name": "mlpipeline-minio-artifact", "key": "secretkey"},
+            }
+        },
+    }
+    return status
+
+
+def _progress_labels(run: Run) -> dict[str, str]:
+    if run.status is Status.NONE:
+        return {}
+    labels = {"workflows.argoproj.io/phase": _phase(run)}
+    if run.status.is_final:
+        labels |= {"workflows.argoproj.io/completed": "true", "pipeline/persistedFinalState": "true"}
+    return labels
+
+
+def _phase(run: Run) -> str:
+    """Terminating is a word of the API; workflows have none for it."""
+    if run.status is not Status.TERMINATING:
+        return run.status.value
+    return "Pending" if run.started_at is None else "Running"
+
+
+def _time(at: datetime | None) -> str | None:
+    return None if at is None else at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

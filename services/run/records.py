@@ -1,0 +1,200 @@
+"""The verbs of the controller: what an engine has to be told, and what it was seen doing.
+
+Everything an engine must hear is a row until it is marked as told, so a controller may die at any point and be
+replaced. Observations move records forward only; repeating one, or bringing it late, changes nothing. Knows no
+engine beyond the port's structs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from shared import clock
+from shared.contracts import events
+from shared.contracts.events import FactKind
+from shared.contracts.states import RunState
+from shared.database import Database, Transaction
+from shared.outbox import Outbox
+from shared.telemetry import continue_trace
+
+from . import compose, domain, store
+from .domain import Run, RunId, Status, WorkflowName
+from .engine import Observation, Submission
+from .engine import WorkflowName as EngineWorkflowName
+from .manifests import Manifests
+from .usecases import to_state
+
+VANISHED = "The workflow has vanished from the engine."
+LARGEST_ERROR = 16_384
+
+_ENTERED: dict[Status, FactKind[RunState]] = {
+    Status.RUNNING: events.RUN_STARTED,
+    Status.SUCCEEDED: events.RUN_SUCCEEDED,
+    Status.FAILED: events.RUN_FAILED,
+    Status.ERROR: events.RUN_ERROR,
+    Status.SKIPPED: events.RUN_SKIPPED,
+}
+"""The fact that tells of a status that was entered."""
+
+
+class Termination(msgspec.Struct, frozen=True, kw_only=True):
+    run_id: RunId
+    workflow_name: WorkflowName
+    attempt: int
+
+
+class Erasure(msgspec.Struct, frozen=True, kw_only=True):
+    run_id: RunId
+    workflow_name: WorkflowName
+
+
+class Due(msgspec.Struct, frozen=True, kw_only=True):
+    """What the engine has to be told, oldest first of each kind."""
+
+    submissions: tuple[RunId, ...] = ()
+    terminations: tuple[Termination, ...] = ()
+    erasures: tuple[Erasure, ...] = ()
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.submissions or self.terminations or self.erasures)
+
+
+class Records:
+    def __init__(self, database: Database, outbox: Outbox, manifests: Manifests) -> None:
+        self._database = database
+        self._outbox = outbox
+        self._manifests = manifests
+
+    async def due(self, limit: int) -> Due:
+        """At most `limit` of each kind. A run is due for submission until `mark_submitted`, and so on."""
+        submissions = await store.list_unsubmitted(self._database, limit)
+        terminations = await store.list_terminations(self._database, limit)
+        erasures = await store.list_erasures(self._database, limit)
+        return Due(
+            submissions=tuple(submissions),
+            terminations=tuple(
+                Termination(run_id=run_id, workflow_name=name, attempt=attempt)
+                for run_id, name, attempt in terminations
+            ),
+            erasures=tuple(Erasure(run_id=run_id, workflow_name=name) for run_id, name in erasures),
+        )
+
+    async def active(self, *, after: str = "", limit: int = 1000) -> tuple[RunId, ...]:
+        """Runs that are not final, by id: what a controller submits again when it starts. `after` is the last id
+        of the page before."""
+        return tuple(await store.list_active(self._database, after, limit))
+
+    async def submission(self, run_id: str) -> Submission | None:
+        """The workflow with the nodes on record; None where the run is gone or final."""
+        async with self._database.transaction() as tx:
+            run = await store.lock(tx, run_id)
+            nodes = await store.list_nodes(tx, run_id)
+        if run is None or run.status.is_final:
+            return None
+        prepared = await self._manifests.prepared_by_digest(run.manifest_digest)
+        return Submission(
+            workflow_name=EngineWorkflowName(run.workflow_name),
+            run_id=run.id,
+            attempt=run.attempt,
+            workflow=msgspec.json.decode(compose.workflow(prepared, run)),
+            nodes=tuple(msgspec.json.decode(body) for _, body in nodes),
+            started_at=run.started_at,
+            is_terminating=run.terminate_requested_at is not None,
+            traceparent=run.traceparent,
+        )
+
+    async def mark_submitted(self, run_id: str, attempt: int) -> None:
+        await store.set_submitted(self._database, run_id, attempt)
+
+    async def mark_terminated(self, run_id: str, attempt: int) -> None:
+        """The engine has been asked for the stop; its end is still to be observed."""
+        await store.set_terminate_sent(self._database, run_id, attempt)
+
+    async def mark_erased(self, run_id: str) -> None:
+        """The engine has forgotten the workflow of a deleted run: forget its nodes and metrics too."""
+        await store.erase(self._database, run_id)
+
+    async def record(self, observation: Observation) -> bool:
+        """Write what was seen, in one transaction. False where it says nothing to this record: the run is gone or
+        final, or the observation is of another attempt."""
+        async with self._database.transaction() as tx:
+            run = await store.lock(tx, observation.run_id)
+            if run is None or run.status.is_final or run.attempt != observation.attempt:
+                return False
+            if str(run.workflow_name) != observation.workflow_name:
+                return False
+            if observation.is_vanished:
+                await self._close_open_nodes(tx, run, observation)
+            await self._write_nodes(tx, run, observation)
+            await self._advance(tx, run, observation)
+        return True
+
+    async def fail(self, run_id: str, attempt: int, reason: str) -> bool:
+        """End a run that no engine can take: its workflow's name belongs to somebody else, or it does not compose."""
+        async with self._database.transaction() as tx:
+            run = await store.lock(tx, run_id)
+            if run is None or run.status.is_final or run.attempt != attempt:
+                return False
+            await self._enter(tx, run, Status.ERROR, reason)
+        return True
+
+    async def _write_nodes(self, tx: Transaction, run: Run, observation: Observation) -> None:
+        if observation.nodes:
+            # Of a node that is told twice the later state counts; one statement cannot write a row twice.
+            latest = {str(node["id"]): node for node in observation.nodes}
+            await store.upsert_nodes(tx, run.id, [_row(node_id, node) for node_id, node in latest.items()])
+        if observation.is_complete:
+            await store.delete_other_nodes(tx, run.id, (str(node["id"]) for node in observation.nodes))
+
+    async def _close_open_nodes(self, tx: Transaction, run: Run, observation: Observation) -> None:
+        """Nothing runs any more: a final run has final nodes."""
+        ended_at = (observation.finished_at or clock.now()).astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        nodes: Iterable[dict[str, Any]] = map(msgspec.json.decode, await store.list_open_nodes(tx, run.id))
+        closed = [node | {"phase": "Error", "message": VANISHED, "finishedAt": ended_at} for node in nodes]
+        if closed:
+            await store.upsert_nodes(tx, run.id, [_row(str(node["id"]), node) for node in closed])
+
+    async def _advance(self, tx: Transaction, run: Run, observation: Observation) -> None:
+        if observation.is_vanished:
+            lost = await self._enter(tx, run, Status.ERROR, observation.message or VANISHED, observation.finished_at)
+            with continue_trace(run.traceparent):
+                await self._outbox.add(tx, events.RUN_LOST, to_state(lost))
+            return
+        status = domain.after(run.status, Status(observation.phase))
+        error = _plain(observation.message) if status is not Status.NONE else ""
+        is_first_start = run.started_at is None and observation.started_at is not None and status is not Status.NONE
+        if status is run.status and error == run.error and not is_first_start:
+            return
+        await self._enter(tx, run, status, error, observation.finished_at, started_at=observation.started_at)
+
+    async def _enter(
+        self,
+        tx: Transaction,
+        run: Run,
+        status: Status,
+        error: str,
+        finished_at: datetime | None = None,
+        *,
+        started_at: datetime | None = None,
+    ) -> Run:
+        now = await store.advance(tx, run.id, status, _plain(error), started_at=started_at, finished_at=finished_at)
+        fact = _ENTERED.get(status)
+        if fact is not None and status is not run.status:
+            with continue_trace(run.traceparent):
+                await self._outbox.add(tx, fact, to_state(now))
+        return now
+
+
+def _row(node_id: str, node: Any) -> tuple[str, str, str]:
+    """Id, phase and JSON text."""
+    return node_id, str(node.get("phase", "")), msgspec.json.encode(node).decode()
+
+
+def _plain(text: str) -> str:
+    """What a text column can hold, and a fact carry."""
+    return text.replace("\x00", "\ufffd")[:LARGEST_ERROR]

@@ -1,0 +1,145 @@
+"""The HTTP door of the run service: R1 to R10 without R9, and X2 to X5 of the API specification's table 1.2."""
+
+from __future__ import annotations
+
+import binascii
+from collections.abc import AsyncIterator
+from typing import Any
+
+from litestar import MediaType, Request, Response
+from litestar.di import NamedDependency
+from litestar.params import FromPath
+from litestar.response import Stream
+
+from shared import protojson
+from shared.errors import InvalidInput, NotSupported, PermissionDenied, layer
+from shared.listing import ListRequest
+from shared.web import delete, get, post, reply
+
+from . import store
+from .usecases import Runs
+from .wire import Resources, Verb, WireAuthorization, WireRun, WireRuns, from_detail, from_view, to_new_run
+
+Req = Request[Any, Any, Any]
+
+
+@post("/apis/v1beta1/runs")
+async def create_run(request: Req, runs: NamedDependency[Runs]) -> Response[bytes]:
+    body = protojson.decode(await request.body(), WireRun)
+    return reply(from_detail(await runs.create(to_new_run(body))))
+
+
+@get("/apis/v1beta1/runs")
+async def list_runs(request: Req, runs: NamedDependency[Runs]) -> Response[bytes]:
+    asked = protojson.query(ListRequest, request.scope["query_string"])
+    page = await runs.list(store.LISTING.query(asked))
+    return reply(
+        WireRuns(
+            runs=tuple(from_view(view) for view in page.rows),
+            total_size=page.total_size,
+            next_page_token=page.next_page_token,
+        )
+    )
+
+
+@get("/apis/v1beta1/runs/{run_id:str}")
+async def get_run(run_id: FromPath[str], runs: NamedDependency[Runs]) -> Response[bytes]:
+    return reply(from_detail(await runs.get(run_id)))
+
+
+@delete("/apis/v1beta1/runs/{run_id:str}")
+async def delete_run(run_id: FromPath[str], runs: NamedDependency[Runs]) -> Response[bytes]:
+    with layer("Delete run failed"), layer("Check run exist failed"):
+        await runs.delete(run_id)
+    return reply()
+
+
+@post("/apis/v1beta1/runs/{run_id:str}/:archive")
+async def archive_run(run_id: FromPath[str], runs: NamedDependency[Runs]) -> Response[bytes]:
+    await runs.archive(run_id)
+    return reply()
+
+
+@post("/apis/v1beta1/runs/{run_id:str}/:unarchive")
+async def unarchive_run(run_id: FromPath[str], runs: NamedDependency[Runs]) -> Response[bytes]:
+    await runs.unarchive(run_id)
+    return reply()
+
+
+@post("/apis/v1beta1/runs/{run_id:str}/terminate")
+async def terminate_run(run_id: FromPath[str], runs: NamedDependency[Runs]) -> Response[bytes]:
+    with layer("Terminate run failed"):
+        await runs.terminate(run_id)
+    return reply()
+
+
+@get("/apis/v1beta1/runs/{run_id:str}/nodes/{node_id:str}/artifacts/{artifact_name:str}/:read")
+async def read_artifact(
+    run_id: FromPath[str], node_id: FromPath[str], artifact_name: FromPath[str], runs: NamedDependency[Runs]
+) -> Response[bytes] | Stream:
+    asked = f'run_id:"{run_id}" node_id:"{node_id}" artifact_name:"{artifact_name}"'
+    with layer(f"failed to read artifact '{asked}'."):
+        chunks = await runs.read_artifact(run_id, node_id, artifact_name)
+        # The first chunk decides about the answer while the status can still be chosen.
+        first = await anext(chunks, b"")
+    if not first:
+        return reply()
+    return Stream(_artifact_json(first, chunks), media_type=MediaType.JSON)
+
+
+async def _artifact_json(first: bytes, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """`{"data":"<base64>"}`, never held whole: three bytes make four letters, so the rest of a chunk waits."""
+    yield b'{"data":"'
+    waiting = first
+    async for chunk in chunks:
+        whole = len(waiting) - len(waiting) % 3
+        yield binascii.b2a_base64(waiting[:whole], newline=False)
+        waiting = waiting[whole:] + chunk
+    yield binascii.b2a_base64(waiting, newline=False)
+    yield b'"}'
+
+
+@post("/apis/v1beta1/visualizations")
+async def create_visualization() -> Response[bytes]:
+    raise NotSupported("Visualizations are not supported: this installation has no generator for them.")
+
+
+@post("/apis/v1beta1/visualizations/{namespace:str}")
+async def create_visualization_in_namespace(namespace: FromPath[str]) -> Response[bytes]:
+    raise NotSupported("Visualizations are not supported: this installation has no generator for them.")
+
+
+@get("/apis/v1beta1/auth")
+async def authorize(request: Req) -> Response[bytes]:
+    """Everything is allowed in single-user mode; the question must still be complete (section 13, X5)."""
+    asked = protojson.query(WireAuthorization, request.scope["query_string"])
+    with layer("Authorize request is not valid"):
+        if not asked.namespace:
+            raise InvalidInput("Namespace is empty. Please specify a valid namespace.")
+        if asked.resources is Resources.UNASSIGNED_RESOURCES:
+            raise InvalidInput("Resources not specified. Please specify a valid resources.")
+        if asked.verb is Verb.UNASSIGNED_VERB:
+            raise InvalidInput("Verb not specified. Please specify a valid verb.")
+    return reply()
+
+
+@post(["/apis/v1beta1/workflows", "/apis/v1beta1/scheduledworkflows"])
+async def report_from_agent() -> Response[bytes]:
+    """Nobody holds an agent token here: what runs do is observed by the controller and never reported over HTTP."""
+    raise PermissionDenied("Reports are accepted from the persistence agent alone.")
+
+
+ROUTES = (
+    create_run,
+    list_runs,
+    get_run,
+    delete_run,
+    archive_run,
+    unarchive_run,
+    terminate_run,
+    read_artifact,
+    create_visualization,
+    create_visualization_in_namespace,
+    authorize,
+    report_from_agent,
+)

@@ -1,0 +1,25 @@
+"""What the run service is told by its environment."""
+
+from __future__ import annotations
+
+from shared.settings import ServiceSettings
+
+
+class Settings(ServiceSettings, frozen=True, kw_only=True):
+    object_store_url: str
+    """`http://host:port`, or https: where manifests, artifacts and logs are kept. Any S3 server serves."""
+    object_store_access_key: str
+    object_store_secret_key: str
+    object_store_bucket: str = "mlpipeline"
+    default_service_account: str = "pipeline-runner"
+    """The account of runs that name none."""
+    namespace: str = "kubeflow"
+    """Where workflows run."""
+    cache_enabled: bool = True
+    """What the template label `pipelines.kubeflow.org/cache_enabled` says."""
+    ask_seconds: float = 2.0
+    """How long creation waits for another service's answer before it is a 503."""
+    fold_counts_seconds: float = 1.0
+    """How often the kept counts are folded; what waits is counted row by row until then."""
+    manifest_cache_bytes: int = 32 * 1024 * 1024
+    """The most text of distinct manifests that a process keeps at hand."""

@@ -1,0 +1,492 @@
+"""Every SQL statement of the run service."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+
+import msgspec
+
+from shared.database import Connection, Row, Transaction
+from shared.listing import Column, Kind, Listing
+from shared.references import ResourceType as KeyType
+
+from .domain import (
+    TERMINABLE,
+    Metric,
+    Parameter,
+    Reference,
+    Run,
+    RunId,
+    Status,
+    StorageState,
+    WorkflowName,
+)
+
+WORKFLOW_NAME_KEY = "runs_workflow_name_key"
+
+_COLUMNS = (
+    "id, name, description, storage_state, status, error, experiment_id, namespace, resource_references, pipeline_id, "
+    "pipeline_name, pipeline_version_id, job_id, service_account, parameters, manifest_digest, workflow_name, attempt, "
+    "version, traceparent, created_at, scheduled_at, started_at, finished_at, terminate_requested_at"
+)
+
+LISTING = Listing(
+    model="Run",
+    table="runs",
+    columns=_COLUMNS,
+    fields={
+        "id": Column("id", Kind.TEXT),
+        "name": Column("name", Kind.TEXT),
+        "created_at": Column("created_at", Kind.TIMESTAMP),
+        "description": Column("description", Kind.TEXT),
+        # One-off runs have none and show the epoch, which is what they compare as.
+        "scheduled_at": Column("coalesce(scheduled_at, 'epoch')", Kind.TIMESTAMP),
+        "storage_state": Column(
+            "storage_state",
+            Kind.TEXT,
+            stored={
+                "STORAGESTATE_AVAILABLE": StorageState.AVAILABLE.value,
+                "STORAGESTATE_ARCHIVED": StorageState.ARCHIVED.value,
+            },
+        ),
+        "status": Column("status", Kind.TEXT),
+    },
+    references={
+        KeyType.EXPERIMENT: "experiment_id",
+        KeyType.JOB: "job_id",
+        KeyType.PIPELINE_VERSION: "pipeline_version_id",
+        KeyType.NAMESPACE: "namespace",
+    },
+    families={
+        # Several nodes may report one name: the largest counts.
+        "metric:": Column(
+            "(select max(number) from run_metrics where run_id = runs.id and run_metrics.name = {})",
+            Kind.NUMBER,
+            is_nullable=True,
+        )
+    },
+)
+
+
+# Runs.
+
+
+async def insert(tx: Transaction, run: Run) -> datetime:
+    """The run, and its share of the kept counts. Returns when it was created.
+
+    Raises ConstraintViolated(WORKFLOW_NAME_KEY) where the workflow's name is taken.
+    """
+    created_at: datetime = await tx.fetchval(
+        """
+        with counted as (
+            insert into run_count_deltas (experiment_id, storage_state, delta) values ($4, 'available', 1)
+        )
+        insert into runs (
+            id, name, description, experiment_id, namespace, resource_references, pipeline_id, pipeline_name,
+            pipeline_version_id, job_id, service_account, parameters, manifest_digest, workflow_name, traceparent,
+            scheduled_at
+        )
+        values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
+        returning created_at
+        """,
+        run.id,
+        run.name,
+        run.description,
+        run.experiment_id,
+        run.namespace,
+        msgspec.json.encode(run.references).decode(),
+        run.pipeline_id,
+        run.pipeline_name,
+        run.pipeline_version_id,
+        run.job_id,
+        run.service_account,
+        msgspec.json.encode(run.parameters).decode(),
+        run.manifest_digest,
+        run.workflow_name,
+        run.traceparent,
+        run.scheduled_at,
+    )
+    return created_at
+
+
+async def find(connection: Connection, run_id: str) -> Run | None:
+    row = await connection.fetchrow(f"select {_COLUMNS} from runs where id = $1", run_id)  # noqa: S608
+    return None if row is None else to_run(row)
+
+
+async def lock(tx: Transaction, run_id: str) -> Run | None:
+    row = await tx.fetchrow(
+        f"select {_COLUMNS} from runs where id = $1 for no key update",  # noqa: S608
+        run_id,
+    )
+    return None if row is None else to_run(row)
+
+
+async def exists(connection: Connection, run_id: str) -> bool:
+    return await connection.fetchval("select 1 from runs where id = $1", run_id) is not None
+
+
+async def set_storage_state(tx: Transaction, run_id: str, state: StorageState) -> Run | None:
+    """The run as it is now; None where it is unknown or was in this state already."""
+    row = await tx.fetchrow(
+        f"""
+        with moved as (
+            update runs set storage_state = $2, version = version + 1
+            where id = $1 and storage_state <> $2
+            returning {_COLUMNS}
+        ), counted as (
+            insert into run_count_deltas (experiment_id, storage_state, delta)
+            select experiment_id, state, case when state = $2 then 1 else -1 end
+            from moved, (values ('available'), ('archived')) as states (state)
+        )
+        select * from moved
+        """,  # noqa: S608
+        run_id,
+        state.value,
+    )
+    return None if row is None else to_run(row)
+
+
+async def archive_experiment(tx: Transaction, experiment_id: str) -> list[Run]:
+    """Archive every run of an experiment. Returns those that were not archived before."""
+    rows = await tx.fetch(
+        f"""
+        with moved as (
+            update runs set storage_state = 'archived', version = version + 1
+            where experiment_id = $1 and storage_state = 'available'
+            returning {_COLUMNS}
+        ), counted as (
+            insert into run_count_deltas (experiment_id, storage_state, delta)
+            select $1, state, case when state = 'archived' then moved_count else -moved_count end
+            from (select count(*) as moved_count from moved) as total,
+                 (values ('available'), ('archived')) as states (state)
+            where moved_count > 0
+        )
+        select * from moved
+        """,  # noqa: S608
+        experiment_id,
+    )
+    return [to_run(row) for row in rows]
+
+
+async def terminate(tx: Transaction, run_id: str) -> Run | None:
+    """The run, now terminating; None where it is unknown or its state forbids it."""
+    row = await tx.fetchrow(
+        f"""
+        update runs set status = 'Terminating', terminate_requested_at = clock_timestamp(), version = version + 1
+        where id = $1 and status = any($2)
+        returning {_COLUMNS}
+        """,  # noqa: S608
+        run_id,
+        [status.value for status in TERMINABLE],
+    )
+    return None if row is None else to_run(row)
+
+
+async def advance(
+    tx: Transaction,
+    run_id: RunId,
+    status: Status,
+    error: str,
+    *,
+    started_at: datetime | None,
+    finished_at: datetime | None,
+) -> Run:
+    """Write what was observed. The database's clock fills in what the engine did not say and the status demands."""
+    row = await tx.fetchrow(
+        f"""
+        update runs set
+            status = $2,
+            error = $3,
+            started_at = coalesce(started_at, $4, case when $5 then clock_timestamp() end),
+            finished_at = case when $6 then coalesce($7, clock_timestamp()) end,
+            version = version + 1
+        where id = $1
+        returning {_COLUMNS}
+        """,  # noqa: S608
+        run_id,
+        status.value,
+        error,
+        started_at,
+        status is Status.RUNNING,
+        status.is_final,
+        finished_at,
+    )
+    assert row is not None, "the caller holds its lock"
+    return to_run(row)
+
+
+async def delete(tx: Transaction, run_id: str) -> Run | None:
+    """Remove the run; what is left of it is noted for erasure."""
+    row = await tx.fetchrow(
+        f"""
+        with gone as (
+            delete from runs where id = $1
+            returning {_COLUMNS}
+        ), counted as (
+            insert into run_count_deltas (experiment_id, storage_state, delta)
+            select experiment_id, storage_state, -1 from gone
+        ), noted as (
+            insert into erasures (run_id, workflow_name) select id, workflow_name from gone
+        )
+        select * from gone
+        """,  # noqa: S608
+        run_id,
+    )
+    return None if row is None else to_run(row)
+
+
+# Nodes.
+
+
+async def upsert_nodes(tx: Transaction, run_id: str, nodes: Sequence[tuple[str, str, str]]) -> None:
+    """Id, phase and JSON text of the nodes that changed."""
+    await tx.execute(
+        """
+        insert into nodes (run_id, id, phase, body)
+        select $1, * from unnest($2::text[], $3::text[], $4::json[])
+        on conflict (run_id, id) do update
+        set phase = excluded.phase, body = excluded.body, changed_at = excluded.changed_at
+        where nodes.body::text <> excluded.body::text
+        """,
+        run_id,
+        [node_id for node_id, _, _ in nodes],
+        [phase for _, phase, _ in nodes],
+        [body for _, _, body in nodes],
+    )
+
+
+async def delete_other_nodes(tx: Transaction, run_id: str, kept: Iterable[str]) -> None:
+    await tx.execute("delete from nodes where run_id = $1 and id <> all($2::text[])", run_id, list(kept))
+
+
+async def list_nodes(connection: Connection, run_id: str) -> list[tuple[str, str]]:
+    """Id and JSON text of every node."""
+    rows = await connection.fetch("select id, body from nodes where run_id = $1 order by id", run_id)
+    return [(row["id"], row["body"]) for row in rows]
+
+
+async def list_open_nodes(tx: Transaction, run_id: str) -> list[str]:
+    rows = await tx.fetch("select body from nodes where run_id = $1 and phase in ('Pending', 'Running')", run_id)
+    return [row["body"] for row in rows]
+
+
+async def find_node(connection: Connection, run_id: str, node_id: str) -> str | None:
+    body: str | None = await connection.fetchval(
+        "select body from nodes where run_id = $1 and id = $2", run_id, node_id
+    )
+    return body
+
+
+# Manifests.
+
+
+async def find_manifests(connection: Connection, digests: Sequence[str]) -> list[tuple[str, str]]:
+    rows = await connection.fetch("select digest, body from manifests where digest = any($1::text[])", list(digests))
+    return [(row["digest"], row["body"]) for row in rows]
+
+
+async def has_manifest(connection: Connection, digest: str) -> bool:
+    return await connection.fetchval("select 1 from manifests where digest = $1", digest) is not None
+
+
+async def insert_manifest(connection: Connection, digest: str, body: str) -> None:
+    await connection.execute(
+        "insert into manifests (digest, body) values ($1, $2) on conflict (digest) do nothing", digest, body
+    )
+
+
+# Metrics.
+
+
+async def insert_metrics(tx: Transaction, run_id: str, metrics: Sequence[Metric]) -> None:
+    """The first value of a metric stays. Metrics of a run that is gone are dropped: nobody would erase them."""
+    await tx.execute(
+        """
+        insert into run_metrics (run_id, node_id, name, number, format)
+        select $1, reported.* from unnest($2::text[], $3::text[], $4::double precision[], $5::text[]) as reported
+        where exists (select from runs where id = $1)
+        on conflict (run_id, node_id, name) do nothing
+        """,
+        run_id,
+        [metric.node_id for metric in metrics],
+        [metric.name for metric in metrics],
+        [metric.number for metric in metrics],
+        [metric.format for metric in metrics],
+    )
+
+
+async def list_metrics(connection: Connection, run_ids: Sequence[str]) -> list[Metric]:
+    rows = await connection.fetch(
+        """
+        select run_id, node_id, name, number, format from run_metrics where run_id = any($1::text[])
+        order by run_id, node_id, name
+        """,
+        list(run_ids),
+    )
+    return [
+        Metric(
+            run_id=row["run_id"],
+            node_id=row["node_id"],
+            name=row["name"],
+            number=row["number"],
+            format=row["format"],
+        )
+        for row in rows
+    ]
+
+
+# What the engine has to be told.
+
+
+async def list_unsubmitted(connection: Connection, limit: int) -> list[RunId]:
+    rows = await connection.fetch(
+        """
+        select id from runs where submitted_at is null and finished_at is null
+        order by created_at, id limit $1
+        """,
+        limit,
+    )
+    return [RunId(row["id"]) for row in rows]
+
+
+async def list_terminations(connection: Connection, limit: int) -> list[tuple[RunId, WorkflowName, int]]:
+    """Run, workflow and attempt."""
+    rows = await connection.fetch(
+        """
+        select id, workflow_name, attempt from runs
+        where terminate_requested_at is not null and terminate_sent_at is null and finished_at is null
+          and submitted_at is not null
+        order by terminate_requested_at, id limit $1
+        """,
+        limit,
+    )
+    return [(RunId(row["id"]), WorkflowName(row["workflow_name"]), row["attempt"]) for row in rows]
+
+
+async def list_erasures(connection: Connection, limit: int) -> list[tuple[RunId, WorkflowName]]:
+    rows = await connection.fetch(
+        "select run_id, workflow_name from erasures order by requested_at, run_id limit $1", limit
+    )
+    return [(RunId(row["run_id"]), WorkflowName(row["workflow_name"])) for row in rows]
+
+
+async def list_active(connection: Connection, after: str, limit: int) -> list[RunId]:
+    rows = await connection.fetch(
+        "select id from runs where finished_at is null and id > $1 order by id limit $2", after, limit
+    )
+    return [RunId(row["id"]) for row in rows]
+
+
+async def set_submitted(connection: Connection, run_id: str, attempt: int) -> None:
+    await connection.execute(
+        """
+        update runs set submitted_at = clock_timestamp()
+        where id = $1 and attempt = $2 and submitted_at is null
+        """,
+        run_id,
+        attempt,
+    )
+
+
+async def set_terminate_sent(connection: Connection, run_id: str, attempt: int) -> None:
+    await connection.execute(
+        """
+        update runs set terminate_sent_at = clock_timestamp()
+        where id = $1 and attempt = $2 and terminate_requested_at is not null and terminate_sent_at is null
+        """,
+        run_id,
+        attempt,
+    )
+
+
+async def erase(connection: Connection, run_id: str) -> None:
+    """What a deleted run left behind, and the note of it."""
+    await connection.execute(
+        """
+        with nodes_gone as (delete from nodes where run_id = $1),
+             metrics_gone as (delete from run_metrics where run_id = $1)
+        delete from erasures where run_id = $1
+        """,
+        run_id,
+    )
+
+
+# Kept counts.
+
+
+async def kept_count(connection: Connection, equalities: Mapping[str, str]) -> int | None:
+    """How many runs have these values; None where no such count is kept."""
+    if not equalities.keys() <= {"experiment_id", "storage_state"}:
+        return None
+    experiment_id, storage_state = equalities.get("experiment_id"), equalities.get("storage_state")
+    total = await connection.fetchval(
+        """
+        select coalesce(sum(amount), 0)::bigint from (
+            select total from run_counts
+            where experiment_id = coalesce($1::text, '') and ($2::text is null or storage_state = $2)
+            union all
+            select delta from run_count_deltas
+            where ($1::text is null or experiment_id = $1) and ($2::text is null or storage_state = $2)
+        ) as amounts (amount)
+        """,
+        # No experiment is called by the empty text, and it stands for all of them in the table.
+        "\ufffd" if experiment_id == "" else experiment_id,
+        storage_state,
+    )
+    return int(total)
+
+
+async def fold_counts(connection: Connection) -> None:
+    """Add the deltas up. One replica at a time: two would wait for each other's rows."""
+    await connection.execute(
+        """
+        with turn as materialized (
+            select pg_try_advisory_xact_lock(hashtext(current_schema() || '.run_counts')) as is_ours
+        ), taken as (
+            delete from run_count_deltas where (select is_ours from turn)
+            returning experiment_id, storage_state, delta
+        )
+        insert into run_counts (experiment_id, storage_state, total)
+        select coalesce(experiment_id, ''), storage_state, sum(delta)
+        from taken group by grouping sets ((experiment_id, storage_state), (storage_state))
+        on conflict (experiment_id, storage_state) do update set total = run_counts.total + excluded.total
+        """
+    )
+
+
+# Rows.
+
+_references = msgspec.json.Decoder(tuple[Reference, ...]).decode
+_parameters = msgspec.json.Decoder(tuple[Parameter, ...]).decode
+
+
+def to_run(row: Row) -> Run:
+    return Run(
+        id=RunId(row["id"]),
+        name=row["name"],
+        description=row["description"],
+        storage_state=StorageState(row["storage_state"]),
+        status=Status(row["status"]),
+        error=row["error"],
+        experiment_id=row["experiment_id"],
+        namespace=row["namespace"],
+        references=_references(row["resource_references"]),
+        pipeline_id=row["pipeline_id"],
+        pipeline_name=row["pipeline_name"],
+        pipeline_version_id=row["pipeline_version_id"],
+        job_id=row["job_id"],
+        service_account=row["service_account"],
+        parameters=_parameters(row["parameters"]),
+        manifest_digest=row["manifest_digest"],
+        workflow_name=WorkflowName(row["workflow_name"]),
+        attempt=row["attempt"],
+        version=row["version"],
+        traceparent=row["traceparent"],
+        created_at=row["created_at"],
+        scheduled_at=row["scheduled_at"],
+        started_at=row["started_at"],
+        finished_at=row["finished_at"],
+        terminate_requested_at=row["terminate_requested_at"],
+    )

@@ -1,0 +1,51 @@
+"""The event door of the run service: what others' facts change here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from shared import replica
+from shared.contracts import events
+from shared.contracts.events import FactKind
+from shared.contracts.states import ExperimentState, MetricsState
+from shared.database import Transaction
+from shared.subscriptions import Done, Fact, Handler, Outcome
+
+from . import store
+from .domain import Metric
+from .usecases import EXPERIMENT, Runs
+
+
+def handlers(runs: Runs) -> Mapping[FactKind[Any], Handler]:
+    async def keep_experiment(tx: Transaction, fact: Fact[ExperimentState]) -> Outcome:
+        await replica.keep(tx, EXPERIMENT, fact.state, is_deleted=fact.state.is_deleted)
+        return Done()
+
+    async def archive_with_experiment(tx: Transaction, fact: Fact[ExperimentState]) -> Outcome:
+        await replica.keep(tx, EXPERIMENT, fact.state)
+        await runs.archive_experiment(tx, fact.state.id)
+        return Done()
+
+    async def keep_metrics(tx: Transaction, fact: Fact[MetricsState]) -> Outcome:
+        run_id = fact.state.id
+        metrics = [
+            Metric(
+                run_id=run_id,
+                node_id=metric.node_id,
+                name=metric.name,
+                number=metric.number,
+                format=metric.format.value,
+            )
+            for metric in fact.state.metrics
+        ]
+        await store.insert_metrics(tx, run_id, metrics)
+        return Done()
+
+    return {
+        events.EXPERIMENT_CREATED: keep_experiment,
+        events.EXPERIMENT_ARCHIVED: archive_with_experiment,
+        events.EXPERIMENT_UNARCHIVED: keep_experiment,
+        events.EXPERIMENT_DELETED: keep_experiment,
+        events.METRICS_REPORTED: keep_metrics,
+    }

@@ -1,0 +1,474 @@
+"""The verbs of the run API. Knows rules and rows; knows neither HTTP nor how a run is executed.
+
+Creation only records: the controller finds what is to be started. Everything is checked, and everything remote is
+fetched, before the one transaction opens.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, cast
+
+import msgspec
+
+from shared import clock, replica
+from shared.blobs import Blobs, NoSuchObject
+from shared.bus import Bus
+from shared.contracts import events, states
+from shared.contracts.questions import (
+    GET_DEFAULT_EXPERIMENT,
+    GET_DEFAULT_VERSION,
+    GET_EXPERIMENT,
+    GET_VERSION,
+    ById,
+    Nothing,
+    VersionAnswer,
+    VersionRequest,
+)
+from shared.contracts.states import ExperimentState
+from shared.database import ConstraintViolated, Database, Transaction
+from shared.errors import InvalidInput, NotFound, layer
+from shared.listing import Page, Query
+from shared.outbox import Outbox
+from shared.telemetry import current_traceparent
+
+from . import compose, domain, store
+from .domain import (
+    Metric,
+    Parameter,
+    Reference,
+    Relationship,
+    ResourceType,
+    Run,
+    RunId,
+    StorageState,
+    WorkflowName,
+)
+from .manifests import Manifests, Validator, digest_of
+
+EXPERIMENT = "experiment"
+"""The kind under which experiments are replicated."""
+
+
+class AskedReference(msgspec.Struct, frozen=True, kw_only=True):
+    """A resource reference as a client sent it: the words are not checked."""
+
+    type: str
+    id: str
+    relationship: str
+
+
+class NewRun(msgspec.Struct, frozen=True, kw_only=True):
+    """A request for a run. Empty texts are absent."""
+
+    name: str
+    description: str = ""
+    service_account: str = ""
+    pipeline_id: str = ""
+    manifest: str = ""
+    parameters: tuple[Parameter, ...] = ()
+    references: tuple[AskedReference, ...] = ()
+
+    @property
+    def version_id(self) -> str:
+        """The version to run: the last one that is referred to as the creator."""
+        ids = [each.id for each in self.references if (each.type, each.relationship) == ("PIPELINE_VERSION", "CREATOR")]
+        return ids[-1] if ids else ""
+
+    @property
+    def experiment_id(self) -> str:
+        ids = [each.id for each in self.references if (each.type, each.relationship) == ("EXPERIMENT", "OWNER")]
+        return ids[0] if ids else ""
+
+
+class View(msgspec.Struct, frozen=True, kw_only=True):
+    """A run with what lists show beside its row."""
+
+    run: Run
+    manifest: str
+    metrics: tuple[Metric, ...] = ()
+
+
+class Detail(msgspec.Struct, frozen=True, kw_only=True):
+    view: View
+    workflow: bytes
+    """JSON: the workflow as it runs, with its status."""
+
+
+class Installation(msgspec.Struct, frozen=True, kw_only=True):
+    """What is the same for every run here."""
+
+    namespace: str
+    rules: compose.Rules
+    ask_seconds: float
+
+
+class Runs:
+    def __init__(
+        self,
+        database: Database,
+        outbox: Outbox,
+        bus: Bus,
+        blobs: Blobs,
+        manifests: Manifests,
+        validate: Validator,
+        installation: Installation,
+    ) -> None:
+        self._database = database
+        self._outbox = outbox
+        self._bus = bus
+        self._blobs = blobs
+        self._manifests = manifests
+        self._validate = validate
+        self._installation = installation
+        self._repository = compose.Repository(
+            endpoint=blobs.endpoint, bucket=blobs.bucket, is_insecure=blobs.is_insecure
+        )
+        self._default_experiment_id = ""
+
+    async def create(self, asked: NewRun) -> Detail:
+        """Record a run (API specification, section 9.2, in the order of its checks). Nothing is started here."""
+        with layer("Validate create run request failed."):
+            domain.check_name(asked.name)
+            version = await self._check_source(asked)
+            domain.check_parameters_size(asked.parameters)
+        with layer("Failed to create a new run."):
+            prepared = await self._prepared(asked, version)
+            self._check_parameters(prepared, asked.parameters)
+            experiment = await self._experiment(asked.experiment_id)
+            draft = self._draft(asked, version, prepared, experiment)
+            self._check_workflow(prepared, draft)
+            names = domain.workflow_names(prepared.name, prepared.generate_name)
+            for name in names:
+                domain.check_workflow_name(name)
+            with layer("Unable to convert resource references."):
+                references = await self._references(asked, version, experiment)
+            await self._manifests.keep(prepared.text, prepared.digest)
+            run = await self._insert(_with_references(draft, references), names)
+        return Detail(
+            # The reply to a creation keeps the order of the request; what is read later stands in storage order.
+            view=View(run=msgspec.structs.replace(run, references=references), manifest=prepared.text),
+            workflow=compose.workflow_document(prepared, run, (), self._repository),
+        )
+
+    async def get(self, run_id: str) -> Detail:
+        run = await self._get(run_id)
+        nodes = await store.list_nodes(self._database, run_id)
+        prepared = await self._manifests.prepared_by_digest(run.manifest_digest)
+        (view,) = await self._views((run,))
+        return Detail(view=view, workflow=compose.workflow_document(prepared, run, nodes, self._repository))
+
+    async def get_state(self, run_id: str) -> states.RunState:
+        return to_state(await self._get(run_id))
+
+    async def list(self, query: Query) -> Page[View]:
+        async def count(equalities: Mapping[str, str]) -> int | None:
+            return await store.kept_count(self._database, equalities)
+
+        page = await store.LISTING.page(self._database, query, store.to_run, count=count)
+        return Page(rows=await self._views(page.rows), total_size=page.total_size, next_page_token=page.next_page_token)
+
+    async def delete(self, run_id: str) -> None:
+        """The row is gone at once; the engine's object, the nodes and the metrics follow (`Records.due`)."""
+        async with self._database.transaction() as tx:
+            run = await store.delete(tx, run_id)
+            if run is None:
+                raise domain.unknown(run_id)
+            last = msgspec.structs.replace(run, version=run.version + 1)
+            await self._outbox.add(tx, events.RUN_DELETED, to_state(last, is_deleted=True))
+
+    async def archive(self, run_id: str) -> None:
+        await self._move(run_id, StorageState.ARCHIVED)
+
+    async def unarchive(self, run_id: str) -> None:
+        await self._move(run_id, StorageState.AVAILABLE)
+
+    async def archive_experiment(self, tx: Transaction, experiment_id: str) -> None:
+        """Its runs follow an experiment into the archive (API specification, section 7, E5)."""
+        for run in await store.archive_experiment(tx, experiment_id):
+            await self._outbox.add(tx, events.RUN_ARCHIVED, to_state(run))
+
+    async def terminate(self, run_id: str) -> None:
+        async with self._database.transaction() as tx:
+            run = await store.terminate(tx, run_id)
+            if run is None:
+                if await store.exists(tx, run_id):
+                    raise domain.not_terminable(run_id)
+                raise domain.unknown(run_id).inside("Check run exist failed")
+            await self._outbox.add(tx, events.RUN_TERMINATING, to_state(run))
+
+    async def read_artifact(self, run_id: str, node_id: str, artifact_name: str) -> AsyncIterator[bytes]:
+        """The object as it is stored, in chunks; nothing where it cannot be read (section 9.9).
+
+        Raises NotFound before the first chunk.
+        """
+        key = await self._artifact_key(run_id, node_id, artifact_name)
+        return self._object(key)
+
+    # Creation.
+
+    async def _check_source(self, asked: NewRun) -> VersionAnswer | None:
+        """Section 9.3. The version to run, or None where the manifest came along."""
+        domain.check_source(
+            has_manifest=bool(asked.manifest), has_pipeline=bool(asked.pipeline_id), has_version=bool(asked.version_id)
+        )
+        if asked.version_id:
+            with layer("Get pipelineVersionId failed."):
+                return await self._version(asked.version_id, asked.pipeline_id)
+        if asked.pipeline_id:
+            with layer("Get pipelineId failed."):
+                return await self._bus.ask(
+                    GET_DEFAULT_VERSION, ById(id=asked.pipeline_id), within_seconds=self._installation.ask_seconds
+                )
+        try:
+            self._manifests.prepared(asked.manifest, digest_of(asked.manifest))
+        except compose.Malformed as error:
+            raise domain.not_a_workflow(asked.manifest) from error
+        except compose.OfAnotherKind:
+            return None  # That is told by a later check.
+        return None
+
+    async def _version(self, version_id: str, pipeline_id: str = "") -> VersionAnswer:
+        request = VersionRequest(
+            version_id=states.PipelineVersionId(version_id),
+            pipeline_id=states.PipelineId(pipeline_id) if pipeline_id else None,
+        )
+        return await self._bus.ask(GET_VERSION, request, within_seconds=self._installation.ask_seconds)
+
+    async def _prepared(self, asked: NewRun, version: VersionAnswer | None) -> compose.Prepared:
+        if version is None:
+            text, digest = asked.manifest, digest_of(asked.manifest)
+        else:
+            digest = version.manifest_digest
+            with layer("Failed to fetch workflow spec."):
+                found = await self._manifests.find(digest)
+                if found is None:
+                    raise domain.manifest_gone(asked.name)
+                text = found
+        try:
+            return self._manifests.prepared(text, digest)
+        except (compose.Malformed, compose.OfAnotherKind) as error:
+            raise domain.not_our_kind(str(error)) from error
+
+    def _check_parameters(self, prepared: compose.Prepared, parameters: tuple[Parameter, ...]) -> None:
+        name = compose.unrecognized(prepared, parameters)
+        if name is not None:
+            raise domain.unrecognized_parameter(name).inside("Failed to verify parameters.")
+
+    async def _experiment(self, experiment_id: str) -> ExperimentState:
+        with layer("Failed to get experiment."):
+            if experiment_id:
+                return await self._named_experiment(experiment_id)
+            # A default that still exists is still the default.
+            if self._default_experiment_id and (known := await self._known_experiment(self._default_experiment_id)):
+                return known
+            default = await self._bus.ask(
+                GET_DEFAULT_EXPERIMENT, Nothing(), within_seconds=self._installation.ask_seconds
+            )
+            self._default_experiment_id = default.id
+            return default
+
+    async def _named_experiment(self, experiment_id: str) -> ExperimentState:
+        """Our copy may say yes; only the owner may say no."""
+        known = await self._known_experiment(experiment_id)
+        return known or await self._bus.ask(
+            GET_EXPERIMENT, ById(id=experiment_id), within_seconds=self._installation.ask_seconds
+        )
+
+    async def _known_experiment(self, experiment_id: str) -> ExperimentState | None:
+        return await replica.find(self._database, EXPERIMENT, experiment_id, ExperimentState)
+
+    def _draft(
+        self, asked: NewRun, version: VersionAnswer | None, prepared: compose.Prepared, experiment: ExperimentState
+    ) -> Run:
+        """The run as far as it is known before its references are; the name and the time are provisional."""
+        return Run(
+            id=RunId(str(uuid.uuid4())),
+            name=asked.name,
+            description=asked.description,
+            experiment_id=experiment.id,
+            namespace=self._installation.namespace,
+            references=(),
+            pipeline_id=asked.pipeline_id or None,
+            pipeline_name=version.pipeline_name if version is not None and asked.pipeline_id else None,
+            service_account=asked.service_account or prepared.service_account,
+            parameters=asked.parameters,
+            manifest_digest=prepared.digest,
+            workflow_name=WorkflowName(prepared.name or "run"),
+            traceparent=current_traceparent(),
+            created_at=clock.now(),
+        )
+
+    def _check_workflow(self, prepared: compose.Prepared, draft: Run) -> None:
+        """What the engine would refuse is refused now. Arguments decide nothing there: once per manifest is enough."""
+        if self._manifests.is_valid(prepared.digest):
+            return
+        workflow = cast("Mapping[str, object]", msgspec.json.decode(compose.workflow(prepared, draft)))
+        try:
+            self._validate(workflow)
+        except Exception as error:
+            reason = getattr(error, "reason", None)
+            if reason is None:
+                raise
+            raise domain.invalid_workflow(draft.name, str(reason)) from error
+        self._manifests.found_valid(prepared.digest)
+
+    async def _references(
+        self, asked: NewRun, version: VersionAnswer | None, experiment: ExperimentState
+    ) -> tuple[Reference, ...]:
+        """Section 6: in the request's order, then what the server adds."""
+        references = [await self._reference(each, version, experiment) for each in asked.references]
+        given = {reference.type for reference in references}
+        if len(given) < len(references):
+            raise InvalidInput("A run refers to at most one resource of each type.")
+        if version is not None and not asked.version_id:
+            if ResourceType.PIPELINE_VERSION in given:
+                raise InvalidInput("A run refers to at most one resource of each type.")
+            references.append(
+                Reference(
+                    type=ResourceType.PIPELINE_VERSION,
+                    id=version.version_id,
+                    name=version.version_name,
+                    relationship=Relationship.CREATOR,
+                )
+            )
+        if not asked.experiment_id:
+            if ResourceType.EXPERIMENT in given:
+                raise InvalidInput("A run refers to at most one resource of each type.")
+            references.append(
+                Reference(
+                    type=ResourceType.EXPERIMENT,
+                    id=experiment.id,
+                    name=experiment.name,
+                    relationship=Relationship.OWNER,
+                )
+            )
+        return tuple(references)
+
+    async def _reference(
+        self, asked: AskedReference, version: VersionAnswer | None, experiment: ExperimentState
+    ) -> Reference:
+        if asked.type not in ResourceType.__members__:
+            raise InvalidInput(f"Unsupported resource type: {asked.type}")
+        if asked.relationship not in Relationship.__members__:
+            raise InvalidInput(f"Unsupported resource relationship: {asked.relationship}")
+        kind = ResourceType(asked.type)
+        with layer("Failed to find the referred resource"):
+            name = await self._name_of(kind, asked.id, version, experiment)
+        return Reference(type=kind, id=asked.id, name=name, relationship=Relationship(asked.relationship))
+
+    async def _name_of(
+        self, kind: ResourceType, resource_id: str, version: VersionAnswer | None, experiment: ExperimentState
+    ) -> str:
+        match kind:
+            case ResourceType.EXPERIMENT:
+                if resource_id == experiment.id:
+                    return experiment.name
+                return (await self._named_experiment(resource_id)).name
+            case ResourceType.PIPELINE_VERSION:
+                if version is not None and resource_id == version.version_id:
+                    return version.version_name
+                return (await self._version(resource_id)).version_name
+            case ResourceType.NAMESPACE:
+                return resource_id
+            case ResourceType.JOB:
+                raise NotFound.of("Job", resource_id)
+
+    async def _insert(self, draft: Run, names: tuple[WorkflowName, ...]) -> Run:
+        for name in names:
+            run = msgspec.structs.replace(draft, workflow_name=name)
+            try:
+                async with self._database.transaction() as tx:
+                    run = msgspec.structs.replace(run, created_at=await store.insert(tx, run))
+                    await self._outbox.add(tx, events.RUN_CREATED, to_state(run))
+            except ConstraintViolated as violation:
+                if violation.constraint != store.WORKFLOW_NAME_KEY:
+                    raise
+                continue
+            return run
+        raise domain.names_exhausted(names[0])
+
+    # Reading.
+
+    async def _get(self, run_id: str) -> Run:
+        run = await store.find(self._database, run_id)
+        if run is None:
+            raise domain.unknown(run_id)
+        return run
+
+    async def _views(self, runs: tuple[Run, ...]) -> tuple[View, ...]:
+        if not runs:
+            return ()
+        texts = await self._manifests.texts(run.manifest_digest for run in runs)
+        metrics: dict[str, list[Metric]] = {}
+        for metric in await store.list_metrics(self._database, [run.id for run in runs]):
+            metrics.setdefault(metric.run_id, []).append(metric)
+        return tuple(
+            View(run=run, manifest=texts.get(run.manifest_digest, ""), metrics=tuple(metrics.get(run.id, ())))
+            for run in runs
+        )
+
+    async def _artifact_key(self, run_id: str, node_id: str, artifact_name: str) -> str:
+        """Among the node's artifacts of that name and with a key, the last one counts."""
+        await self._get(run_id)
+        body = await store.find_node(self._database, run_id, node_id)
+        node: dict[str, Any] = {} if body is None else msgspec.json.decode(body)
+        keys = [
+            artifact["s3"]["key"]
+            for artifact in (node.get("outputs") or {}).get("artifacts") or ()
+            if artifact.get("name") == artifact_name and (artifact.get("s3") or {}).get("key")
+        ]
+        if not keys:
+            raise domain.artifact_unknown(run_id, node_id, artifact_name)
+        return str(keys[-1])
+
+    async def _object(self, key: str) -> AsyncIterator[bytes]:
+        try:
+            async for chunk in self._blobs.stream(key):
+                yield chunk
+        except NoSuchObject:
+            return
+
+    async def _move(self, run_id: str, state: StorageState) -> None:
+        """Idempotent. Nothing is stopped or started by it."""
+        kind = events.RUN_ARCHIVED if state is StorageState.ARCHIVED else events.RUN_UNARCHIVED
+        async with self._database.transaction() as tx:
+            run = await store.set_storage_state(tx, run_id, state)
+            if run is not None:
+                await self._outbox.add(tx, kind, to_state(run))
+            elif not await store.exists(tx, run_id):
+                raise domain.unknown(run_id)
+
+
+def _with_references(draft: Run, references: tuple[Reference, ...]) -> Run:
+    """In storage order, and in the columns that lists filter by."""
+    ids = {reference.type: reference.id for reference in references}
+    return msgspec.structs.replace(
+        draft,
+        references=tuple(sorted(references, key=lambda reference: reference.type.value)),
+        pipeline_version_id=ids.get(ResourceType.PIPELINE_VERSION),
+        job_id=ids.get(ResourceType.JOB),
+    )
+
+
+def to_state(run: Run, *, is_deleted: bool = False) -> states.RunState:
+    return states.RunState(
+        id=run.id,
+        version=run.version,
+        name=run.name,
+        status=states.RunStatus(run.status),
+        error=run.error,
+        storage_state=states.StorageState(run.storage_state),
+        experiment_id=states.ExperimentId(run.experiment_id),
+        pipeline_id=states.PipelineId(run.pipeline_id) if run.pipeline_id else None,
+        pipeline_version_id=states.PipelineVersionId(run.pipeline_version_id) if run.pipeline_version_id else None,
+        job_id=states.JobId(run.job_id) if run.job_id else None,
+        workflow_name=run.workflow_name,
+        attempt=run.attempt,
+        created_at=run.created_at,
+        scheduled_at=run.scheduled_at,
+        started_at=run.started_at,
+        finished_at=run.finished_at,
+        is_deleted=is_deleted,
+    )

@@ -1,0 +1,196 @@
+"""v1beta1 JSON of runs (API specification, sections 2 and 9.1), to and from the domain."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from enum import IntEnum
+
+import msgspec
+
+from shared.errors import InvalidInput
+from shared.references import Relationship, ResourceType, WireReference, WireReferenceKey
+
+from .domain import Parameter, Reference, Run, StorageState
+from .usecases import AskedReference, Detail, NewRun, View
+
+_EPOCH = datetime.fromtimestamp(0, UTC)
+
+
+class WireStorageState(IntEnum):
+    """A run's zero value is AVAILABLE, so that it does not show in replies."""
+
+    STORAGESTATE_AVAILABLE = 0
+    STORAGESTATE_ARCHIVED = 1
+
+
+class WireMetricFormat(IntEnum):
+    UNSPECIFIED = 0
+    RAW = 1
+    PERCENTAGE = 2
+
+
+class WireParameter(msgspec.Struct, frozen=True, kw_only=True):
+    name: str = ""
+    value: str = ""
+
+
+class WireRuntimeValue(msgspec.Struct, frozen=True, kw_only=True):
+    string_value: str | None = None
+
+
+class WireRuntimeConfig(msgspec.Struct, frozen=True, kw_only=True):
+    parameters: dict[str, WireRuntimeValue] = {}
+    pipeline_root: str = ""
+
+
+class WirePipelineSpec(msgspec.Struct, frozen=True, kw_only=True):
+    pipeline_id: str = ""
+    pipeline_name: str = ""
+    workflow_manifest: str = ""
+    pipeline_manifest: str = ""
+    parameters: tuple[WireParameter, ...] = ()
+    runtime_config: WireRuntimeConfig | None = None
+
+
+class WireMetric(msgspec.Struct, frozen=True, kw_only=True):
+    name: str = ""
+    node_id: str = ""
+    number_value: float | None = None
+    format: WireMetricFormat = WireMetricFormat.UNSPECIFIED
+
+
+class WireRun(msgspec.Struct, frozen=True, kw_only=True):
+    id: str = ""
+    name: str = ""
+    storage_state: WireStorageState = WireStorageState.STORAGESTATE_AVAILABLE
+    description: str = ""
+    pipeline_spec: WirePipelineSpec | None = None
+    resource_references: tuple[WireReference, ...] = ()
+    service_account: str = ""
+    created_at: datetime | None = None
+    scheduled_at: datetime | None = None
+    finished_at: datetime | None = None
+    status: str = ""
+    error: str = ""
+    metrics: tuple[WireMetric, ...] = ()
+
+
+class WirePipelineRuntime(msgspec.Struct, frozen=True, kw_only=True):
+    pipeline_manifest: str = ""
+    workflow_manifest: str = ""
+
+
+class WireRunDetail(msgspec.Struct, frozen=True, kw_only=True):
+    run: WireRun | None = None
+    pipeline_runtime: WirePipelineRuntime | None = None
+
+
+class WireRuns(msgspec.Struct, frozen=True, kw_only=True):
+    runs: tuple[WireRun, ...] = ()
+    total_size: int = 0
+    next_page_token: str = ""
+
+
+class Resources(IntEnum):
+    UNASSIGNED_RESOURCES = 0
+    VIEWERS = 1
+
+
+class Verb(IntEnum):
+    UNASSIGNED_VERB = 0
+    CREATE = 1
+    GET = 2
+    DELETE = 3
+
+
+class WireAuthorization(msgspec.Struct, frozen=True, kw_only=True):
+    namespace: str = ""
+    resources: Resources = Resources.UNASSIGNED_RESOURCES
+    verb: Verb = Verb.UNASSIGNED_VERB
+
+
+def to_new_run(wire: WireRun) -> NewRun:
+    """Raises InvalidInput for what only pipelines of the second generation have."""
+    spec = wire.pipeline_spec or WirePipelineSpec()
+    _check_generation(spec)
+    return NewRun(
+        name=wire.name,
+        description=wire.description,
+        service_account=wire.service_account,
+        pipeline_id=spec.pipeline_id,
+        manifest=spec.workflow_manifest,
+        parameters=tuple(Parameter(name=each.name, value=each.value) for each in spec.parameters),
+        references=tuple(_asked(each) for each in wire.resource_references),
+    )
+
+
+def from_detail(detail: Detail) -> WireRunDetail:
+    return WireRunDetail(
+        run=from_view(detail.view),
+        pipeline_runtime=WirePipelineRuntime(workflow_manifest=detail.workflow.decode()),
+    )
+
+
+def from_view(view: View) -> WireRun:
+    run = view.run
+    return WireRun(
+        id=run.id,
+        name=run.name,
+        storage_state=(
+            WireStorageState.STORAGESTATE_ARCHIVED
+            if run.storage_state is StorageState.ARCHIVED
+            else WireStorageState.STORAGESTATE_AVAILABLE
+        ),
+        description=run.description,
+        pipeline_spec=_spec(run, view.manifest),
+        resource_references=tuple(_reference(each) for each in run.references),
+        service_account=run.service_account,
+        created_at=run.created_at,
+        # Zero is a time to Go: a run without a slot, or without an end yet, shows the epoch.
+        scheduled_at=run.scheduled_at or _EPOCH,
+        finished_at=run.finished_at or _EPOCH,
+        status=run.status.value,
+        metrics=tuple(
+            WireMetric(
+                name=metric.name,
+                node_id=metric.node_id,
+                number_value=metric.number,
+                format=WireMetricFormat[metric.format],
+            )
+            for metric in view.metrics
+        ),
+    )
+
+
+def _check_generation(spec: WirePipelineSpec) -> None:
+    config = spec.runtime_config
+    if config is not None and (config.parameters or config.pipeline_root):
+        if spec.parameters:
+            raise InvalidInput("Please don't specify both parameters and runtime config.")
+        raise InvalidInput("A runtime config belongs to a v2 pipeline, which is not supported.")
+    if spec.pipeline_manifest:
+        if spec.workflow_manifest:
+            raise InvalidInput("Please don't specify both workflow manifest and pipeline manifest.")
+        raise InvalidInput("A pipeline manifest belongs to a v2 pipeline, which is not supported.")
+
+
+def _asked(wire: WireReference) -> AskedReference:
+    key = wire.key or WireReferenceKey()
+    return AskedReference(type=key.type.name, id=key.id, relationship=wire.relationship.name)
+
+
+def _spec(run: Run, manifest: str) -> WirePipelineSpec:
+    return WirePipelineSpec(
+        pipeline_id=run.pipeline_id or "",
+        pipeline_name=run.pipeline_name or "",
+        workflow_manifest=manifest,
+        parameters=tuple(WireParameter(name=each.name, value=each.value) for each in run.parameters),
+    )
+
+
+def _reference(reference: Reference) -> WireReference:
+    return WireReference(
+        key=WireReferenceKey(type=ResourceType[reference.type.value], id=reference.id),
+        name=reference.name,
+        relationship=Relationship[reference.relationship.value],
+    )

@@ -1,0 +1,303 @@
+"""The run service on real backing services, with its peers faked at the bus: they answer the questions they are asked."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import aiohttp
+import msgspec
+import pytest
+import uvicorn
+
+from infra.embedded.ports import free_ports
+from services.run import compose
+from services.run.app import create_app
+from services.run.engine import Observation
+from services.run.engine import WorkflowName as EngineWorkflowName
+from services.run.manifests import Manifests
+from services.run.records import Records
+from services.run.settings import Settings
+from shared.blobs import Blobs
+from shared.bus import Bus, Message
+from shared.contracts.events import FactKind
+from shared.contracts.questions import (
+    GET_DEFAULT_EXPERIMENT,
+    GET_DEFAULT_VERSION,
+    GET_EXPERIMENT,
+    GET_VERSION,
+    ById,
+    Nothing,
+    VersionAnswer,
+    VersionRequest,
+)
+from shared.contracts.states import ExperimentId, ExperimentState, PipelineId, PipelineVersionId, State
+from shared.database import Database, Row
+from shared.errors import InvalidInput, NotFound
+from shared.outbox import Outbox
+from tests.support.servers import ObjectStoreAccess
+
+V1 = "/apis/v1beta1"
+DEFAULT_EXPERIMENT = "e-default"
+
+MANIFEST = msgspec.json.encode(
+    {
+        "apiVersion": "argoproj.io/v1alpha1",
+        "kind": "Workflow",
+        "metadata": {"generateName": "two-steps-"},
+        "spec": {
+            "entrypoint": "main",
+            "arguments": {"parameters": [{"name": "greeting", "value": "hello"}, {"name": "whom"}]},
+            "templates": [
+                {"name": "main", "container": {"image": "busybox", "command": ["echo", "{{workflow.uid}}"]}},
+            ],
+        },
+    }
+).decode()
+
+
+class Refused(Exception):
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def validate(workflow: Mapping[str, Any]) -> None:
+    """What stands in for an engine's validation."""
+    if not workflow["spec"].get("entrypoint"):
+        raise Refused("spec.entrypoint is required")
+
+
+@dataclass
+class Peers:
+    """The other services, as far as the run service sees them."""
+
+    buses: dict[str, Bus]
+    experiments: dict[str, ExperimentState] = field(default_factory=dict)
+    versions: dict[str, VersionAnswer] = field(default_factory=dict)
+    defaults: dict[str, str | None] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
+    positions: dict[str, int] = field(default_factory=dict)
+
+    async def answer(self) -> None:
+        await self.buses["experiment"].answer(GET_EXPERIMENT, self._experiment)
+        await self.buses["experiment"].answer(GET_DEFAULT_EXPERIMENT, self._default_experiment)
+        await self.buses["pipeline-registry"].answer(GET_VERSION, self._version)
+        await self.buses["pipeline-registry"].answer(GET_DEFAULT_VERSION, self._default_version)
+
+    def has_experiment(self, name: str, experiment_id: str | None = None) -> str:
+        experiment_id = experiment_id or str(uuid.uuid4())
+        self.experiments[experiment_id] = ExperimentState(
+            id=ExperimentId(experiment_id), version=1, name=name, created_at=datetime.now(UTC)
+        )
+        return experiment_id
+
+    def has_version(self, pipeline_id: str, version_id: str, digest: str, *, is_default: bool = True) -> None:
+        self.versions[version_id] = VersionAnswer(
+            version_id=PipelineVersionId(version_id),
+            version_name=f"{version_id} name",
+            pipeline_id=PipelineId(pipeline_id),
+            pipeline_name=f"{pipeline_id} name",
+            manifest_digest=digest,
+        )
+        if is_default:
+            self.defaults[pipeline_id] = version_id
+
+    async def tell(self, kind: FactKind[State], state: State) -> int:
+        """Publish a fact as its owner would; returns its position."""
+        position = self.positions[kind.owner] = self.positions.get(kind.owner, 0) + 1
+        bus = self.buses[kind.owner]
+        await bus.declare_streams()
+        accepted = await bus.publish(
+            [
+                Message(
+                    id=str(uuid.uuid4()),
+                    type=kind.type,
+                    owner=kind.owner,
+                    what=kind.what,
+                    resource_id=state.id,
+                    position=position,
+                    time=datetime.now(UTC),
+                    traceparent="",
+                    body=msgspec.json.encode(state),
+                )
+            ]
+        )
+        assert accepted == 1
+        return position
+
+    async def _experiment(self, question: ById) -> ExperimentState:
+        self.asked.append("experiment.get")
+        if question.id not in self.experiments:
+            raise NotFound.of("Experiment", question.id)
+        return self.experiments[question.id]
+
+    async def _default_experiment(self, _: Nothing) -> ExperimentState:
+        self.asked.append("experiment.get-default")
+        return self.experiments[DEFAULT_EXPERIMENT]
+
+    async def _version(self, question: VersionRequest) -> VersionAnswer:
+        if question.version_id not in self.versions:
+            raise NotFound.of("Version", question.version_id)
+        version = self.versions[question.version_id]
+        if question.pipeline_id not in (None, version.pipeline_id):
+            raise InvalidInput("pipeline ID should be parent of pipeline version.")
+        return version
+
+    async def _default_version(self, question: ById) -> VersionAnswer:
+        if question.id not in self.defaults:
+            raise NotFound.of("Pipeline", question.id)
+        version_id = self.defaults[question.id]
+        if version_id is None:
+            raise InvalidInput("No pipeline version.")
+        return self.versions[version_id]
+
+
+@dataclass
+class Answer:
+    status: int
+    body: Any
+
+    @property
+    def message(self) -> str:
+        return str(self.body["details"][0]["error_message"])
+
+
+@dataclass
+class Client:
+    """One replica over HTTP."""
+
+    session: aiohttp.ClientSession
+    base: str
+
+    async def call(self, method: str, path: str, body: Any = None, **query: str) -> Answer:
+        data = body if isinstance(body, bytes) or body is None else msgspec.json.encode(body)
+        async with self.session.request(method, f"{self.base}{V1}{path}", data=data, params=query) as response:
+            return Answer(response.status, msgspec.json.decode(await response.read()))
+
+    async def create(self, **fields: Any) -> dict[str, Any]:
+        """A run of MANIFEST unless the fields say otherwise; the reply's `run`."""
+        body = {"name": "a run", "pipeline_spec": {"workflow_manifest": MANIFEST}} | fields
+        answer = await self.call("POST", "/runs", body)
+        assert answer.status == 200, answer.body
+        return dict(answer.body["run"])
+
+    async def get(self, run_id: str) -> dict[str, Any]:
+        answer = await self.call("GET", f"/runs/{run_id}")
+        assert answer.status == 200, answer.body
+        return dict(answer.body["run"])
+
+    async def workflow(self, run_id: str) -> dict[str, Any]:
+        answer = await self.call("GET", f"/runs/{run_id}")
+        return dict(msgspec.json.decode(answer.body["pipeline_runtime"]["workflow_manifest"]))
+
+
+@dataclass
+class World:
+    """Everything around the service under test. `records` is what a controller would hold."""
+
+    client: Client
+    start_replica: Callable[[], Awaitable[Client]]
+    peers: Peers
+    database: Database
+    blobs: Blobs
+    records: Records
+
+    async def facts(self, run_id: str) -> list[str]:
+        """What the service has told of a run, in order."""
+        rows = await self.database.fetch("select what from outbox where resource_id = $1 order by seq", run_id)
+        return [row["what"] for row in rows]
+
+    async def row(self, run_id: str) -> Row:
+        row = await self.database.fetchrow("select * from runs where id = $1", run_id)
+        assert row is not None
+        return row
+
+    async def observe(self, run_id: str, phase: str, **details: Any) -> bool:
+        """Play the controller: record what an engine would show of the run."""
+        row = await self.row(run_id)
+        given: dict[str, Any] = {
+            "workflow_name": EngineWorkflowName(row["workflow_name"]),
+            "run_id": run_id,
+            "attempt": row["attempt"],
+            "phase": phase,
+        }
+        return await self.records.record(Observation(**(given | details)))
+
+
+async def until(condition: Callable[[], Awaitable[bool]], *, within_seconds: float = 10) -> None:
+    """A bounded wait for what another task is about to do."""
+    async with asyncio.timeout(within_seconds):
+        while not await condition():  # noqa: ASYNC110 - what changes is a row, not an object
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+async def world(
+    database_urls: dict[str, str], nats_urls: dict[str, str], object_store_access: ObjectStoreAccess
+) -> AsyncIterator[World]:
+    buses = {owner: Bus(nats_urls[owner], name=owner) for owner in ("experiment", "pipeline-registry", "metrics")}
+    for bus in buses.values():
+        await bus.open()
+    peers = Peers(buses)
+    peers.has_experiment("Default", DEFAULT_EXPERIMENT)
+    await peers.answer()
+
+    servers: list[tuple[uvicorn.Server, asyncio.Task[None]]] = []
+    session = aiohttp.ClientSession()
+
+    async def start_replica() -> Client:
+        (port,) = free_ports(1)
+        settings = Settings(
+            database_url=database_urls["run"],
+            nats_url=nats_urls["run"],
+            object_store_url=object_store_access.endpoint_url,
+            object_store_access_key=object_store_access.access_key,
+            object_store_secret_key=object_store_access.secret_key,
+            object_store_bucket=object_store_access.bucket,
+            fold_counts_seconds=0.05,
+        )
+        app = create_app(settings, validate=validate)
+        server = uvicorn.Server(
+            uvicorn.Config(app, host="127.0.0.1", port=port, log_config=None, lifespan="on", ws="none")
+        )
+        task = asyncio.create_task(server.serve())
+        servers.append((server, task))
+
+        async def started() -> bool:
+            assert not task.done(), "the service did not start"
+            return server.started
+
+        await until(started, within_seconds=30)
+        return Client(session, f"http://127.0.0.1:{port}")
+
+    database = await Database(database_urls["run"], name="test", max_size=4).open()
+    blobs = Blobs(
+        object_store_access.endpoint_url,
+        access_key=object_store_access.access_key,
+        secret_key=object_store_access.secret_key,
+        bucket=object_store_access.bucket,
+    )
+    manifests = Manifests(database, blobs, compose.Rules(), cache_bytes=1_000_000)
+    client = await start_replica()
+    yield World(
+        client=client,
+        start_replica=start_replica,
+        peers=peers,
+        database=database,
+        blobs=blobs,
+        records=Records(database, Outbox("run"), manifests),
+    )
+
+    for server, _ in servers:
+        server.should_exit = True
+    await asyncio.gather(*(task for _, task in servers))
+    await session.close()
+    for bus in buses.values():
+        await bus.close()
+    await database.close()
+    blobs.close()
