@@ -60,7 +60,7 @@ def _serve(name: str) -> None:
         case "gateway":
             _serve_http("gateway")
         case "run-controller":
-            _serve_background("services.run.controller:run", "services.run.settings:ControllerSettings")
+            _serve_background("services.run.controller_app:run", "services.run.settings:ControllerSettings")
         case "step-runner":
             # It replaces this process: whatever was imported here would stay in the memory of a process kept small.
             os.execv(sys.executable, [sys.executable, "-m", "services.run.engine.embedded.runner"])  # noqa: S606

@@ -23,3 +23,22 @@ class Settings(ServiceSettings, frozen=True, kw_only=True):
     """How often the kept counts are folded; what waits is counted row by row until then."""
     manifest_cache_bytes: int = 32 * 1024 * 1024
     """The most text of distinct manifests that a process keeps at hand."""
+
+
+class ControllerSettings(Settings, frozen=True, kw_only=True):
+    """What the run controller is told beside: where the embedded engine's steps live."""
+
+    step_runner_socket: str
+    """Path of the step runner's unix socket."""
+    steps_dir: str
+    """Where the step runner keeps attempts; on the same host."""
+    engine_data_dir: str
+    """Where claims, secrets and what is brought to and from steps are kept."""
+    most_steps: int = 0
+    """How many steps run at once; others wait as Pending. 0: as many as there are processors, and at least four."""
+    poll_seconds: float = 1.0
+    """How often the records are looked at without being told; what a lost ping costs at most."""
+    compare_seconds: float = 10.0
+    """How often records and engine are compared both ways."""
+    metrics_wait_seconds: float = 5.0
+    """How long the end of a run waits for the metrics of its steps to be recorded."""

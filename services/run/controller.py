@@ -1,0 +1,205 @@
+"""The door between records and engine: tells the engine what the records want, records what the engine shows.
+
+One controller is active at a time. It keeps nothing that its successor would need: what the engine has to hear stays
+due until it was heard, and what an engine without records of its own is about to do waits until it is recorded.
+Records and engine are compared both ways, so that no run stays open because a message was lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential_jitter
+
+from shared.bus import Bus
+from shared.errors import Unavailable
+from shared.leases import Lease, LeaseLost
+from shared.telemetry import continue_trace
+
+from .engine import Engine, NameTaken, Observation, WorkflowName
+from .records import Due, Records
+from .step_metrics import StepMetrics, artifacts_of
+
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
+
+_BATCH = 100
+_AT_ONCE = 16
+"""How many observations are being recorded at the same time, each of another workflow."""
+
+
+class Controller:
+    """Drives one engine for as long as it holds the lease."""
+
+    def __init__(
+        self,
+        records: Records,
+        engine: Engine,
+        bus: Bus,
+        metrics: StepMetrics,
+        lease: Lease,
+        *,
+        poll_seconds: float,
+        compare_seconds: float,
+        metrics_wait_seconds: float,
+    ) -> None:
+        self._records = records
+        self._engine = engine
+        self._bus = bus
+        self._metrics = metrics
+        self._lease = lease
+        self._poll_seconds = poll_seconds
+        self._compare_seconds = compare_seconds
+        self._metrics_wait_seconds = metrics_wait_seconds
+        self._woken = asyncio.Event()
+        self._reports: dict[str, set[asyncio.Task[None]]] = {}
+
+    async def run(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Control until cancelled. `work` is the engine's own, and runs while this replica is the active one."""
+        await self._bus.on_ping("kfp.ping.run", self._woken.set)
+        while True:
+            try:
+                async with self._lease.hold():
+                    _log.info("this controller is the active one")
+                    await self._control(work)
+            except* LeaseLost:
+                _log.warning("another controller has taken over")
+            except* Unavailable as group:
+                _log.warning("the controller waits: %s", group.exceptions[0])
+                await asyncio.sleep(self._poll_seconds)
+
+    async def _control(self, work: Callable[[], Awaitable[None]]) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(_forever(work()), name="engine")
+            group.create_task(self._tell(), name="tell the engine")
+            group.create_task(self._observe(), name="observe the engine")
+            group.create_task(self._compare(), name="compare records and engine")
+            group.create_task(self._stay_active(), name="stay the active one")
+
+    async def _stay_active(self) -> None:
+        """A controller that slept through its lease must not act on what it remembers."""
+        while True:
+            await self._lease.confirm()
+            await asyncio.sleep(self._poll_seconds)
+
+    # What the records want
+
+    async def _tell(self) -> None:
+        while True:
+            self._woken.clear()
+            due = await self._records.due(_BATCH)
+            await self._tell_due(due)
+            if not due.is_empty:
+                continue
+            try:
+                await asyncio.wait_for(self._woken.wait(), timeout=self._poll_seconds)
+            except TimeoutError:
+                continue
+
+    async def _tell_due(self, due: Due) -> None:
+        for run_id in due.submissions:
+            await self._submit(run_id)
+        for termination in due.terminations:
+            await self._engine.terminate(WorkflowName(termination.workflow_name))
+            await self._records.mark_terminated(termination.run_id, termination.attempt)
+        for erasure in due.erasures:
+            await self._engine.erase(erasure.run_id)
+            await self._records.mark_erased(erasure.run_id)
+
+    async def _submit(self, run_id: str) -> None:
+        submission = await self._records.submission(run_id)
+        if submission is None:
+            return
+        with continue_trace(submission.traceparent or None):
+            try:
+                await self._engine.submit(submission)
+            except NameTaken:
+                reason = f"a workflow named {submission.workflow_name} runs for somebody else"
+                await self._records.fail(run_id, submission.attempt, reason)
+                return
+            await self._records.mark_submitted(run_id, submission.attempt)
+            _log.info("run %s is submitted as %s", run_id, submission.workflow_name)
+
+    # What the engine shows
+
+    async def _observe(self) -> None:
+        room = asyncio.Semaphore(_AT_ONCE)
+        async with asyncio.TaskGroup() as group:
+            async for observation in self._engine.observe():
+                await room.acquire()
+                task = group.create_task(self._take_in(observation))
+                task.add_done_callback(lambda _: room.release())
+
+    async def _take_in(self, observation: Observation) -> None:
+        self._report_metrics(observation)
+        if observation.finished_at is not None:
+            await self._until_reported(observation.run_id)
+        if not await _patiently(lambda: self._records.record(observation)):
+            await self._drop(observation)
+            return
+        await self._engine.recorded(observation)
+        # A hint for whoever watches a run; facts about nodes it is not.
+        await self._bus.ping(f"kfp.ping.run-nodes.{observation.run_id}")
+
+    async def _drop(self, observation: Observation) -> None:
+        """The record has moved on. A run that is over or gone is none the engine may still drive."""
+        if await _patiently(lambda: self._records.submission(observation.run_id)) is None:
+            await self._engine.erase(observation.run_id)
+
+    def _report_metrics(self, observation: Observation) -> None:
+        for node_id, key in artifacts_of(observation.nodes):
+            reports = self._reports.setdefault(observation.run_id, set())
+            task = asyncio.create_task(
+                self._metrics.report(observation.run_id, node_id, key), name=f"metrics {node_id}"
+            )
+            reports.add(task)
+            task.add_done_callback(reports.discard)
+
+    async def _until_reported(self, run_id: str) -> None:
+        """Metrics are there before the run is final, unless their owner is away: then they follow."""
+        reports = self._reports.pop(run_id, set())
+        if reports:
+            _, late = await asyncio.wait(reports, timeout=self._metrics_wait_seconds)
+            if late:
+                _log.warning("run %s ends before the metrics of %d steps are recorded", run_id, len(late))
+
+    # Both ways
+
+    async def _compare(self) -> None:
+        """At once after a start: an engine without records of its own knows nothing yet."""
+        while True:
+            active = await self._active()
+            missing = active - await self._engine.known()
+            for run_id in sorted(missing):
+                await self._submit(run_id)
+            for run_id in await self._engine.leftovers() - await self._active():
+                _log.info("what is left of run %s is removed", run_id)
+                await self._engine.erase(run_id)
+            await asyncio.sleep(self._compare_seconds)
+
+    async def _active(self) -> set[str]:
+        found: set[str] = set()
+        after = ""
+        while page := await self._records.active(after=after):
+            found.update(page)
+            after = page[-1]
+        return found
+
+
+async def _forever(work: Awaitable[None]) -> None:
+    """An engine that stops working by itself is an outage, not an end."""
+    await work
+    raise Unavailable("The engine has stopped.")
+
+
+async def _patiently(work: Callable[[], Awaitable[T]]) -> T:
+    async for attempt in AsyncRetrying(
+        retry=retry_if_exception_type(Unavailable), wait=wait_exponential_jitter(initial=0.05, max=5)
+    ):
+        with attempt:
+            return await work()
+    raise AssertionError("retries without end have no end")

@@ -1,0 +1,62 @@
+"""The composition root of the run service's second process, the controller. Nothing imports it.
+
+It has no HTTP of its own, and leaves the relay of the schema's facts to the service's first process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from shared.blobs import Blobs
+from shared.leases import Lease
+from shared.plumbing import Plumbing
+
+from .compose import Rules
+from .controller import Controller
+from .engine.embedded.driver import EmbeddedEngine
+from .engine.embedded.runner.client import RunnerClient
+from .manifests import Manifests
+from .records import Records
+from .settings import ControllerSettings
+from .step_metrics import StepMetrics
+
+_MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+async def run(settings: ControllerSettings, stop: asyncio.Event) -> None:
+    """Control until `stop` is set; then leave the steps to the step runner."""
+    plumbing = Plumbing(settings, owner="run", process="run-controller")
+    blobs = Blobs(
+        settings.object_store_url,
+        access_key=settings.object_store_access_key,
+        secret_key=settings.object_store_secret_key,
+        bucket=settings.object_store_bucket,
+    )
+    rules = Rules(default_service_account=settings.default_service_account, cache_enabled=settings.cache_enabled)
+    manifests = Manifests(plumbing.database, blobs, rules, cache_bytes=settings.manifest_cache_bytes)
+    engine = EmbeddedEngine(
+        RunnerClient(settings.step_runner_socket),
+        blobs,
+        steps_dir=Path(settings.steps_dir),
+        data_dir=Path(settings.engine_data_dir),
+        most_steps=settings.most_steps or None,
+    )
+    controller = Controller(
+        Records(plumbing.database, plumbing.outbox, manifests),
+        engine,
+        plumbing.bus,
+        StepMetrics(blobs, plumbing.bus),
+        Lease(plumbing.database, "run-controller"),
+        poll_seconds=settings.poll_seconds,
+        compare_seconds=settings.compare_seconds,
+        metrics_wait_seconds=settings.metrics_wait_seconds,
+    )
+    await plumbing.open(migrations=_MIGRATIONS)
+    try:
+        await blobs.ensure_bucket()
+        plumbing.tasks.spawn("controller", lambda: controller.run(engine.run))
+        await stop.wait()
+    finally:
+        await plumbing.close()
+        blobs.close()
