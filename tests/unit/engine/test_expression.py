@@ -94,6 +94,12 @@ def test_a_long_chain_of_operators_and_deep_parentheses_end_in_an_answer_or_an_e
         evaluate_when("(" * 20_000 + "true" + ")" * 20_000)
 
 
+@pytest.mark.parametrize("pattern", ["(a+)+b", "(a|b)*", "a*b*c*d*", r"(a)\\1", "(?=a)"])
+def test_a_pattern_that_could_take_for_ever_is_refused(pattern: str) -> None:
+    with pytest.raises(ExpressionError, match="too costly"):
+        evaluate_when(f"{'a' * 40} =~ '{pattern}'")
+
+
 def test_a_huge_shift_costs_nothing() -> None:
     assert evaluate_when("1 << 999999999999 == 0")
 

@@ -59,9 +59,8 @@ def script(failing: frozenset[str]) -> Script:
     def ends(order: StepOrder) -> Outcome:
         name = order.node_name.removeprefix(NAME)
         seconds = 1 + sum(name.encode()) % 5
-        if name.endswith(".list"):
-            return Outcome(parameters={"o": json.dumps(["p", "q"])}, seconds=seconds)
-        return Outcome(exit_code=1 if name in failing else 0, seconds=seconds)
+        values = {"o": json.dumps(["p", "q"])} if name == ".list" else {}
+        return Outcome(exit_code=1 if name in failing else 0, parameters=values, seconds=seconds)
 
     return ends
 
@@ -76,7 +75,7 @@ def structure(run: FakeExecutor) -> dict[str, object]:
 
 FAILURES = st.frozensets(
     st.sampled_from(
-        [".may-fail", ".retried(0)", ".retried(1)", ".loop(1:q).x", ".staged[1].three(0).g", ".staged[1].two"]
+        [".list", ".may-fail", ".retried(0)", ".retried(1)", ".loop(1:q).x", ".staged[1].three(0).g", ".staged[1].two"]
     )
 )
 

@@ -89,7 +89,7 @@ def test_with_param_keeps_numbers_as_they_are_written() -> None:
     assert [item_value(each) for each in items] == ["1.50", "10", "x", '{"a":1e3}']
 
 
-@pytest.mark.parametrize("text", ["abc", "{}", '"a"', "[1", "", "{{tasks.x.outputs.parameters.y}}"])
+@pytest.mark.parametrize("text", ["[" * 100_000, "abc", "{}", '"a"', "[1", "", "{{tasks.x.outputs.parameters.y}}"])
 def test_a_with_param_that_is_no_list_names_the_text(text: str) -> None:
     with pytest.raises(ManifestError) as caught:
         expand(Task(with_param=text))
@@ -111,7 +111,15 @@ def test_a_sequence_counts_up_and_down(sequence: Sequence, items: list[str]) -> 
 
 
 @pytest.mark.parametrize(
-    "sequence", [Sequence(), Sequence(count="x"), Sequence(count="1", format="%s%d"), Sequence(count="1", format="%")]
+    "sequence",
+    [
+        Sequence(),
+        Sequence(count="x"),
+        Sequence(count="1", format="%s%d"),
+        Sequence(count="1", format="%"),
+        Sequence(count="1", format="%999999999d"),
+        Sequence(end="999999999999"),
+    ],
 )
 def test_a_sequence_without_sense_is_refused(sequence: Sequence) -> None:
     with pytest.raises(ManifestError):

@@ -2,13 +2,14 @@
 
     manifest     the document, typed
     validation   what is refused when a run or a pipeline is created
-    template     {{…}} replacement and the values behind the tags
+    template     {{…}} replacement · variables: the values behind the tags
     expression   `when` and `depends`
     loops        withItems, withParam, withSequence
     nodes        the records of `status.nodes`, their names and ids
     orders       what a step process is told
     plan         what follows from the manifest alone, computed once a run
     reconcile    the manifest and what happened → what to do next
+    reopen       which nodes a retried run keeps
 
 All of these are pure: no I/O, no clock, no randomness. Who starts processes, stores records and measures time is
 beside them, and asks them.

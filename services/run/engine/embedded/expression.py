@@ -312,9 +312,17 @@ def _compare(operator: str, left: str | float, right: str | float) -> bool:
     return {"<": order < 0, ">": order > 0, "<=": order <= 0, ">=": order >= 0}[operator]
 
 
+# Upstream's matcher takes linear time; this one backtracks, and runs where all runs are driven. So patterns that could
+# take for ever are refused: repeated groups, back references, look-around, many repetitions, long texts.
+_RISKY = re.compile(r"\)[*+{]|\\\d|\(\?")
+_QUANTIFIER = re.compile(r"[*+{]")
+
+
 def _matches(left: Value, right: Value) -> bool:
     if not isinstance(left, str) or not isinstance(right, str):
         raise ExpressionError("a regular expression compares two strings")
+    if len(left) > 300 or len(_QUANTIFIER.findall(right)) > 3 or _RISKY.search(right):
+        raise ExpressionError(f"regexp pattern '{right}' is too costly here")
     try:
         return re.search(right, left) is not None
     except re.error as error:

@@ -39,14 +39,16 @@ def _parse_param(text: str) -> list[Any]:
     reason = "not a list"
     try:
         items = json.loads(text.strip(), parse_int=Number, parse_float=Number)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         reason, items = str(error), None
     if not isinstance(items, list):
         raise ManifestError(f"withParam value could not be parsed as a JSON list: {text}: {reason}")
     return items
 
 
-_FORMAT = re.compile(r"%[-+ 0#]*\d*[dxXo]")
+_FORMAT = re.compile(r"%[-+ 0#]*\d{0,2}[dxXo]")
+_LONGEST_SEQUENCE = 100_000
+"""A bound on what a dozen characters of a manifest can make of memory."""
 
 
 def _sequence(sequence: Sequence) -> tuple[str, ...]:
@@ -60,6 +62,8 @@ def _sequence(sequence: Sequence) -> tuple[str, ...]:
         numbers = range(start, end + 1) if start <= end else range(start, end - 1, -1)
     else:
         raise ManifestError("must provide count or end in withSequence")
+    if abs(numbers.stop - numbers.start) > _LONGEST_SEQUENCE:
+        raise ManifestError(f"withSequence has more than {_LONGEST_SEQUENCE} items")
     if sequence.format is None:
         return tuple(map(str, numbers))
     if len(_FORMAT.findall(sequence.format)) != 1 or sequence.format.replace("%%", "").count("%") != 1:

@@ -929,7 +929,7 @@ class _Pass:
             return
         try:
             self._begin_task(dag, planned.task, node_name, links)
-        except (ManifestError, ExpressionError) as error:
+        except (ManifestError, ExpressionError, RecursionError) as error:
             self._skip_task(dag, planned.task, node_name, links, Phase.ERROR, str(error))
 
     def _begin_task(self, dag: _Dag, declared: Task, node_name: str, links: tuple[str, ...]) -> None:
@@ -969,7 +969,7 @@ class _Pass:
         try:
             reason = _reason_to_skip(task)
             call.artifacts = {} if reason else self._artifact_arguments(dag, task)
-        except (ManifestError, ExpressionError) as error:
+        except (ManifestError, ExpressionError, RecursionError) as error:
             self._refuse(call, str(error))
             return
         if reason is None:
@@ -1118,7 +1118,7 @@ class _Pass:
             lookup = first_of(self._plan.globals, inputs_lookup(frame.inputs), partial(self._step_value, frame))
             task = self._filled_task(declared, frame, lookup)
             tasks = self._step_tasks(task, node_name)
-        except (ManifestError, ExpressionError) as error:
+        except (ManifestError, ExpressionError, RecursionError) as error:
             self._place_step(frame, declared, node_name, group_id, partial(self._broken_step, str(error)))
             return
         if not tasks:
@@ -1146,7 +1146,7 @@ class _Pass:
         try:
             reason = _reason_to_skip(task)
             call.artifacts = {} if reason else self._artifact_arguments(frame, task)
-        except (ManifestError, ExpressionError) as error:
+        except (ManifestError, ExpressionError, RecursionError) as error:
             self._refuse(call, str(error))
             return
         if reason is None:

@@ -48,7 +48,7 @@ class Globals:
         self.exported_parameters: dict[str, str] = {}
         self.exported_artifacts: dict[str, NodeArtifact] = {}
         self.exiting: Exiting | None = None
-        self._parameters: dict[str, str] = {}
+        self._parameters = {each.name: each.value or "" for each in spec.arguments.parameters}
         self.arguments = fill(spec.arguments, self)
         """The workflow's own arguments, with the variables in them replaced."""
         self._parameters = {each.name: each.value or "" for each in self.arguments.parameters}
@@ -203,5 +203,5 @@ def _output_parameters(node: Node) -> dict[str, str]:
 def _parsed(result: str) -> Any:
     try:
         return json.loads(result)
-    except ValueError:
+    except (ValueError, RecursionError):
         return result
