@@ -74,6 +74,9 @@ class NatsServer:
     async def exited(self) -> int:
         return await self.process.exited()
 
+    def last_words(self) -> str:
+        return self.process.last_words()
+
     def _write_config(self) -> Path:
         file = self._data_dir / "nats.conf"
         text = server_config(

@@ -111,6 +111,9 @@ class ObjectStore:
         self._remove_sockets()
         return code
 
+    def last_words(self) -> str:
+        return self.process.last_words()
+
     async def _answers(self) -> bool:
         """S3 is up once it refuses a request without credentials."""
         return 200 <= await http_status(self.ports.s3, "/") < 500

@@ -113,6 +113,9 @@ class Postgres:
     async def exited(self) -> int:
         return await self.process.exited()
 
+    def last_words(self) -> str:
+        return self.process.last_words()
+
     async def _accepts(self) -> bool:
         """As pg_ctl does: the server writes `ready` as the eighth line of its pid file."""
         try:

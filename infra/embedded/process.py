@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from infra.embedded.failure import StartFailure
 
@@ -56,16 +57,9 @@ class Process:
         Call it from the main thread: the kernel takes the end of the spawning thread for the end of the parent.
         """
         command.log.parent.mkdir(parents=True, exist_ok=True)
-        _put_aside_when_large(command.log)
         parent = os.getpid()
-
-        def die_with_parent() -> None:
-            _libc.prctl(_PR_SET_PDEATHSIG, int(command.orphan_signal), 0, 0, 0)
-            if os.getppid() != parent:  # It died before the line above took hold.
-                os._exit(1)
-
         try:
-            with command.log.open("ab") as log:
+            with open_log(command.log) as log:
                 popen = subprocess.Popen(
                     command.argv,
                     env=dict(command.environment),
@@ -79,7 +73,7 @@ class Process:
                     group=command.uid,
                     extra_groups=None if command.uid is None else [],
                     pass_fds=command.keep_open,
-                    preexec_fn=die_with_parent,
+                    preexec_fn=lambda: die_with_parent(parent, command.orphan_signal),
                 )
         except (OSError, subprocess.SubprocessError) as error:
             raise StartFailure(f"cannot run {command.argv[0]}: {error}") from error
@@ -124,16 +118,33 @@ class Process:
             with suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
 
-    def last_words(self, *, lines: int = 1) -> str:
-        """The end of the log, for the one line that explains a failed start."""
-        try:
-            with self.command.log.open("rb") as log:
-                log.seek(max(0, self.command.log.stat().st_size - 8192))
-                text = log.read().decode("utf-8", "replace")
-        except OSError:
-            return ""
-        spoken = [line.strip() for line in text.splitlines() if line.strip()]
-        return " | ".join(spoken[-lines:])
+    def last_words(self) -> str:
+        return last_words(self.command.log)
+
+
+def last_words(log: Path) -> str:
+    """The end of a log, for the one line that explains a failed start."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - 8192))
+            text = file.read().decode("utf-8", "replace")
+    except OSError:
+        return ""
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
+
+
+def die_with_parent(parent: int, number: signal.Signals) -> None:
+    """Called in a child: have the kernel send `number` to it when `parent` dies."""
+    _libc.prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
+    if os.getppid() != parent:  # It died before the line above took hold.
+        os._exit(1)
+
+
+def open_log(log: Path | str) -> BinaryIO:
+    """To be written at its end; one that has grown too large is put aside first."""
+    file = Path(log)
+    _put_aside_when_large(file)
+    return file.open("ab")
 
 
 async def _pidfd_readable(pid: int) -> None:

@@ -21,6 +21,7 @@ from infra.embedded.binaries import Programs, find_programs
 from infra.embedded.console import Console
 from infra.embedded.data_dir import DataDir
 from infra.embedded.failure import StartFailure
+from infra.embedded.forked import Forked, Zygote
 from infra.embedded.ports import LOOPBACK
 from infra.embedded.preflight import (
     refuse_taken_port,
@@ -28,7 +29,7 @@ from infra.embedded.preflight import (
     refuse_unsupported_platform,
     variables_of,
 )
-from infra.embedded.process import Command, Process
+from infra.embedded.process import Command
 from infra.embedded.readiness import until_status
 from infra.embedded.supervisor import Program, Row, Supervisor
 
@@ -36,8 +37,12 @@ SERVICES = ("experiment", "pipeline-registry", "run", "job-scheduler", "metrics"
 CONTROLLER = "run-controller"
 RUNNER = "step-runner"
 GATEWAY = "gateway"
+ZYGOTE = "zygote"
 
 READY_WITHIN_SECONDS = 60
+
+_SHARED_MODULES = ("infra.cli.serve", "shared.plumbing", "shared.listing", "minio", "uvloop", "httptools", "uvicorn")
+"""What most of the processes import anyway; never a service's own modules."""
 
 _PROJECT = Path(__file__).parents[2]
 _STOP_WITHIN_SECONDS = 15
@@ -48,6 +53,7 @@ _SETTINGS = (
     "gateway.settings:Settings",
     "services.run.engine.embedded.runner.settings:RunnerSettings",
     *(f"services.{name.replace('-', '_')}.settings:Settings" for name in SERVICES),
+    "services.run.settings:ControllerSettings",
 )
 
 
@@ -112,6 +118,7 @@ class _Stack:
         self._ports = data_dir.ports([*PORT_NAMES, *SERVICES, CONTROLLER]) | {GATEWAY: gateway_port}
         self._backing = Backing(data_dir, self._ports, programs)
         self._socket = data_dir.socket("steps.sock")
+        self._zygote = Zygote(self._command(ZYGOTE, [], {}), modules=_SHARED_MODULES)
         self._supervisor = Supervisor(say=say)
         self._console = Console([self._log(name) for name in (RUNNER, CONTROLLER, *SERVICES, GATEWAY)], say=say)
 
@@ -140,7 +147,8 @@ class _Stack:
             await self._supervisor.stop()
 
     async def _come_up(self) -> None:
-        await self._supervisor.start(self._backing.rows())
+        # Beside the servers, which wait for the disk while it imports.
+        await self._supervisor.start([*self._backing.rows(), Row(name=ZYGOTE, startable=self._zygote)])
         await self._backing.create_roles()
         # The order of these stages is the order of the end; the processes wait for one another as they need to.
         await self._supervisor.start([self._runner()])
@@ -151,11 +159,14 @@ class _Stack:
         await self._until_everything_answers()
 
     def _runner(self) -> Row:
-        return self._row(RUNNER, self._steps())
+        # Not forked: steps must not end because the zygote did.
+        command = self._command(RUNNER, [*self._serve, RUNNER], self._steps())
+        return Row(name=RUNNER, startable=Program(command, stop_within_seconds=_STOP_WITHIN_SECONDS))
 
     def _controller(self) -> Row:
         credentials = self._backing.database("run") | self._backing.bus(CONTROLLER) | self._backing.objects()
-        return self._row(CONTROLLER, credentials | self._steps() | self._listens(CONTROLLER))
+        engine = {"HEADRACE_ENGINE_DATA_DIR": str(self._data_dir.path / "engine")}
+        return self._row(CONTROLLER, credentials | self._steps() | engine | self._listens(CONTROLLER))
 
     def _service(self, name: str) -> Row:
         credentials = self._backing.database(name.replace("-", "_")) | self._backing.bus(name) | self._backing.objects()
@@ -180,17 +191,19 @@ class _Stack:
 
     def _row(self, name: str, variables: dict[str, str]) -> Row:
         command = self._command(name, [*self._serve, name], variables)
-        return Row(name=name, startable=Program(command, stop_within_seconds=_STOP_WITHIN_SECONDS))
+        return Row(name=name, startable=Forked(self._zygote, command, stop_within_seconds=_STOP_WITHIN_SECONDS))
 
     async def _prepare(self) -> None:
         variables = self._backing.bus(ADMIN) | self._backing.objects()
-        process = Process.spawn(self._command("prepare", ["-m", "infra.embedded.prepare"], variables))
+        preparing = Forked(self._zygote, self._command("prepare", ["-m", "infra.embedded.prepare"], variables))
+        await preparing.start()
         try:
-            code = await process.exited()
-        finally:
-            process.kill()
+            code = await preparing.exited()
+        except asyncio.CancelledError:
+            await preparing.stop()
+            raise
         if code != 0:
-            raise StartFailure(f"streams and bucket could not be declared: {process.last_words()}")
+            raise StartFailure(f"streams and bucket could not be declared: {preparing.last_words()}")
 
     def _command(self, name: str, arguments: list[str], variables: dict[str, str]) -> Command:
         return Command(

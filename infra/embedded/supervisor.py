@@ -29,14 +29,15 @@ GIVE_UP_AFTER = 5
 class Startable(Protocol):
     """A server or a plain command: it starts, ends, and starts again with the same data on the same ports."""
 
-    @property
-    def process(self) -> Process: ...
-
     async def start(self) -> None: ...
 
     async def stop(self) -> None: ...
 
     async def exited(self) -> int: ...
+
+    def last_words(self) -> str:
+        """The end of its log, or nothing."""
+        ...
 
 
 class Program:
@@ -61,6 +62,9 @@ class Program:
 
     async def exited(self) -> int:
         return await self.process.exited()
+
+    def last_words(self) -> str:
+        return self.process.last_words()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +139,7 @@ class Supervisor:
             delay_seconds = state.next_action.sleep if state.next_action else 0.0
             self._say(f"{row.name} {died}; starting it again in {delay_seconds:.1f} s")
             if not self._settled and state.attempt_number >= GIVE_UP_AFTER and not self._hope().done():
-                reason = row.startable.process.last_words() or str(died)
+                reason = row.startable.last_words() or str(died)
                 self._hope().set_exception(StartFailure(f"{row.name} does not start: {reason}"))
 
         runs = True

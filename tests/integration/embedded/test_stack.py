@@ -190,6 +190,33 @@ async def test_a_killed_process_and_a_killed_server_are_started_again(folder: Pa
         assert stack.living() == []
 
 
+async def test_a_killed_zygote_takes_its_processes_along_and_all_come_back(folder: Path) -> None:
+    async with started(folder / "data") as stack:
+        await stack.ready()
+        before = {name: stack.pid_of(name) for name in PROCESSES - {"step-runner"}}
+        (zygote,) = [pid for pid in stack.children().values() if b"zygote" in _command_line(pid)]
+        os.kill(zygote, signal.SIGKILL)
+        async with asyncio.timeout(WITHIN_SECONDS):
+            while any(stack.pid_of(name) == pid for name, pid in before.items()):  # noqa: ASYNC110 - a file
+                await asyncio.sleep(0.02)
+        assert stack.events().count("step-runner started") == 1, "steps outlive the zygote"
+        await _answers(stack.port)
+        assert await stack.stop() == 0
+        assert stack.living() == []
+
+
+async def test_every_process_leads_a_session_and_is_listed_by_what_it_runs(folder: Path) -> None:
+    async with started(folder / "data") as stack:
+        await stack.ready()
+        for name in PROCESSES:
+            pid = stack.pid_of(name)
+            assert os.getsid(pid) == pid
+            interpreter, program, argument = _command_line(pid).split(b"\0")
+            assert (interpreter, argument) == (sys.executable.encode(), name.encode())
+            assert program.endswith(b"/stub_process.py")
+        assert await stack.stop() == 0
+
+
 async def test_a_killed_supervisor_takes_everything_along_and_the_next_one_starts(folder: Path) -> None:
     async with started(folder / "data") as stack:
         await stack.ready()
@@ -305,6 +332,10 @@ def test_an_unsupported_platform_is_told_of_docker_compose() -> None:
 
 def _restarted(name: str) -> str:
     return f"headrace: {name} was ended by SIGKILL; starting it again in 0."
+
+
+def _command_line(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0")
 
 
 def _empty_journal() -> Path:
