@@ -141,6 +141,10 @@ class Runner:
             while self.processes():  # noqa: ASYNC110 (they are nobody's children)
                 await asyncio.sleep(0.02)
 
+    def resident_bytes(self) -> int:
+        pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGESIZE")
+
     def close(self) -> None:
         if self._process is not None and self._process.poll() is None:
             self.stop()

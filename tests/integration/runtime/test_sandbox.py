@@ -15,7 +15,8 @@ from tests.integration.runtime.conftest import HOST_SECRET, Runner
 
 async def test_the_full_sandbox_is_what_runs_here(runner: Runner) -> None:
     info = await runner.client.info()
-    assert (info.runtime, info.weaker) == ("bubblewrap", None)
+    assert info.runtime == "bubblewrap"
+    assert info.weaker is None
 
 
 async def test_parallel_steps_have_a_tmp_of_their_own(runner: Runner) -> None:
@@ -24,7 +25,8 @@ async def test_parallel_steps_have_a_tmp_of_their_own(runner: Runner) -> None:
         _, log = await runner.shell(script)
         return log
 
-    assert await asyncio.gather(write("one"), write("two")) == ["one\n", "two\n"]
+    logs = await asyncio.gather(write("one"), write("two"))
+    assert tuple(logs) == ("one\n", "two\n")
 
 
 async def test_root_level_files_are_collected_and_the_host_root_stays_as_it_was(runner: Runner) -> None:
@@ -76,7 +78,8 @@ async def test_a_step_that_hunts_finds_neither_the_environment_nor_a_secret_of_t
         mount -t tmpfs x /mnt 2>/dev/null && echo mounted
         umount /usr 2>/dev/null && echo bared
         mknod /usr/disk b 8 0 2>/dev/null && echo device
-        (echo 1 >/proc/sys/kernel/printk) 2>/dev/null && echo sysctl
+        # Asked, not tried: a hole here would change the machine the test runs on.
+        for one in /proc/sys/kernel/core_pattern /proc/sysrq-trigger /proc/fs; do [ -w $one ] && echo $one; done
         ls /proc | grep -c '^[0-9]'
         env | cut -d= -f1 | grep -v -e '^_$' -e PWD -e SHLVL | sort | tr '\\n' ' '
     """

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
@@ -56,6 +57,7 @@ from services.run.engine.embedded.runtime import (
     processes_of,
 )
 from services.run.engine.embedded.runtime.choice import Choice, choose
+from services.run.engine.embedded.runtime.process import send, writers_to
 from services.run.engine.embedded.runtime.tree import Tree
 
 _log = logging.getLogger(__name__)
@@ -290,8 +292,13 @@ class StepRunner:
             asyncio.get_running_loop().call_later(self._settings.step_grace_seconds, kill)
 
     async def _see_off(self, key: str, attempt: Attempt) -> None:
-        """A former runner's processes die by themselves; until the last has, the step is not lost yet."""
-        while self._journal.is_alive(key):  # noqa: ASYNC110 (a lock announces its release to nobody)
+        """A former runner's processes die with it; until the last has, the step is not lost yet.
+
+        One that was being made in that very moment may not have noticed: who writes to this step's log is this step.
+        """
+        while self._journal.is_alive(key):
+            for pid in await asyncio.to_thread(writers_to, self._journal.log_of(key)):
+                send(pid, signal.SIGKILL)
             await asyncio.sleep(_LOG_POLL_SECONDS)
         self._tell(attempt, StepLost(key=key, reason=_LOST))
 

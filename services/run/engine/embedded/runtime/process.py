@@ -80,6 +80,17 @@ def signal_descendants(root: int, number: signal.Signals) -> int:
     return len(reached)
 
 
+def writers_to(path: Path) -> list[int]:
+    """The processes whose standard output is this file, as far as we may know."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                if os.readlink(entry / "fd" / "1") == str(path):
+                    found.append(int(entry.name))
+    return found
+
+
 def send(pid: int, number: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)

@@ -68,6 +68,8 @@ _ROOT_CAPABILITIES = (
 )
 """What container engines leave to root, without CAP_MKNOD: overlays would honour a device made in them."""
 
+_KERNEL_SWITCHES = ("/proc/sys", "/proc/sysrq-trigger", "/proc/fs")
+
 _EXEC_FAILED = re.compile(rb"^bwrap: execvp (?P<program>.*): (?P<reason>[^:\n]+)$", re.MULTILINE)
 
 
@@ -188,6 +190,10 @@ class Sandbox:
         for masked in self._masked:
             told += self._mask(masked)
         told += ["--dev", "/dev", "--proc", "/proc", "--ro-bind-try", "/sys/devices/system", "/sys/devices/system"]
+        if os.getuid() == 0:
+            # Root may write to these whatever its capabilities, and they are the whole machine's.
+            for kernel in _KERNEL_SWITCHES:
+                told += ["--ro-bind-try", kernel, kernel]
         resolver = os.path.realpath("/etc/resolv.conf")
         if resolver.startswith("/run/"):
             told += ["--ro-bind-try", resolver, resolver]
@@ -229,6 +235,7 @@ class _Sandboxed:
 
     async def wait(self) -> Ended:
         exit_code = await processes.ended(self._pid)
+        asyncio.get_running_loop().remove_reader(self._status)
         self._is_over = True
         try:
             child = self._told("child-pid")
@@ -252,8 +259,13 @@ class _Sandboxed:
     def kill(self) -> None:
         if self._is_over:
             return
+        asyncio.get_running_loop().remove_reader(self._status)
         child = self._told("child-pid")
-        processes.send(self._pid if child is None else child, signal.SIGKILL)
+        if child is not None:
+            processes.send(child, signal.SIGKILL)
+        else:
+            # Killing bubblewrap itself now could leave a child that waits for its parent's word for ever.
+            asyncio.get_running_loop().add_reader(self._status, self.kill)
 
     def _told(self, key: str) -> int | None:
         """The value of `key` in what bubblewrap has written so far: a few small JSON documents, a line each."""
