@@ -96,7 +96,8 @@ USERS: tuple[User, ...] = (
             f"$JS.FC.{EVENTS_STREAM}.>",
             *_READ_BACK_EVENTS,
         ),
-        subscribe=("kfp.event.>", "_INBOX.>"),
+        # Hints that nodes of a run have changed; facts about nodes they are not.
+        subscribe=("kfp.event.>", "kfp.ping.run-nodes.>", "_INBOX.>"),
     ),
 )
 
