@@ -113,6 +113,7 @@ class Bus:
         self._name = name
         self._reconnected: list[Callable[[], None]] = []
         self._connections = 0
+        self._unacknowledged: list[asyncio.Future[Any]] = []
         self._pinged: dict[str, list[Callable[[], None]]] = {}
         self._answers: dict[str, Subscription] = {}
         self._answering: set[asyncio.Task[None]] = set()
@@ -138,6 +139,8 @@ class Bus:
         async def on_disconnect() -> None:
             _log.warning("lost the connection to the broker; reconnecting")
             self._connections += 1
+            for future in self._unacknowledged:
+                future.cancel()
 
         connection = Client()
         try:
@@ -221,6 +224,17 @@ class Bus:
             except (*_UNREACHABLE, js_errors.Error) as error:
                 raise BusError(f"stream {config.name}: {error!r}") from error
 
+    async def stream_created_at(self) -> datetime:
+        """When the stream of facts was created: one that was lost and declared anew tells another time."""
+        self._require_connection()
+        try:
+            info = await self._stream.stream_info(EVENTS_STREAM)
+        except (*_UNREACHABLE, js_errors.Error) as error:
+            raise BusError(repr(error)) from error
+        if info.created is None:
+            raise BusError(f"the broker does not say when {EVENTS_STREAM} was created")
+        return info.created
+
     async def last_position(self, owner: str) -> int:
         """The position of the newest fact of `owner` that the broker holds; 0 when it holds none."""
         self._require_connection()
@@ -252,7 +266,8 @@ class Bus:
     async def _publish_window(self, messages: Sequence[Message]) -> int:
         self._require_connection()
         connection = self._connections
-        acknowledgements: list[asyncio.Future[Any]] = []
+        # Acknowledgements do not outlive the connection: losing it cancels them.
+        acknowledgements = self._unacknowledged = list[asyncio.Future[Any]]()
         try:
             for message in messages:
                 if connection != self._connections:
@@ -435,8 +450,11 @@ class Consumer:
             raise BusError(repr(error)) from error
         facts = [message for message in messages if _STATUS not in (message.headers or {})]
         self._standing -= len(facts)
-        for message in messages:
-            self._note_status((message.headers or {}).get(_STATUS))
+        ends = {status for message in messages if (status := (message.headers or {}).get(_STATUS))}
+        if ends:
+            self._standing = 0
+        if not facts and (refusals := ends - _PULL_ENDED):
+            raise BusError(f"{self._subject}: status {', '.join(sorted(refusals))}")
         return [Delivery(message) for message in facts]
 
     async def close(self) -> None:
@@ -471,13 +489,6 @@ class Consumer:
         self._standing = most
         self._stands_until = now + seconds
         self._stands_on = connection
-
-    def _note_status(self, status: str | None) -> None:
-        if status is None:
-            return
-        self._standing = 0
-        if status not in _PULL_ENDED:
-            raise BusError(f"{self._subject}: status {status}")
 
 
 class Delivery:

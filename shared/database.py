@@ -128,9 +128,10 @@ class Database:
             reraise=True,
         )
         async def connect() -> Any:
-            return await asyncpg.create_pool(
+            pool = await asyncpg.create_pool(
                 self._url,
-                min_size=1,
+                # A pool with a floor keeps trying to restore it while the server is away, with a stack trace each time.
+                min_size=0,
                 max_size=self._max_size,
                 timeout=5,
                 command_timeout=30,
@@ -142,6 +143,12 @@ class Database:
                     "idle_in_transaction_session_timeout": f"{self._idle_in_transaction_seconds * 1000:.0f}ms",
                 },
             )
+            try:
+                await pool.fetchval("select 1")
+            except BaseException:
+                pool.terminate()
+                raise
+            return pool
 
         with _our_words():
             self._opened = await connect()

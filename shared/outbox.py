@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Awaitable, Callable
 from uuid import UUID
 
@@ -27,8 +28,10 @@ from shared.telemetry import current_traceparent
 _log = logging.getLogger(__name__)
 
 _BATCH = 500
+_FORGOTTEN_AT_ONCE = 5000
 _POLL_SECONDS = 0.5
 _COMPARE_SECONDS = 30.0
+_SUBJECT_PART = re.compile(r"[^\s.*>]+(\.[^\s.*>]+)*")
 _RETENTION_DAYS = 7  # Less than the stream's own, so that what the stream has outlived is not published again.
 
 
@@ -51,6 +54,9 @@ class Outbox:
         """
         if kind.owner != self.owner:
             raise ValueError(f"{kind.type} is not {self.owner}'s to tell")
+        if not _SUBJECT_PART.fullmatch(state.id):
+            # The broker would refuse this one for ever, and every fact behind it would wait.
+            raise ValueError(f"{state.id!r} cannot be part of a subject")
         body = msgspec.json.encode(state)
         if len(body) > LARGEST_FACT_BYTES:
             raise FactTooLarge(f"{kind.type} of {state.id} has {len(body)} bytes, more than {LARGEST_FACT_BYTES}")
@@ -91,6 +97,7 @@ class Relay:
         *,
         lease: Lease | None = None,
         before_publishing: Callable[[], Awaitable[None]] | None = None,
+        compare_seconds: float = _COMPARE_SECONDS,
     ) -> None:
         """`before_publishing` is a crash point for tests: it runs after positions are committed."""
         self._database = database
@@ -99,6 +106,7 @@ class Relay:
         self._lease = lease or Lease(database, f"relay:{owner}")
         self._woken = asyncio.Event()
         self._must_compare = True
+        self._compare_seconds = compare_seconds
         self._before_publishing = before_publishing
 
     async def run(self) -> None:
@@ -138,7 +146,7 @@ class Relay:
             self._woken.clear()
             if self._must_compare or loop.time() >= compare_at:
                 await self._compare()
-                compare_at = loop.time() + _COMPARE_SECONDS
+                compare_at = loop.time() + self._compare_seconds
             while await self._relay_batch():
                 pass
             while not await self._pinged() and not await self._has_work() and loop.time() < compare_at:
@@ -233,31 +241,52 @@ class Relay:
         self._must_compare = False
         try:
             await self._bus.declare_streams()
+            created_at = await self._bus.stream_created_at()
             held = await self._bus.last_position(self._owner)
         except BusError:
             self._must_compare = True
             raise
+        await self._forget()
         async with self._database.transaction() as tx:
             await self._lease.fence(tx)
-            await tx.execute(
-                """
-                delete from outbox where position <= (select published from relay)
-                and added_at < clock_timestamp() - make_interval(days => $1)
-                """,
-                _RETENTION_DAYS,
-            )
-            relay = await tx.fetchrow("select allocated, published from relay")
+            relay = await tx.fetchrow("select allocated, published, stream_created_at from relay")
             assert relay is not None, "the migration inserts it"
-            if held < relay["published"]:
-                _log.warning("the broker holds %s to %d of %d", self._owner, held, relay["published"])
-                await tx.execute("update relay set published = $1", held)
-            elif held > relay["allocated"]:
+            is_another_stream = relay["stream_created_at"] not in (None, created_at)
+            if held > relay["allocated"]:
                 # Our database is the older one (a restored backup): positions that subscribers have seen are not
                 # given out again.
                 _log.warning("the broker holds %s to %d, we know of %d", self._owner, held, relay["allocated"])
                 await tx.execute("update relay set allocated = $1, published = $1", held)
+            elif is_another_stream or held < relay["published"]:
+                _log.warning("the broker has lost facts of %s; publishing them again", self._owner)
+                # Another stream than the one we know may hold our newest facts already, and none of the others.
+                await tx.execute("update relay set published = $1", 0 if is_another_stream else held)
+            if relay["stream_created_at"] != created_at:
+                await tx.execute("update relay set stream_created_at = $1", created_at)
             # Between the two, the last one held says nothing of those before it: a connection that broke in the
             # middle of a batch can have lost some. They are published again, and the broker knows them by id.
+
+    async def _forget(self) -> None:
+        """Delete what was published longer ago than the retention; before comparing, lest it be published again."""
+        forgotten = _FORGOTTEN_AT_ONCE
+        while forgotten == _FORGOTTEN_AT_ONCE:
+            async with self._database.transaction() as tx:
+                await self._lease.fence(tx)
+                # Positions follow time closely enough: looking at the oldest spares an index by time.
+                forgotten = await tx.fetchval(
+                    """
+                    with oldest as (
+                        select seq, added_at from outbox where position <= (select published from relay)
+                        order by position limit $1
+                    ), gone as (
+                        delete from outbox using oldest where outbox.seq = oldest.seq
+                        and oldest.added_at < clock_timestamp() - make_interval(days => $2) returning 1
+                    )
+                    select count(*) from gone
+                    """,
+                    _FORGOTTEN_AT_ONCE,
+                    _RETENTION_DAYS,
+                )
 
     def _compare_soon(self) -> None:
         self._must_compare = True

@@ -22,11 +22,13 @@ create table outbox (
 
 create index outbox_unpositioned_idx on outbox (seq) where position is null;
 
--- How far the relay came: positions handed out without gaps, and those the broker has acknowledged.
+-- How far the relay came: positions handed out without gaps, and those the broker has acknowledged in the stream
+-- that was created then. Another moment of creation is another, emptier stream.
 create table relay (
-    only_row  boolean not null default true,
-    allocated bigint  not null default 0,
-    published bigint  not null default 0,
+    only_row          boolean     not null default true,
+    allocated         bigint      not null default 0,
+    published         bigint      not null default 0,
+    stream_created_at timestamptz,
     constraint relay_pkey primary key (only_row),
     constraint relay_only_row_check check (only_row),
     constraint relay_published_check check (published <= allocated)

@@ -55,12 +55,12 @@ class House:
         for _ in range(times):
             await change(self.owner, self.outbox, identity)
 
-    async def relay(self, *, before_publishing: Callable[[], Awaitable[None]] | None = None) -> asyncio.Task[None]:
+    async def relay(self, *, compare_seconds: float = 30) -> asyncio.Task[None]:
         """A replica of the relay, with connections of its own."""
         database = await self.database("experiment")
         lease = Lease(database, "relay:experiment", seconds=LEASE_SECONDS)
         bus = await self.bus("experiment")
-        return self.run(Relay(database, bus, "experiment", lease=lease, before_publishing=before_publishing).run())
+        return self.run(Relay(database, bus, "experiment", lease=lease, compare_seconds=compare_seconds).run())
 
     async def subscriber(
         self,

@@ -107,5 +107,12 @@ async def test_an_outbox_refuses_the_facts_of_another_owner(house: House) -> Non
             await house.outbox.add(tx, RUN_CREATED, state)
 
 
+@pytest.mark.parametrize("identity", ["", "a b", "a.*", ">", "a..b", "a\nb"])
+async def test_an_id_that_no_subject_can_carry_is_refused(house: House, identity: str) -> None:
+    """Published, it would hold up every fact behind it."""
+    with pytest.raises(ValueError, match="subject"):
+        await change(house.owner, house.outbox, identity)
+
+
 def version_in(body: bytes) -> int:
     return msgspec.json.decode(body, type=EXPERIMENT_CREATED.body).version

@@ -18,6 +18,7 @@ from shared.errors import Unavailable
 from shared.migrate import migrate
 from shared.outbox import Outbox, Relay
 from shared.subscriptions import Dead, Done, Fact, Later, Outcome
+from shared.telemetry import continue_trace, current_trace_id
 from tests.integration.nervous_system.conftest import House
 from tests.support.eventually import eventually
 from tests.support.facts import LONG_AGO, effects, record_effect
@@ -252,6 +253,23 @@ async def test_a_message_without_a_position_is_put_aside(house: House) -> None:
     await house.applied_each_once(2)
     (letter,) = await dead_letters(house)
     assert (letter.headers or {})["Headrace-Reason"] == "it has no position"
+
+
+async def test_a_handler_works_inside_the_trace_that_its_fact_was_born_in(house: House) -> None:
+    await house.relay()
+    traces: list[str | None] = []
+
+    async def follow(_: Transaction, __: Fact[Any]) -> Outcome:
+        traces.append(current_trace_id())
+        return Done()
+
+    await house.subscriber({EXPERIMENT_CREATED: follow})
+    born = [f"{nth:032x}" for nth in (1, 2)]
+    for trace in born:
+        with continue_trace(f"00-{trace}-b7ad6b7169203331-01"):
+            await house.change()
+    await eventually(lambda: has_applied(house, 2))
+    assert traces == born
 
 
 async def test_facts_nobody_here_handles_move_the_cursor(house: House) -> None:
