@@ -65,6 +65,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     artifacts: tuple[str, ...] | None = None
     """None: every declared one."""
     result: str | None = None
+    """What the step printed, if anybody asks."""
     error: str | None = None
     seconds: float = 1
 

@@ -1,5 +1,6 @@
 """What a step is told: every name resolved, and what only the place of execution knows left structured."""
 
+import msgspec
 import pytest
 
 from services.run.engine.embedded.manifest import VolumeMount
@@ -161,6 +162,13 @@ def test_volumes_come_from_the_template_before_the_workflow() -> None:
     assert order.init[0].mounts == order.main.mounts
     # Its own mount at /w stands; only what is not there yet is mirrored.
     assert [(mount.name, mount.mount_path) for mount in order.sidecars[0].mounts] == [("v", "/w"), ("v", "/v")]
+
+
+def test_an_order_goes_through_json_unharmed() -> None:
+    text = (PIPELINES / "argo/own-sidecar-and-init.yaml").read_text()
+    (order,) = FakeExecutor(workflow(text)).turn.start
+    assert (len(order.init), len(order.sidecars)) == (1, 1)
+    assert msgspec.json.decode(msgspec.json.encode(order), type=StepOrder) == order
 
 
 def test_a_mount_without_a_volume_is_an_error() -> None:

@@ -817,6 +817,15 @@ def test_no_attempt_follows_a_termination() -> None:
     assert (run.node(".f").phase, run.turn.message) == (Phase.FAILED, "terminated")
 
 
+@pytest.mark.parametrize(("code", "message"), [(143, "terminated"), (137, "terminated"), (1, "Error (exit code 1)")])
+def test_a_step_that_died_of_our_signal_was_terminated(code: int, message: str) -> None:
+    run = dag("[{name: a, template: c}]", script=lambda _order: Outcome(seconds=60))
+    run.run_for(1).terminate()
+    run.pending_events.clear()
+    run.take((StepFinished(node_id=run.node(".a").id, at=run.now, exit_code=code),))
+    assert (run.node(".a").phase, run.node(".a").message) == (Phase.FAILED, message)
+
+
 def test_a_step_that_ended_by_itself_keeps_its_phase() -> None:
     run = dag("[{name: a, template: c}]", script=lambda _order: Outcome(seconds=60))
     run.run_for(1).terminate()

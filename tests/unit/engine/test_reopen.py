@@ -91,7 +91,7 @@ def _still_failing(failing: frozenset[str]) -> frozenset[str]:
 
 
 def _leading(failing: frozenset[str], name: str) -> frozenset[str]:
-    found = []
+    found: list[str] = []
     while f"{name}({len(found)})" in failing:
         found.append(f"{name}({len(found)})")
     return frozenset(found)

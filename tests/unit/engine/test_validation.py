@@ -253,3 +253,29 @@ def test_an_image_without_a_command_needs_a_known_entrypoint() -> None:
 @pytest.mark.parametrize("kind", ["PersistentVolumeClaim", "VolumeSnapshot", "Secret", "ConfigMap", "'{{item}}'"])
 def test_emulated_resource_kinds_and_kinds_known_later_pass(kind: str) -> None:
     refuse_unsupported(leaf(f'{{name: main, resource: {{action: create, manifest: "kind: {kind}"}}}}'))
+
+
+def test_dates_are_text_and_items_keep_their_types() -> None:
+    parsed = workflow("""
+spec:
+  entrypoint: main
+  arguments: {parameters: [{name: day, value: 2026-11-23}]}
+  templates:
+  - {name: main, dag: {tasks: [{name: a, template: c, withItems: [1, null, {k: null, 2: [x]}, true, "1"]}]}}
+  - {name: c, container: {image: i, args: [2026-11-23]}}
+""")
+    assert parsed.spec.arguments.parameters[0].value == "2026-11-23"
+    assert parsed.spec.templates[1].container is not None
+    assert parsed.spec.templates[1].container.args == ("2026-11-23",)
+    assert parsed.spec.templates[0].tasks[0].with_items == [1, None, {"k": None, "2": ["x"]}, True, "1"]
+
+
+@pytest.mark.parametrize("key", ["spec", "withItems"])
+def test_a_document_without_end_is_refused(key: str) -> None:
+    document: dict[str, Any] = {key: []}
+    inner = document[key]
+    for _ in range(100_000):
+        inner.append([])
+        inner = inner[0]
+    with pytest.raises(ManifestError, match="nested deeper"):
+        parse(document)

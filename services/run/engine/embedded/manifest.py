@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from datetime import date
 from decimal import Decimal
 from typing import Any, NewType
 
@@ -355,6 +356,8 @@ def scalar_text(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, float):
         return _shortest_decimal(value)
+    if isinstance(value, date):
+        return value.isoformat()
     if isinstance(value, list | dict):
         return json.dumps(value, separators=(",", ":"), sort_keys=True, ensure_ascii=False, default=str)
     return str(value)
@@ -374,20 +377,35 @@ _SCALARS = frozenset(
 """Keys whose value is text here, however the YAML author spelled it."""
 
 
-def _cleaned(value: Any) -> Any:
-    """The document without nulls, which mean "absent", and with scalars as text; loop items stay as they are."""
+_DEEPEST = 100
+"""Levels of nesting: everything that walks a manifest does so by recursion."""
+
+
+def _cleaned(value: Any, depth: int = 0) -> Any:
+    """The document without nulls, which mean "absent", with scalars as text; loop items keep their types and nulls."""
+    if depth > _DEEPEST:
+        raise ManifestError(f"the manifest is nested deeper than {_DEEPEST} levels")
     if isinstance(value, dict):
-        return {key: _cleaned_entry(key, inner) for key, inner in value.items() if inner is not None}
+        return {key: _cleaned_entry(key, inner, depth) for key, inner in value.items() if inner is not None}
     if isinstance(value, list):
-        return [_cleaned(inner) for inner in value]
-    return value
+        return [_cleaned(inner, depth + 1) for inner in value]
+    # YAML reads an unquoted date as one; nothing in a manifest is.
+    return value.isoformat() if isinstance(value, date) else value
 
 
-def _cleaned_entry(key: Any, value: Any) -> Any:
+def _cleaned_entry(key: Any, value: Any, depth: int) -> Any:
     if key == "withItems":
-        return value
+        return _items(value, depth + 1)
     if key in _SCALARS:
         return scalar_text(value)
     if key in {"labels", "annotations"} and isinstance(value, dict):
         return {name: scalar_text(inner) for name, inner in value.items() if inner is not None}
-    return _cleaned(value)
+    return _cleaned(value, depth + 1)
+
+
+def _items(value: Any, depth: int) -> Any:
+    if depth > _DEEPEST:
+        raise ManifestError(f"the manifest is nested deeper than {_DEEPEST} levels")
+    if isinstance(value, dict):
+        return {str(key): _items(inner, depth + 1) for key, inner in value.items()}
+    return [_items(inner, depth + 1) for inner in value] if isinstance(value, list) else value

@@ -519,11 +519,19 @@ class _Pass:
             case StepStarted():
                 self._step_started(event)
             case StepFinished():
+                event = self._with_reason(event)
                 self._step_ended(event.node_id, event.at, partial(_finished_node, event))
             case StepLost():
                 self._step_ended(event.node_id, event.at, _lost_node)
             case _:
                 assert_never(event)
+
+    def _with_reason(self, event: StepFinished) -> StepFinished:
+        """A step that died of TERM or KILL after we ordered its end was ended by us, even if nobody says so."""
+        frame = self._state._frames.get(event.node_id)
+        if event.killed is None and event.exit_code in {137, 143} and isinstance(frame, _Leaf):
+            return msgspec.structs.replace(event, killed=frame.killing)
+        return event
 
     def _step_started(self, event: StepStarted) -> None:
         frame = self._state._frames.get(event.node_id)
