@@ -1,0 +1,133 @@
+"""From the bytes of a package to the text of its pipeline (API specification, section 8.2).
+
+Pure: a file name and bytes go in, text or a refusal comes out. Nothing of an archive is ever written anywhere, so that
+paths, links and special files in it are only names. It knows nothing of what the text means.
+
+Archives are hostile until proven otherwise: what they unpack to is bounded, and the caller bounds time and memory.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import tarfile
+import zipfile
+import zlib
+from typing import IO, Final
+
+from shared.errors import InvalidInput
+
+from .domain import LARGEST_PACKAGE_BYTES, check_size
+
+LARGEST_UNPACKED_BYTES: Final = 8 * LARGEST_PACKAGE_BYTES
+"""What a tarball may hold in front of the pipeline and behind it."""
+
+_PIPELINE: Final = "pipeline.yaml"
+_YAML: Final = (".yaml", ".yml")
+_NO_TARBALL: Final = "Error extracting pipeline from the tarball file. Not a valid tarball file."
+_NO_ZIP: Final = "Error extracting pipeline from the zip file. Not a valid zip file."
+_BROKEN_TAR: Final = (tarfile.TarError, OSError, EOFError, zlib.error, ValueError)
+_BROKEN_ZIP: Final = (zipfile.BadZipFile, OSError, EOFError, zlib.error, ValueError, NotImplementedError, RuntimeError)
+"""RuntimeError: the entry is encrypted."""
+
+
+def read_package(file_name: str, data: bytes) -> str:
+    """The pipeline's text. Raises InvalidInput."""
+    check_size(len(data))
+    if file_name.endswith((*_YAML, ".json")):
+        content = data
+    elif len(data) > 2 and data.startswith(b"PK"):
+        content = _read_zip(data)
+    elif len(data) > 2 and data.startswith(b"\x1f\x8b"):
+        content = _read_tarball(data)
+    else:
+        raise InvalidInput("Unexpected pipeline file format. Support .zip, .tar.gz, .json or YAML.")
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidInput("The pipeline file is not UTF-8 text.", cause=str(error)) from error
+
+
+def _read_tarball(data: bytes) -> bytes:
+    """The entry `pipeline.yaml` wherever it stands, else the first one."""
+    first: tuple[str, bytes | None] | None = None
+    try:
+        stream = _Bounded(gzip.GzipFile(fileobj=io.BytesIO(data)), LARGEST_UNPACKED_BYTES)
+        with tarfile.open(fileobj=stream, mode="r|") as archive:
+            for entry in archive:
+                if entry.name == _PIPELINE and entry.isreg():
+                    return _content_of(archive, entry)
+                if first is None:
+                    is_candidate = entry.isreg() and entry.name.endswith(_YAML)
+                    content = _content_of(archive, entry) if is_candidate else None
+                    first = (f"{entry.name}/" if entry.isdir() else entry.name, content)
+    except _BROKEN_TAR as error:
+        raise InvalidInput(_NO_TARBALL, cause=str(error)) from error
+    if first is None:
+        raise InvalidInput(_NO_TARBALL)
+    name, content = first
+    if content is None:
+        raise InvalidInput(
+            "Error extracting pipeline from the tarball file. "
+            f"Expecting a pipeline.yaml file inside the tarball. Got: {name}"
+        )
+    return content
+
+
+def _content_of(archive: tarfile.TarFile, entry: tarfile.TarInfo) -> bytes:
+    file = archive.extractfile(entry)
+    assert file is not None
+    try:
+        content = _bounded_read(file)
+    except _BROKEN_TAR as error:
+        raise InvalidInput("Error reading pipeline YAML from the tarball file.", cause=str(error)) from error
+    if len(content) < entry.size:
+        raise InvalidInput("Error reading pipeline YAML from the tarball file.", cause="unexpected EOF")
+    return content
+
+
+def _read_zip(data: bytes) -> bytes:
+    try:
+        archive = zipfile.ZipFile(io.BytesIO(data))
+    except _BROKEN_ZIP as error:
+        raise InvalidInput(_NO_ZIP, cause=str(error)) from error
+    with archive:
+        entries = archive.infolist()
+        if not entries:
+            raise InvalidInput("Error extracting pipeline from the zip file. Empty zip file.")
+        entry = next((entry for entry in entries if entry.filename == _PIPELINE), entries[0])
+        if entry.is_dir() or not entry.filename.endswith(_YAML):
+            raise InvalidInput(
+                "Error extracting pipeline from the zip file. "
+                f"Expecting a pipeline.yaml file inside the zip. Got: {entry.filename}"
+            )
+        try:
+            with archive.open(entry) as file:
+                return _bounded_read(file)
+        except _BROKEN_ZIP as error:
+            raise InvalidInput("Error reading pipeline YAML from the zip file.", cause=str(error)) from error
+
+
+def _bounded_read(file: IO[bytes]) -> bytes:
+    content = file.read(LARGEST_PACKAGE_BYTES + 1)
+    check_size(len(content))
+    return content
+
+
+class _Bounded(io.RawIOBase):
+    """A stream that ends with a refusal where it gives more than it may."""
+
+    def __init__(self, stream: IO[bytes] | gzip.GzipFile, limit_bytes: int) -> None:
+        self._stream = stream
+        self._left = limit_bytes
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        wanted = self._left + 1 if size < 0 else min(size, self._left + 1)
+        chunk = self._stream.read(wanted)
+        self._left -= len(chunk)
+        if self._left < 0:
+            check_size(LARGEST_UNPACKED_BYTES)
+        return chunk

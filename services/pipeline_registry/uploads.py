@@ -1,0 +1,94 @@
+"""A file on its way in: `multipart/form-data`, streamed to a spooled file, never whole in memory.
+
+More than a package may hold is not kept; it is still read for a while, because a client that is cut off while it sends
+never sees why. This module knows the form and nothing of what the file means.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from tempfile import SpooledTemporaryFile
+from typing import Any, BinaryIO, Final, cast
+
+import msgspec
+from litestar import Request
+from multipart import (  # type: ignore[import-untyped]
+    MultipartError,
+    MultipartSegment,
+    PushMultipartParser,
+    parse_options_header,
+)
+
+from shared.errors import MalformedRequest, layer
+
+from .domain import LARGEST_PACKAGE_BYTES
+
+FIELD: Final = "uploadfile"
+LARGEST_REQUEST_BYTES: Final = 8 * LARGEST_PACKAGE_BYTES
+"""Beyond it the connection is given up."""
+MOST_PARTS: Final = 100
+
+_IN_MEMORY_BYTES: Final = 1024 * 1024
+
+
+class Upload(msgspec.Struct, frozen=True, kw_only=True):
+    """`size_bytes` is exact up to the largest package, and at least one more for anything larger."""
+
+    name: str
+    size_bytes: int
+    content: BinaryIO
+
+
+@asynccontextmanager
+async def received(request: Request[Any, Any, Any], otherwise: str) -> AsyncIterator[Upload]:
+    """The first file of the form's field `uploadfile`. Raises MalformedRequest inside of the layer `otherwise`."""
+    with SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES) as spool:
+        with layer(otherwise):
+            name, size_bytes = await _receive(request, spool)
+        yield Upload(name=name, size_bytes=size_bytes, content=cast("BinaryIO", spool))
+
+
+async def _receive(request: Request[Any, Any, Any], spool: SpooledTemporaryFile[bytes]) -> tuple[str, int]:
+    file_name: str | None = None
+    is_inside = False
+    size_bytes = received_bytes = 0
+    try:
+        with PushMultipartParser(_boundary(request), max_segment_count=MOST_PARTS) as parser:
+            async for chunk in request.stream():
+                received_bytes += len(chunk)
+                if received_bytes > LARGEST_REQUEST_BYTES:
+                    raise MalformedRequest("http: request body too large")
+                if parser.closed or not chunk:
+                    continue  # What follows the form is read and ignored, as the rest of a request must be.
+                for event in parser.parse(chunk):
+                    if isinstance(event, MultipartSegment):
+                        is_inside = file_name is None and event.name == FIELD and event.filename is not None
+                        file_name = event.filename if is_inside else file_name
+                    elif event is None:
+                        is_inside = False
+                    elif is_inside and size_bytes <= LARGEST_PACKAGE_BYTES:
+                        size_bytes += len(event)
+                        await _write(spool, event)
+    except MultipartError as error:
+        raise MalformedRequest(f"multipart: {error.args[0]}") from error
+    if file_name is None:
+        raise MalformedRequest("http: no such file")
+    return file_name.replace("\x00", "\ufffd"), size_bytes
+
+
+def _boundary(request: Request[Any, Any, Any]) -> str:
+    media_type, options = parse_options_header(request.headers.get("content-type", ""))
+    if media_type != "multipart/form-data":
+        raise MalformedRequest("request Content-Type isn't multipart/form-data")
+    if not options.get("boundary"):
+        raise MalformedRequest("no multipart boundary param in Content-Type")
+    return str(options["boundary"])
+
+
+async def _write(spool: SpooledTemporaryFile[bytes], chunk: bytes) -> None:
+    if spool.tell() + len(chunk) <= _IN_MEMORY_BYTES:
+        spool.write(chunk)
+    else:
+        await asyncio.to_thread(spool.write, chunk)

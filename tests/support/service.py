@@ -1,0 +1,91 @@
+"""A service in this process, served by a real server on a free port, and a client that talks to it as the gateway does.
+
+Several of them on one database are replicas.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import msgspec
+import uvicorn
+from yarl import URL
+
+from infra.embedded.ports import LOOPBACK, free_ports
+from shared.web import Service
+
+V1 = "/apis/v1beta1"
+
+
+class Reply(msgspec.Struct, frozen=True, kw_only=True):
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class Client:
+    def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
+        self._session = session
+        self._url = url
+
+    async def call(self, method: str, path: str, *, query: dict[str, str] | None = None, **how: Any) -> Reply:
+        url = URL(self._url + path, encoded=True)
+        async with self._session.request(method, url.update_query(query or {}), **how) as answer:
+            body = await answer.read()
+            return Reply(
+                status=answer.status,
+                headers={name.lower(): value for name, value in answer.headers.items()},
+                body=body,
+            )
+
+    async def get(self, path: str, **query: str) -> Any:
+        return _expected(await self.call("GET", V1 + path, query=query))
+
+    async def post(self, path: str, document: Any = None) -> Any:
+        return _expected(await self.call("POST", V1 + path, json=document))
+
+    async def delete(self, path: str) -> Any:
+        return _expected(await self.call("DELETE", V1 + path))
+
+    async def refused(self, method: str, path: str, document: Any = None, **query: str) -> tuple[int, dict[str, Any]]:
+        """The status and the body of a request that is refused."""
+        answer = await self.call(method, V1 + path, query=query, json=document)
+        assert answer.status >= 400, answer.body
+        return answer.status, answer.json
+
+
+@asynccontextmanager
+async def serving(app: Service) -> AsyncIterator[Client]:
+    """The application behind a server, started and stopped with its lifespan."""
+    (port,) = free_ports(1)
+    config = uvicorn.Config(
+        app, host=LOOPBACK, port=port, http="httptools", ws="none", lifespan="on", log_config=None, access_log=False
+    )
+    server = uvicorn.Server(config)
+    task = asyncio.create_task(server.serve())
+    try:
+        async with asyncio.timeout(30):
+            while not server.started:
+                if task.done():
+                    await task
+                    raise AssertionError("the service did not start")
+                await asyncio.sleep(0.01)
+        async with aiohttp.ClientSession() as session:
+            yield Client(session, f"http://{LOOPBACK}:{port}")
+    finally:
+        server.should_exit = True
+        await task
+
+
+def _expected(answer: Reply) -> Any:
+    assert answer.status == 200, (answer.status, answer.body)
+    return answer.json
