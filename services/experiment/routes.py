@@ -11,6 +11,7 @@ from litestar.params import FromPath
 from shared import protojson
 from shared.errors import InvalidInput, layer
 from shared.listing import ListRequest
+from shared.references import ResourceType, WireReferenceKey
 from shared.web import delete, get, post, reply
 
 from . import store
@@ -32,7 +33,8 @@ async def create_experiment(request: Req, experiments: NamedDependency[Experimen
 
 @get("/apis/v1beta1/experiments")
 async def list_experiments(request: Req, experiments: NamedDependency[Experiments]) -> Response[bytes]:
-    asked = protojson.query(ListRequest, request.query_params.multi_items())
+    asked = protojson.query(ListRequest, request.scope["query_string"])
+    _check_reference(asked.resource_reference_key)
     page = await experiments.list(store.LISTING.query(asked))
     return reply(
         WireExperiments(
@@ -70,6 +72,18 @@ async def unarchive_experiment(
 ) -> Response[bytes]:
     await experiments.unarchive(experiment_id)
     return reply()
+
+
+def _check_reference(key: WireReferenceKey | None) -> None:
+    """API specification, section 5.4: clients send an empty namespace, and nothing else filters experiments."""
+    match key:
+        case WireReferenceKey(type=ResourceType.UNKNOWN_RESOURCE_TYPE | ResourceType.PIPELINE as kind):
+            raise InvalidInput(
+                f"Unsupported resource type: {kind.name}",
+                layers=("Validating filter failed.", "Unrecognized resource reference type."),
+            )
+        case WireReferenceKey(type=ResourceType.NAMESPACE, id=namespace) if namespace:
+            raise InvalidInput("In single-user mode, ListExperiment cannot filter by namespace.")
 
 
 ROUTES = (

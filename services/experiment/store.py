@@ -14,11 +14,18 @@ LISTING = Listing(
     table="experiments",
     columns="id, name, description, storage_state, version, created_at",
     fields={
-        "id": Column("id", Kind.TEXT),
-        "name": Column("name", Kind.TEXT),
+        "id": Column("id"),
+        "name": Column("name"),
         "created_at": Column("created_at", Kind.TIMESTAMP),
-        "description": Column("description", Kind.TEXT),
-        "storage_state": Column("storage_state", Kind.TEXT),
+        "description": Column("description"),
+        "namespace": Column("''::text"),  # There is one, and it has no name.
+        "storage_state": Column(
+            "storage_state",
+            stored={
+                "STORAGESTATE_AVAILABLE": StorageState.AVAILABLE.value,
+                "STORAGESTATE_ARCHIVED": StorageState.ARCHIVED.value,
+            },
+        ),
     },
 )
 

@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 from datetime import datetime
-from enum import StrEnum
+from enum import IntEnum
 
 import msgspec
+
+from shared.references import WireReference
 
 from .domain import Experiment, StorageState
 
 
-class WireStorageState(StrEnum):
+class WireStorageState(IntEnum):
     """An experiment's zero value is UNSPECIFIED, so that AVAILABLE shows in replies."""
 
-    UNSPECIFIED = "STORAGESTATE_UNSPECIFIED"
-    AVAILABLE = "STORAGESTATE_AVAILABLE"
-    ARCHIVED = "STORAGESTATE_ARCHIVED"
-
-
-class WireReferenceKey(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    type: str = ""
-    id: str = ""
-
-
-class WireReference(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    key: WireReferenceKey | None = None
-    name: str = ""
-    relationship: str = ""
+    STORAGESTATE_UNSPECIFIED = 0
+    STORAGESTATE_AVAILABLE = 1
+    STORAGESTATE_ARCHIVED = 2
 
 
 class WireExperiment(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -35,7 +26,7 @@ class WireExperiment(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     description: str = ""
     created_at: datetime | None = None
     resource_references: tuple[WireReference, ...] = ()
-    storage_state: WireStorageState = WireStorageState.UNSPECIFIED
+    storage_state: WireStorageState = WireStorageState.STORAGESTATE_UNSPECIFIED
 
 
 class WireExperiments(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -51,8 +42,8 @@ def from_domain(experiment: Experiment) -> WireExperiment:
         description=experiment.description,
         created_at=experiment.created_at,
         storage_state=(
-            WireStorageState.ARCHIVED
+            WireStorageState.STORAGESTATE_ARCHIVED
             if experiment.storage_state is StorageState.ARCHIVED
-            else WireStorageState.AVAILABLE
+            else WireStorageState.STORAGESTATE_AVAILABLE
         ),
     )
