@@ -8,5 +8,6 @@ from tests.support.servers import (
     object_store_access,
     postgres,
 )
+from tests.support.stack import stack
 
-__all__ = ["database_urls", "nats_server", "nats_urls", "object_store", "object_store_access", "postgres"]
+__all__ = ["database_urls", "nats_server", "nats_urls", "object_store", "object_store_access", "postgres", "stack"]

@@ -1,0 +1,46 @@
+"""The processes of a running stack, found from outside as an operator would."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import psutil
+
+from tests.support.stack import Stack
+
+
+def process_of(stack: Stack, name: str) -> psutil.Process:
+    """The process that `headrace serve NAME` is; fails where there is none."""
+    for child in psutil.Process(stack.process.pid).children(recursive=True):
+        try:
+            command = child.cmdline()
+        except psutil.Error:
+            continue
+        if command[-2:] == ["serve", name] and child.status() != psutil.STATUS_ZOMBIE:
+            return child
+    raise AssertionError(f"no process {name}")
+
+
+def kill(stack: Stack, name: str, *, within_seconds: float = 20) -> psutil.Process:
+    """kill -9, and wait for the successor that the supervisor starts. Returns the successor."""
+    victim = process_of(stack, name)
+    victim.send_signal(signal.SIGKILL)
+    victim.wait(timeout=within_seconds)
+    deadline = time.monotonic() + within_seconds
+    while True:
+        try:
+            successor = process_of(stack, name)
+        except AssertionError:
+            successor = victim
+        if successor.pid != victim.pid:
+            return successor
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{name} was not started again within {within_seconds} s")
+        time.sleep(0.02)
+
+
+def steps_of(marker: str) -> list[psutil.Process]:
+    """Processes anywhere on this machine whose command line holds `marker`."""
+    everything = psutil.process_iter(["cmdline"])
+    return [process for process in everything if marker in " ".join(process.info["cmdline"] or ())]
