@@ -1,4 +1,4 @@
-"""The run service on real backing services, with its peers faked at the bus: they answer the questions they are asked."""
+"""The run service on real backing services, with its peers faked at the bus."""
 
 from __future__ import annotations
 
