@@ -113,6 +113,7 @@ class Bus:
         self._name = name
         self._reconnected: list[Callable[[], None]] = []
         self._connections = 0
+        self._is_closing = False
         self._unacknowledged: list[asyncio.Future[Any]] = []
         self._pinged: dict[str, list[Callable[[], None]]] = {}
         self._answers: dict[str, Subscription] = {}
@@ -137,7 +138,8 @@ class Bus:
             _log.log(logging.ERROR if is_ours else logging.DEBUG, "broker connection: %r", error)
 
         async def on_disconnect() -> None:
-            _log.warning("lost the connection to the broker; reconnecting")
+            if not self._is_closing:
+                _log.warning("lost the connection to the broker; reconnecting")
             self._connections += 1
             for future in self._unacknowledged:
                 future.cancel()
@@ -197,6 +199,7 @@ class Bus:
         """Take no more questions, finish the answers that were begun, deliver what was buffered, then leave."""
         if self._opened is None:
             return
+        self._is_closing = True
         for subscription in self._answers.values():
             with contextlib.suppress(*_UNREACHABLE, nats.errors.Error):
                 await asyncio.wait_for(subscription.drain(), timeout=1)  # type: ignore[no-untyped-call]
