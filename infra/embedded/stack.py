@@ -51,6 +51,7 @@ _SETTINGS = (
     "infra.embedded.stack:Settings",
     "infra.cli.serve:LogSettings",
     "gateway.settings:Settings",
+    "services.run.settings:ControllerSettings",
     "services.run.engine.embedded.runner.settings:RunnerSettings",
     *(f"services.{name.replace('-', '_')}.settings:Settings" for name in SERVICES),
     "services.run.settings:ControllerSettings",
@@ -119,15 +120,12 @@ class _Stack:
         self._backing = Backing(data_dir, self._ports, programs)
         self._socket = data_dir.socket("steps.sock")
         self._zygote = Zygote(self._command(ZYGOTE, [], {}), modules=_SHARED_MODULES)
+        self._say = say
         self._supervisor = Supervisor(say=say)
-        self._console = Console([self._log(name) for name in (RUNNER, CONTROLLER, *SERVICES, GATEWAY)], say=say)
 
     async def run(self, stop: asyncio.Event, ready: Callable[[str], None]) -> None:
         told_to_stop = asyncio.create_task(stop.wait(), name="wait for a signal")
-        background: list[asyncio.Task[Any]] = [
-            told_to_stop,
-            asyncio.create_task(self._console.follow(), name="follow the logs"),
-        ]
+        background: list[asyncio.Task[Any]] = [told_to_stop]
         try:
             coming_up = asyncio.create_task(self._come_up(), name="come up")
             hopeless = asyncio.create_task(self._supervisor.hopeless(), name="give up")
@@ -139,6 +137,7 @@ class _Stack:
             if not told_to_stop.done():
                 self._supervisor.settle()
                 ready(f"http://{LOOPBACK}:{self._ports[GATEWAY]}")
+                background.append(asyncio.create_task(self._console().follow(), name="follow the logs"))
                 await told_to_stop
         finally:
             for task in background:
@@ -157,6 +156,10 @@ class _Stack:
         await self._supervisor.start([self._gateway()])
         await self._prepare()
         await self._until_everything_answers()
+
+    def _console(self) -> Console:
+        """From now on: that processes wait for one another while they come up is nobody's concern."""
+        return Console([self._log(name) for name in (RUNNER, CONTROLLER, *SERVICES, GATEWAY)], say=self._say)
 
     def _runner(self) -> Row:
         # Not forked: steps must not end because the zygote did.

@@ -1,88 +1,25 @@
 """The stack as a person meets it: started as a command, with real backing servers and stubs for the processes."""
 
 import asyncio
-import contextlib
 import os
-import secrets
-import shutil
 import signal
 import socket
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from infra.embedded.failure import StartFailure
-from infra.embedded.ports import free_ports
 from infra.embedded.preflight import refuse_unsupported_platform
 from infra.embedded.readiness import NOBODY_ANSWERS, http_status
+from tests.support.running_stack import WITHIN_SECONDS, command_line, started
 
-PROJECT = Path(__file__).parents[3]
-WITHIN_SECONDS = 60
 PROCESSES = {
     *("experiment", "pipeline-registry", "run", "job-scheduler", "metrics"),
     *("run-controller", "step-runner", "gateway"),
 }
-
-
-class Started:
-    """A stack in a process of its own. Every process below it carries `mark` in its environment."""
-
-    def __init__(self, process: asyncio.subprocess.Process, port: int, mark: str, journal: Path) -> None:
-        self.process = process
-        self.port = port
-        self._mark = mark
-        self._journal = journal
-
-    async def ready(self) -> None:
-        assert self.process.stdout is not None
-        line = await asyncio.wait_for(self.process.stdout.readline(), WITHIN_SECONDS)
-        assert line.decode() == f"headrace ready http://127.0.0.1:{self.port}\n", await self.complaints()
-
-    async def complaints(self) -> str:
-        assert self.process.stderr is not None
-        return (await asyncio.wait_for(self.process.stderr.read(), WITHIN_SECONDS)).decode()
-
-    async def next_complaint(self) -> str:
-        assert self.process.stderr is not None
-        return (await asyncio.wait_for(self.process.stderr.readline(), WITHIN_SECONDS)).decode()
-
-    async def ended(self) -> int:
-        return await asyncio.wait_for(self.process.wait(), WITHIN_SECONDS)
-
-    async def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        self.process.send_signal(number)
-        return await self.ended()
-
-    def events(self) -> list[str]:
-        return [line.rpartition(" ")[0] for line in self._journal.read_text().splitlines()]
-
-    def pid_of(self, name: str) -> int:
-        """The newest process of that name."""
-        lines = [line for line in self._journal.read_text().splitlines() if line.startswith(f"{name} started ")]
-        return int(lines[-1].split()[2])
-
-    def child(self, program: str) -> int | None:
-        """The pid of what the supervisor itself started, by a word of its command line."""
-        listed = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        return next((int(pid) for pid in listed if program.encode() in _command_line(int(pid))), None)
-
-    def living(self) -> list[str]:
-        """Every process of this stack, however deep, orphans included."""
-        found = []
-        for folder in Path("/proc").iterdir():
-            with contextlib.suppress(OSError):
-                if folder.name.isdecimal() and self._mark.encode() in (folder / "environ").read_bytes():
-                    found.append((folder / "cmdline").read_text().replace("\0", " "))
-        return found
-
-    async def all_gone(self) -> None:
-        async with asyncio.timeout(WITHIN_SECONDS):
-            while self.living():  # noqa: ASYNC110 - the kernel tells nobody about orphans
-                await asyncio.sleep(0.02)
 
 
 @pytest.fixture
@@ -91,46 +28,6 @@ def folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="headrace-") as name:
         os.chmod(name, 0o711)
         yield Path(name)
-
-
-@asynccontextmanager
-async def started(
-    data_dir: Path,
-    *,
-    port: int | None = None,
-    prefix: Sequence[str] = (),
-    variables: Mapping[str, str] | None = None,
-) -> AsyncIterator[Started]:
-    """A stack told by the environment; `prefix` are words before its command."""
-    mark = f"HEADRACE_TEST_MARK={secrets.token_hex(8)}"
-    gateway_port = port or free_ports(1)[0]
-    journal = _empty_journal()
-    environment: Mapping[str, str] = {
-        **os.environ,
-        "HEADRACE_PORT": str(gateway_port),
-        "HEADRACE_DATA_DIR": str(data_dir),
-        "HEADRACE_TEST_JOURNAL": str(journal),
-        mark.partition("=")[0]: mark.partition("=")[2],
-        **(variables or {}),
-    }
-    process = await asyncio.create_subprocess_exec(
-        *prefix,
-        *(sys.executable, "-m", "tests.support.stack_process"),
-        cwd=PROJECT,
-        env=environment,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    stack = Started(process, gateway_port, mark, journal)
-    try:
-        yield stack
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
-        await stack.all_gone()
-        shutil.rmtree(journal.parent)
 
 
 async def test_it_comes_up_answers_and_ends_in_order_without_a_trace(folder: Path) -> None:
@@ -213,7 +110,7 @@ async def test_every_process_leads_a_session_and_is_listed_by_what_it_runs(folde
         for name in PROCESSES:
             pid = stack.pid_of(name)
             assert os.getsid(pid) == pid
-            interpreter, program, argument = _command_line(pid).split(b"\0")
+            interpreter, program, argument = command_line(pid).split(b"\0")
             assert (interpreter, argument) == (sys.executable.encode(), name.encode())
             assert program.endswith(b"/stub_process.py")
         assert await stack.stop() == 0
@@ -334,19 +231,6 @@ def test_an_unsupported_platform_is_told_of_docker_compose() -> None:
 
 def _restarted(name: str) -> str:
     return f"headrace: {name} was ended by SIGKILL; starting it again in 0."
-
-
-def _command_line(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0")
-    except OSError:
-        return b""
-
-
-def _empty_journal() -> Path:
-    journal = Path(tempfile.mkdtemp(prefix="headrace-journal-"), "journal")
-    journal.touch()
-    return journal
 
 
 async def _answers(port: int) -> None:
