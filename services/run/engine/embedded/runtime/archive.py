@@ -16,8 +16,6 @@ import tempfile
 import zlib
 from pathlib import Path
 
-_CHUNK_BYTES = 256 * 1024
-
 
 class BadArchive(Exception):
     """The archive cannot be unpacked where it belongs; the text says why."""
@@ -43,7 +41,7 @@ def pack(path: Path, name: str, target_file: Path, *, compression_level: int = 6
         with (
             partial.open("wb") as raw,
             gzip.GzipFile(filename="", mode="wb", fileobj=raw, compresslevel=compression_level, mtime=0) as packed,
-            tarfile.open(fileobj=packed, mode="w|", format=tarfile.PAX_FORMAT, bufsize=_CHUNK_BYTES) as archive,
+            tarfile.open(fileobj=packed, mode="w|", format=tarfile.PAX_FORMAT) as archive,
         ):
             archive.add(path, arcname=name, filter=keep)
         partial.rename(target_file)
@@ -63,7 +61,8 @@ def unpack(tgz: Path, target: Path) -> None:
         return
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".unpack-", ignore_cleanup_errors=True) as room:
         try:
-            with tarfile.open(tgz, mode="r|gz", bufsize=_CHUNK_BYTES) as archive:
+            # Not tarfile's own "r|gz": it copies all it has decompressed ahead for each header, which is quadratic.
+            with gzip.open(tgz) as content, tarfile.open(fileobj=content, mode="r|") as archive:
                 # It refuses absolute names, `..`, links that lead out, and devices.
                 archive.extractall(room, filter=_own)  # noqa: S202
         except tarfile.FilterError as error:

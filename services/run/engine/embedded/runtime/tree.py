@@ -55,13 +55,16 @@ def read_text(tree: Tree, path: str, *, limit_bytes: int) -> str:
         raise FileNotFoundError(f"{path}: no such file or directory")
     # A planted FIFO must not block the reader, nor a symlink swapped in lead it away.
     descriptor = os.open(found, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         about = os.fstat(descriptor)
         if stat.S_ISDIR(about.st_mode):
             raise OutsideTree(f"{path}: is a directory")
         if not stat.S_ISREG(about.st_mode):
             raise OutsideTree(f"{path}: is not a regular file")
-        content = file.read(limit_bytes + 1)
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            content = file.read(limit_bytes + 1)
+    finally:
+        os.close(descriptor)
     if len(content) > limit_bytes:
         raise OutsideTree(f"{path}: is longer than {limit_bytes} bytes")
     return content.decode("utf-8", errors="replace")
