@@ -297,6 +297,19 @@ def test_the_first_failed_target_in_name_order_gives_the_phase() -> None:
     assert dag(tasks, script=fails(".b")).run().turn.phase is Phase.ERROR
 
 
+def test_without_fail_fast_the_last_failed_target_gives_the_phase() -> None:
+    run = FakeExecutor(
+        workflow(f"""
+spec:
+  entrypoint: main
+  templates:
+  - {{name: main, dag: {{failFast: false, tasks: [{{name: a, template: c, when: x y}}, {{name: b, template: c}}]}}}}
+{LEAVES}"""),
+        fails(".b"),
+    ).run()
+    assert run.turn.phase is Phase.FAILED
+
+
 def test_a_target_limits_what_is_run() -> None:
     run = FakeExecutor(
         workflow(f"""
@@ -437,6 +450,22 @@ def test_one_failed_item_fails_the_group_and_the_others_finish() -> None:
         ".t(1:b)": "Failed",
         ".t(2:c)": "Succeeded",
         ".z": "Omitted",
+    }
+
+
+def test_the_last_failed_item_gives_a_loop_its_phase() -> None:
+    run = dag(
+        f"[{{name: t, template: echo, withItems: [a, b, c], {ITEM}}}]",
+        script=lambda order: Outcome(
+            exit_code=1 if "(0:" in order.node_name else 0, error="lost" if "(1:" in order.node_name else None
+        ),
+    ).run()
+    assert run.phases() == {
+        "": "Error",
+        ".t": "Error",
+        ".t(0:a)": "Failed",
+        ".t(1:b)": "Error",
+        ".t(2:c)": "Succeeded",
     }
 
 
@@ -791,6 +820,15 @@ def test_termination_kills_what_runs_and_lets_the_handler_run() -> None:
     assert run.node(".z").phase is Phase.OMITTED
     assert (run.turn.phase, run.turn.message) == (Phase.FAILED, "terminated")
     assert run.node(".onExit").phase is Phase.SUCCEEDED
+
+
+def test_a_termination_during_the_handler_lets_it_finish() -> None:
+    run = dag("[{name: a, template: c}]", spec="onExit: d")
+    while run.names() != {"", ".a", ".onExit"}:
+        run.step()
+    run.terminate().run()
+    assert run.kills == []
+    assert (run.node(".onExit").phase, run.turn.phase) == (Phase.SUCCEEDED, Phase.SUCCEEDED)
 
 
 def test_termination_before_anything_started_fails_the_run() -> None:

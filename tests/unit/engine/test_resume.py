@@ -1,6 +1,7 @@
 """A restart at any point continues the run: everything follows from the manifest and the stored nodes."""
 
 import json
+from datetime import timedelta
 
 import msgspec
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from services.run.engine.embedded.manifest import Workflow
 from services.run.engine.embedded.nodes import Node, Phase
 from services.run.engine.embedded.orders import StepOrder
-from services.run.engine.embedded.reconcile import State, StepLost, advance
+from services.run.engine.embedded.reconcile import State, StepLost, StepStarted, advance
 from tests.support.embedded_runs import MIDNIGHT, NAME, FakeExecutor, Outcome, Script, identity, workflow
 from tests.unit.engine.test_corpus import EXPECTED, WALKED, as_expected
 
@@ -132,6 +133,31 @@ spec:
     assert run.node("(0)").message == "pod deleted"
     assert run.run().turn.phase is Phase.SUCCEEDED
     assert run.children("") == ["(0)", "(1)"]
+
+
+def test_a_later_attempt_is_found_again_at_once() -> None:
+    run = FakeExecutor(MANIFEST, script(frozenset({".retried(0)"})))
+    while ".retried(1)" not in run.names() or run.node(".retried(1)").phase is not Phase.RUNNING:
+        run.step()
+    run.restart()
+    assert run.node(".retried(1)").id in {order.node_id for order in run.turn.reattach}
+
+
+def test_a_restart_never_kills_a_step_before_its_deadline() -> None:
+    manifest = workflow("""
+spec:
+  entrypoint: main
+  templates: [{name: main, activeDeadlineSeconds: 2, container: {image: i, command: [x]}}]
+""")
+    run = FakeExecutor(manifest, lambda _order: Outcome(seconds=60))
+    run.pending_events.clear()
+    started = MIDNIGHT + timedelta(seconds=0.9)
+    run.now = started
+    run.take((StepStarted(node_id=NAME, at=started),))
+    assert run.turn.wake_at == started + timedelta(seconds=2)
+    run.restart()
+    assert run.turn.wake_at is not None
+    assert started + timedelta(seconds=2) <= run.turn.wake_at <= started + timedelta(seconds=3)
 
 
 def test_a_termination_is_finished_after_a_restart() -> None:
