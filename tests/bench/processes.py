@@ -1,0 +1,90 @@
+"""The process table of Linux: who belongs to a stack, how much of the memory is whose, and who else was busy."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+_GONE = (FileNotFoundError, ProcessLookupError)
+_PROGRAMS = {"postgres": "postgres", "nats-server": "nats", "weed": "object-store"}
+
+
+class Process(msgspec.Struct, frozen=True, kw_only=True):
+    pid: int
+    name: str
+    """A service's name, a server's, or the program's where it is neither."""
+
+
+def family(pid: int) -> list[Process]:
+    """The process and all that descend from it."""
+    children = defaultdict(list)
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            with suppress(*_GONE):
+                children[_parent(entry)].append(int(entry.name))
+
+    def walk(root: int) -> Iterator[Process]:
+        with suppress(*_GONE):
+            yield Process(pid=root, name=_name(root))
+        for child in children[root]:
+            yield from walk(child)
+
+    return list(walk(pid))
+
+
+def pss_mebibytes(process: Process) -> float:
+    """What the process holds, pages shared by n processes counted as an n-th; 0 when it is gone."""
+    with suppress(*_GONE):
+        for line in Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) / 1024
+    return 0.0
+
+
+class Strangers:
+    """How busy everybody else keeps this machine: figures taken beside a busy stranger are figures of both."""
+
+    def __init__(self) -> None:
+        self._begin = time.monotonic()
+        self._foreign_at_begin = self._foreign_seconds()
+
+    def processors(self) -> float:
+        """So many of the processors, on average, worked since the beginning for none of our processes.
+
+        Ours are this one and those of its descendants that have ended, so ask when a benchmark has cleared up.
+        """
+        return max(0.0, self._foreign_seconds() - self._foreign_at_begin) / (time.monotonic() - self._begin)
+
+    @staticmethod
+    def _foreign_seconds() -> float:
+        user, nice, system, _idle, _iowait, irq, softirq, steal, *_guest = (
+            int(ticks) for ticks in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
+        )
+        busy = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+        return busy - sum(os.times()[:4])
+
+
+def _parent(entry: Path) -> int:
+    # The program's name stands in brackets and may hold anything.
+    return int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+
+
+def _name(pid: int) -> str:
+    words = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").decode(errors="replace").split("\0")
+    match words:
+        case [_, "-m", "infra.cli", "serve", name, *_]:
+            return name
+        case [_, "-m", "infra.cli", "up", *_]:
+            return "supervisor"
+        case [_, "-m", module, *_]:
+            # The step runner replaces the command that names it.
+            return "step-runner" if module.endswith(".runner") else module
+        case _:
+            program = words[0].rpartition("/")[2].partition(":")[0]
+            return _PROGRAMS.get(program, program)

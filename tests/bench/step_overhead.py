@@ -1,0 +1,206 @@
+"""What a step costs beyond its process: a chain of steps that do nothing, one after the other.
+
+Through the API, from the reply that accepts the run to the fact that it has succeeded; and through the step runner
+alone, which is what the sandbox, its journal and its socket cost without any workflow. The floor is fork and exec of
+the same command.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.js.api import DeliverPolicy
+
+from services.run.engine.embedded.runner.client import RunnerClient
+from services.run.engine.embedded.runner.protocol import End, StepExited, StepLost
+from services.run.engine.embedded.runtime import Process, StepSpec
+from tests.bench.creation import client
+from tests.bench.figures import Floor, Reading, Result, Row, Unit, median
+from tests.bench.house import House, empty_folder, rest, standing
+
+NAME = "step-overhead"
+ABOUT = "an embedded step beyond the bare process: a chain of 50, and through the step runner alone"
+
+STEPS = 50
+
+_REPETITIONS = 3
+_COMMAND = ("sh", "-c", "true")
+_ENDS_WITHIN_SECONDS = 60
+
+
+async def measure() -> Result:
+    bare: list[float] = []
+    alone: list[float] = []
+    chained: list[float] = []
+    latencies: list[float] = []
+    with standing() as house:
+        async with _runner() as runner, client() as session, _finals(house) as finals:
+            await _step(runner, "warm-up")
+            await _chain(house, session, finals, steps=1)
+            for repetition in range(_REPETITIONS):
+                await rest(0.5)
+                bare.append(_fork_and_exec())
+                alone.append(await _through_the_runner(runner, f"rep-{repetition}"))
+                chained.append(await _chain(house, session, finals, steps=STEPS) / STEPS)
+                latencies.append(await _chain(house, session, finals, steps=1))
+    floor = median([seconds * 1000 for seconds in bare])
+    rows = (
+        _row("embedded step, chain of 50 through the API, each", chained, floor, beyond=True, budget=10),
+        _row("embedded step, through the step runner alone", alone, floor, beyond=True),
+        _row("run of one step, from the reply to its end", latencies, floor, beyond=False),
+    )
+    return Result(
+        rows=rows,
+        notes=("steps: figures of a step are what it takes beyond its floor; the ratio is that to the floor",),
+    )
+
+
+def _row(quantity: str, seconds: list[float], floor: Reading, *, beyond: bool, budget: float | None = None) -> Row:
+    """Each repetition against its own floor, taken just before it."""
+    less = floor.repetitions if beyond else (0.0,) * len(seconds)
+    return Row(
+        quantity=quantity,
+        unit=Unit.MILLISECONDS,
+        figure=median([each * 1000 - own for each, own in zip(seconds, less, strict=True)]),
+        floors=(Floor(what=f"fork and exec of {' '.join(_COMMAND)}", reading=floor),),
+        budget=budget,
+    )
+
+
+def _fork_and_exec() -> float:
+    """Seconds for one, the median of as many as the chain has."""
+    seconds = []
+    for _ in range(STEPS):
+        begin = time.perf_counter()
+        subprocess.run(_COMMAND, check=True)
+        seconds.append(time.perf_counter() - begin)
+    return statistics.median(seconds)
+
+
+# Through the API.
+
+Finals = dict[str, asyncio.Future[str]]
+"""Run id → what the run's last fact says; for runs that were asked about or that have ended."""
+
+
+@asynccontextmanager
+async def _finals(house: House) -> AsyncIterator[Finals]:
+    finals: Finals = {}
+    loop = asyncio.get_running_loop()
+
+    async def heard(message: Msg) -> None:
+        _, _, _, what, run_id = message.subject.split(".")
+        if what in ("succeeded", "failed", "error", "lost"):
+            ended = finals.setdefault(run_id, loop.create_future())
+            if not ended.done():
+                ended.set_result(what)
+
+    subscriber = Client()
+    await subscriber.connect(house.nats_url("events"), name="bench", allow_reconnect=False)
+    await subscriber.jetstream().subscribe(
+        "kfp.event.run.>", cb=heard, ordered_consumer=True, deliver_policy=DeliverPolicy.NEW
+    )
+    try:
+        yield finals
+    finally:
+        await subscriber.close()
+
+
+async def _chain(house: House, session: aiohttp.ClientSession, finals: Finals, *, steps: int) -> float:
+    """Seconds from the reply to the fact that the run has succeeded."""
+    request = {"name": f"chain of {steps}", "pipeline_spec": {"workflow_manifest": _manifest(steps)}}
+    async with session.post(f"{house.url}/apis/v1beta1/runs", data=msgspec.json.encode(request)) as answer:
+        said = await answer.read()
+        if answer.status != 200:
+            raise RuntimeError(f"the run was refused, {answer.status}: {said[:300]!r}")
+    begin = time.perf_counter()
+    run_id = msgspec.json.decode(said)["run"]["id"]
+    ended = finals.setdefault(run_id, asyncio.get_running_loop().create_future())
+    outcome = await asyncio.wait_for(ended, _ENDS_WITHIN_SECONDS)
+    seconds = time.perf_counter() - begin
+    if outcome != "succeeded":
+        raise RuntimeError(f"the chain of {steps} ended as {outcome}")
+    return seconds
+
+
+def _manifest(steps: int) -> str:
+    tasks: list[dict[str, Any]] = [{"name": f"step-{n}", "template": "nothing"} for n in range(steps)]
+    for before, task in itertools.pairwise(tasks):
+        task["dependencies"] = [before["name"]]
+    workflow = {
+        "apiVersion": "argoproj.io/v1alpha1",
+        "kind": "Workflow",
+        "metadata": {"generateName": "chain-"},
+        "spec": {
+            "entrypoint": "chain",
+            "templates": [
+                {"name": "chain", "dag": {"tasks": tasks}},
+                {"name": "nothing", "container": {"image": "alpine", "command": list(_COMMAND)}},
+            ],
+        },
+    }
+    return msgspec.json.encode(workflow).decode()
+
+
+# Through the step runner alone.
+
+
+@asynccontextmanager
+async def _runner() -> AsyncIterator[RunnerClient]:
+    with empty_folder() as room:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "services.run.engine.embedded.runner"),
+            env={
+                "PATH": os.environ["PATH"],
+                "HEADRACE_STEP_RUNNER_SOCKET": str(room / "runner.sock"),
+                "HEADRACE_STEPS_DIR": str(room / "steps"),
+            },
+            cwd=Path(__file__).parents[2],
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        try:
+            yield RunnerClient(str(room / "runner.sock"))
+        finally:
+            if process.returncode is None:
+                process.terminate()
+            await process.wait()
+
+
+async def _through_the_runner(runner: RunnerClient, name: str) -> float:
+    """Seconds for one, the median of as many as the chain has, each started when the one before is over."""
+    seconds = []
+    async with contextlib.aclosing(runner.events()) as events:
+        for number in range(STEPS):
+            key = f"{name}-{number}"
+            begin = time.perf_counter()
+            await runner.start(_spec(key))
+            async for event in events:
+                if event.key == key and isinstance(event, StepExited | StepLost):
+                    break
+            seconds.append(time.perf_counter() - begin)
+            if not isinstance(event, StepExited) or event.exit.end is not End.EXITED or event.exit.exit_code != 0:
+                raise RuntimeError(f"the step ended otherwise: {event}")
+    return statistics.median(seconds)
+
+
+async def _step(runner: RunnerClient, key: str) -> None:
+    await runner.start(_spec(key))
+
+
+def _spec(key: str) -> StepSpec:
+    return StepSpec(key=key, main=Process(argv=_COMMAND))
