@@ -34,6 +34,8 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True):
     nodes: tuple[NodeDocument, ...] = ()
     """What the record knows: empty for a new run; finished nodes are not executed again."""
     started_at: datetime | None = None
+    retried_at: datetime | None = None
+    """The last retry, from which the deadline of the whole run counts."""
     is_terminating: bool = False
     traceparent: str = ""
 

@@ -80,8 +80,9 @@ class Artifacts:
             raise CannotPrepare(f"artifact {artifact.name}: {error}") from error
         return placed
 
-    async def collect(self, order: StepOrder, tree: Tree | None, log: Path, scratch: Path) -> Found:
+    async def collect(self, order: StepOrder, tree: Tree | None, attempt_dir: Path, scratch: Path) -> Found:
         """Store what the step wrote, and its log. Raises Unavailable; repeating it is harmless."""
+        log = attempt_dir / "log"
         parameters: dict[str, str] = {}
         artifacts: dict[str, Mapping[str, Any]] = {}
         problems: list[str] = []

@@ -1,0 +1,401 @@
+"""Steps from order to outcome: slots, the step runner, what is brought to a step and what is fetched from it.
+
+One `carry_out` per order tells when the step runs and how it ended, whatever happens on the way. Steps live with the
+runner and are found there again by their key, so nothing here need survive. This module knows neither workflows nor
+who records what it tells.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import shutil
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import Enum
+from pathlib import Path
+from typing import Any, TypeVar, assert_never
+
+import msgspec
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception_type,
+    stop_after_delay,
+    stop_never,
+    wait_exponential,
+    wait_random,
+)
+
+from services.run.engine.embedded import runtime
+from services.run.engine.embedded.collection import Artifacts
+from services.run.engine.embedded.nodes import Phase
+from services.run.engine.embedded.objects import ObjectError, Objects, output_of
+from services.run.engine.embedded.orders import StepKind, StepOrder
+from services.run.engine.embedded.reconcile import (
+    Collected,
+    Event,
+    KillReason,
+    StepFinished,
+    StepLost,
+    StepStarted,
+)
+from services.run.engine.embedded.runner import protocol
+from services.run.engine.embedded.runner.client import RunnerClient, RunnerRefused
+from services.run.engine.embedded.runner.journal import tree_of
+from services.run.engine.embedded.specs import CannotPrepare, Place, build
+from shared.clock import Clock
+from shared.errors import Unavailable
+
+T = TypeVar("T")
+
+Tell = Callable[[Event], None]
+
+_log = logging.getLogger(__name__)
+
+_COMPARE_SECONDS = 15.0
+_LAST_WORD_SECONDS = 5.0
+_FORGET_SECONDS = 20.0
+"""Longer than a step takes that ignores TERM."""
+
+
+class Past(Enum):
+    """What is on record of a step that is ordered."""
+
+    NONE = "none"
+    ORDERED = "ordered"
+    """It may have been started: nobody had time to note it."""
+    RAN = "ran"
+
+
+class Step(msgspec.Struct, frozen=True, kw_only=True):
+    """One order and where it is carried out."""
+
+    order: StepOrder
+    place: Place
+    artifacts: Artifacts
+    past: Past
+
+
+class Steps:
+    """The steps of this machine. `listen` must be running for ends to be heard."""
+
+    def __init__(
+        self,
+        runner: RunnerClient,
+        objects: Objects,
+        *,
+        steps_dir: Path,
+        scratch_dir: Path,
+        most: int,
+        clock: Clock,
+    ) -> None:
+        self._runner = runner
+        self._objects = objects
+        self._steps_dir = steps_dir
+        self._scratch_dir = scratch_dir
+        self._clock = clock
+        self._slots = _Slots(most)
+        self._watched: dict[str, _Watched] = {}
+        # Files of secrets lie there on their way into steps.
+        scratch_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def scratch_of(self, key: str) -> Path:
+        """A directory of this attempt alone; made when something is put there."""
+        return self._scratch_dir / key
+
+    async def listen(self) -> None:
+        """Hear from the runner how steps end, until cancelled."""
+        async with asyncio.TaskGroup() as both:
+            both.create_task(self._hear())
+            both.create_task(self._compare_now_and_then())
+
+    async def info(self) -> protocol.RunnerInfo:
+        with _runner_needed():
+            return await self._runner.info()
+
+    async def keys(self) -> set[str]:
+        """Every attempt of which something is left. Raises Unavailable."""
+        scratch = await asyncio.to_thread(lambda: {entry.name for entry in self._scratch_dir.iterdir()})
+        return scratch | (await self._states()).keys()
+
+    async def keys_patiently(self) -> set[str]:
+        return await _patiently(self.keys)
+
+    async def log(self, key: str, *, follow: bool) -> AsyncIterator[bytes]:
+        """What the step wrote; nothing where it is unknown. Raises Unavailable."""
+        with _runner_needed(), contextlib.suppress(RunnerRefused):
+            async with contextlib.aclosing(self._runner.read_log(key, follow=follow)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+
+    async def kill(self, key: str, reason: KillReason) -> None:
+        await _patiently(lambda: self._runner.kill(key, reason.name))
+
+    async def forget(self, key: str) -> None:
+        """End it where it runs, and remove everything of it. Raises Unavailable where that cannot be done now."""
+
+        async def forget() -> None:
+            try:
+                await self._runner.forget(key)
+            except RunnerRefused as refused:
+                await self._runner.kill(key, KillReason.TERMINATED.name)
+                raise Unavailable("The step is still ending.", cause=str(refused)) from refused
+
+        with _runner_needed():
+            await _patiently(forget, longest_wait_seconds=0.3, give_up_after_seconds=_FORGET_SECONDS)
+        await asyncio.to_thread(shutil.rmtree, self.scratch_of(key), ignore_errors=True)
+
+    async def carry_out(self, step: Step, tell: Tell) -> None:
+        """Tell how it went, whatever it is. Cancelling it leaves a started step to the runner."""
+        node_id = step.order.node_id
+        try:
+            if step.order.kind is StepKind.RESOURCE:
+                tell(await asyncio.to_thread(self._act_on_object, step))
+            else:
+                await self._run(step, tell)
+        except (CannotPrepare, RunnerRefused) as error:
+            tell(StepFinished(node_id=node_id, at=self._clock.now(), error=str(error)))
+        except Exception as error:  # noqa: BLE001 - the run must hear of it, whatever it is
+            _log.exception("step %s failed in the engine", node_id)
+            tell(StepFinished(node_id=node_id, at=self._clock.now(), error=f"engine: {error!r}"))
+
+    # A process
+
+    async def _run(self, step: Step, tell: Tell) -> None:
+        key, node_id = step.place.key, step.order.node_id
+        with self._watching(key) as watched:
+            state = None if step.past is Past.NONE else await self._state_of(key)
+            if state is None and step.past is Past.RAN:
+                state = protocol.StepLost(key=key, reason="the step runner does not know it")
+            if state is None:
+                await self._slots.acquire()
+            else:
+                self._slots.take()
+            try:
+                state = state or await self._start(step)
+                if (started_at := _started_at(state)) is not None:
+                    tell(StepStarted(node_id=node_id, at=started_at))
+                watched.is_begun = True
+                end = await watched.end if isinstance(state, protocol.StepStarted) else state
+            finally:
+                self._slots.release()
+        if isinstance(end, protocol.StepExited):
+            tell(await self._finished(step, end.exit))
+            return
+        assert isinstance(end, protocol.StepLost)
+        _log.warning("step %s is lost: %s", node_id, end.reason)
+        tell(StepLost(node_id=node_id, at=self._clock.now()))
+
+    async def _start(self, step: Step) -> protocol.Event:
+        order, place = step.order, step.place
+        staged = await _patiently(lambda: step.artifacts.stage(order, place.scratch)) if order.input_artifacts else {}
+        try:
+            spec = await asyncio.to_thread(build, order, place, self._objects, staged)
+        except OSError as error:
+            raise CannotPrepare(f"the step cannot be prepared: {error.strerror}") from error
+        return await _patiently(lambda: _to_its_end(self._runner.start(spec)))
+
+    async def _finished(self, step: Step, exit_: protocol.StepExit) -> StepFinished:
+        directory = self._steps_dir / step.place.key
+        tree = await asyncio.to_thread(tree_of, directory)
+        found = await _patiently(lambda: step.artifacts.collect(step.order, tree, directory, step.place.scratch))
+        exit_code, error, error_phase = _blame(exit_, found.problem)
+        return StepFinished(
+            node_id=step.order.node_id,
+            at=exit_.finished_at,
+            exit_code=exit_code,
+            error=error,
+            error_phase=error_phase,
+            killed=_kill_reason(exit_),
+            outputs=found.outputs,
+        )
+
+    # An object
+
+    def _act_on_object(self, step: Step) -> StepFinished:
+        """Blocks on the disk; the same node finds its own object again."""
+        order = step.order
+        assert order.resource is not None
+        try:
+            document = self._objects.perform(order.resource, node_id=order.node_id, namespace=step.place.namespace)
+            parameters = {
+                wanted.name: output_of(document, wanted.value_from.json_path, wanted.value_from.jq_filter)
+                for wanted in order.output_parameters
+                if wanted.value_from is not None
+            }
+        except ObjectError as error:
+            return StepFinished(node_id=order.node_id, at=self._clock.now(), error=str(error))
+        except OSError as error:
+            reason = f"the object cannot be kept: {error.strerror}"
+            return StepFinished(node_id=order.node_id, at=self._clock.now(), error=reason)
+        outputs = Collected(parameters=parameters)
+        return StepFinished(node_id=order.node_id, at=self._clock.now(), exit_code=0, outputs=outputs)
+
+    # What the runner says
+
+    @contextlib.contextmanager
+    def _watching(self, key: str) -> Iterator[_Watched]:
+        """Ends are kept for those who wait for them alone: the runner tells them again after each reconnect."""
+        watched = self._watched[key] = _Watched()
+        try:
+            yield watched
+        finally:
+            if self._watched.get(key) is watched:
+                del self._watched[key]
+
+    async def _hear(self) -> None:
+        async with contextlib.aclosing(self._runner.events()) as events:
+            async for event in events:
+                self._note(event)
+
+    def _note(self, event: protocol.Event) -> None:
+        watched = self._watched.get(event.key)
+        if watched is not None and not isinstance(event, protocol.StepStarted) and not watched.end.done():
+            watched.end.set_result(event)
+
+    async def _compare_now_and_then(self) -> None:
+        """A step that ran and that the runner does not know (its directory was wiped) has no end to be heard of."""
+        while True:
+            await asyncio.sleep(_COMPARE_SECONDS)
+            with contextlib.suppress(Unavailable):
+                await self.compare()
+
+    async def compare(self) -> None:
+        begun = {key: watched for key, watched in self._watched.items() if watched.is_begun}
+        if not begun:
+            return
+        states = await self._states()
+        for key, watched in begun.items():
+            if self._watched.get(key) is watched:
+                self._note(states.get(key) or protocol.StepLost(key=key, reason="the step runner lost its directory"))
+
+    async def _state_of(self, key: str) -> protocol.Event | None:
+        return (await _patiently(self._states)).get(key)
+
+    async def _states(self) -> dict[str, protocol.Event]:
+        with _runner_needed():
+            return {event.key: event for event in await self._runner.list_attempts()}
+
+
+@dataclass(kw_only=True, slots=True)
+class _Watched:
+    is_begun: bool = False
+    """The runner is known to know it."""
+    end: asyncio.Future[protocol.Event] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
+class _Slots:
+    """How many steps run at once. First come, first served; those that run already are counted, never refused."""
+
+    def __init__(self, most: int) -> None:
+        self._free = most
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    async def acquire(self) -> None:
+        if self._free > 0 and not self._waiting:
+            self._free -= 1
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self.release()  # it came together with the cancellation
+            raise
+
+    def take(self) -> None:
+        self._free -= 1
+
+    def release(self) -> None:
+        self._free += 1
+        while self._free > 0 and self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                self._free -= 1
+                turn.set_result(None)
+
+
+def _started_at(state: protocol.Event) -> datetime | None:
+    match state:
+        case protocol.StepStarted():
+            return state.started_at
+        case protocol.StepExited():
+            return state.exit.started_at
+        case protocol.StepLost():
+            return None
+        case _:
+            assert_never(state)
+
+
+def _blame(exit_: protocol.StepExit, problem: str | None) -> tuple[int | None, str | None, Phase]:
+    """Main's exit code, what went wrong beside it, and the phase that makes (§9, "order of blame")."""
+    main = exit_.processes.get(runtime.MAIN)
+    if exit_.end is protocol.End.COULD_NOT_START:
+        return None, exit_.reason, Phase.ERROR
+    blamed = exit_.blamed or ""
+    if blamed.startswith("init-"):
+        return None, f"Error (exit code {exit_.exit_code})", Phase.ERROR
+    if problem is not None:
+        return main, problem, Phase.ERROR
+    if blamed.startswith("sidecar-"):
+        return main, f"Error (exit code {exit_.exit_code})", Phase.FAILED
+    return main, None, Phase.ERROR
+
+
+def _kill_reason(exit_: protocol.StepExit) -> KillReason | None:
+    if exit_.end is protocol.End.DEADLINE:
+        return KillReason.STEP_DEADLINE
+    if exit_.end is protocol.End.KILLED:
+        return KillReason.__members__.get(exit_.reason, KillReason.TERMINATED)
+    return None
+
+
+@contextlib.contextmanager
+def _runner_needed() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise Unavailable("The step runner does not answer.", cause=repr(error)) from error
+
+
+async def _patiently(
+    work: Callable[[], Awaitable[T]], *, longest_wait_seconds: float = 5.0, give_up_after_seconds: float | None = None
+) -> T:
+    """Do it, and again for as long as what it needs is away."""
+    async for attempt in AsyncRetrying(
+        retry=retry_if_exception_type((Unavailable, OSError)),
+        wait=wait_exponential(multiplier=0.01, max=longest_wait_seconds) + wait_random(0, 0.02),
+        stop=stop_never if give_up_after_seconds is None else stop_after_delay(give_up_after_seconds),
+        before_sleep=_complain,
+        reraise=True,
+    ):
+        with attempt:
+            return await work()
+    raise AssertionError("retries end with an answer or an error")
+
+
+def _complain(state: RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome else None
+    if state.attempt_number % 15 == 0:
+        cause = getattr(error, "cause", None) or error
+        _log.warning("tried %d times in %.0f s: %s", state.attempt_number, state.seconds_since_start or 0, cause)
+
+
+async def _to_its_end(request: Coroutine[Any, Any, T]) -> T:
+    """A cancellation lets the request be answered first.
+
+    Whoever cancels a start is about to forget the step, and a start that the runner reads after that would run it.
+    """
+    answer = asyncio.ensure_future(request)
+    try:
+        return await asyncio.shield(answer)
+    except asyncio.CancelledError:
+        await asyncio.wait([answer], timeout=_LAST_WORD_SECONDS)
+        if not answer.cancel() and not answer.cancelled():
+            answer.exception()
+        raise
