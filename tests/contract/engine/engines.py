@@ -1,0 +1,116 @@
+"""The engines that the contract holds for, each as a test can have it: working, and with what it works on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from services.run.engine import Engine
+from services.run.engine.embedded.driver import EmbeddedEngine
+from services.run.engine.embedded.runner.client import RunnerClient
+from shared.blobs import Blobs
+from tests.support.servers import ObjectStoreAccess
+
+ROOT = Path(__file__).parents[3]
+
+
+@dataclass(kw_only=True)
+class EngineUnderTest:
+    engine: Engine
+    blobs: Blobs
+
+
+EngineFactory = Callable[..., AbstractAsyncContextManager[EngineUnderTest]]
+"""Called with the object store and `most_steps`."""
+
+
+class RunnerProcess:
+    """A step runner as a process of its own; it may be killed and started again."""
+
+    def __init__(self, room: Path) -> None:
+        self.room = room
+        self.socket = room / "runner.sock"
+        self.steps_dir = room / "steps"
+        self.data_dir = room / "data"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        environment = {
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": str(ROOT),
+            "HEADRACE_STEP_RUNNER_SOCKET": str(self.socket),
+            "HEADRACE_STEPS_DIR": str(self.steps_dir),
+            "HEADRACE_STEP_MASKED_PATHS": str(self.data_dir),
+            "HEADRACE_STEP_GRACE_SECONDS": "5",
+        }
+        with (self.room / "runner.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "services.run.engine.embedded.runner"],
+                env=environment,
+                cwd=ROOT,
+                stdout=log,
+                stderr=log,
+            )
+
+    def kill(self) -> None:
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def stop(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+            self._process.wait(timeout=30)
+
+    def client(self) -> RunnerClient:
+        return RunnerClient(str(self.socket))
+
+
+@contextlib.contextmanager
+def runner_process() -> Iterator[RunnerProcess]:
+    room = Path(tempfile.mkdtemp(prefix="headrace-engine-"))
+    runner = RunnerProcess(room)
+    runner.start()
+    try:
+        yield runner
+    finally:
+        runner.stop()
+        shutil.rmtree(room, ignore_errors=True)
+
+
+def embedded(runner: RunnerProcess) -> EngineFactory:
+    @contextlib.asynccontextmanager
+    async def make(store: ObjectStoreAccess, most_steps: int = 8) -> AsyncIterator[EngineUnderTest]:
+        blobs = await open_blobs(store)
+        engine = EmbeddedEngine(
+            runner.client(), blobs, steps_dir=runner.steps_dir, data_dir=runner.data_dir, most_steps=most_steps
+        )
+        work = asyncio.create_task(engine.run())
+        try:
+            yield EngineUnderTest(engine=engine, blobs=blobs)
+            # What was done is also cleared away, without anybody's asking.
+            async with asyncio.timeout(10):
+                while left := await engine.leftovers():
+                    assert not work.done(), left
+                    await asyncio.sleep(0.02)
+        finally:
+            work.cancel()
+            await asyncio.wait([work])
+            blobs.close()
+
+    return make
+
+
+async def open_blobs(store: ObjectStoreAccess) -> Blobs:
+    blobs = Blobs(store.endpoint_url, access_key=store.access_key, secret_key=store.secret_key, bucket=store.bucket)
+    await blobs.ensure_bucket()
+    return blobs
