@@ -56,7 +56,7 @@ async def _demo(port: int | None) -> None:
 
     from infra.embedded.ports import free_ports
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     begun = time.monotonic()
     # A short path: the step runner's socket lies in it.
     with tempfile.TemporaryDirectory(prefix="headrace-demo-") as folder:
@@ -174,13 +174,9 @@ class _Facts:
 
     async def __aenter__(self) -> _Facts:
         from infra.embedded.data_dir import DataDir
-        from infra.embedded.ports import LOOPBACK
         from shared.bus import Bus
 
-        data_dir = DataDir(self._data_dir)
-        password = data_dir.secrets(["nats.events"])["nats.events"]
-        port = data_dir.ports(["nats"])["nats"]
-        self._bus = await Bus(f"nats://events:{password}@{LOOPBACK}:{port}", name="demo").open()
+        self._bus = await Bus(DataDir(self._data_dir).bus_url("events"), name="demo").open()
         await self._bus.watch("kfp.event.>", lambda fact: self._hear(fact.subject))
         await self._bus.on_ping("kfp.ping.run-nodes.>", self.changed.set)
         return self

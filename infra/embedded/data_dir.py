@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from infra.embedded.failure import StartFailure
-from infra.embedded.ports import free_ports, is_free
+from infra.embedded.ports import LOOPBACK, free_ports, is_free
 
 LEAST_FREE_BYTES = 256 * 1024 * 1024
 """Three servers that each create their first files need about half of this."""
@@ -89,6 +89,14 @@ class DataDir:
         ports.update(zip(lacking, free_ports(len(lacking)), strict=True))
         _write(file, ports)
         return ports
+
+    def bus_url(self, user: str) -> str:
+        """How others reach the bus of the stack that runs on this folder. Raises StartFailure where none ever did."""
+        port = _read(self.path / "ports.json", dict[str, int]).get("nats")
+        password = _read(self.path / "secrets.json", dict[str, str]).get(f"nats.{user}")
+        if port is None or password is None:
+            raise StartFailure(f"no stack has run on {self.path}")
+        return f"nats://{user}:{password}@{LOOPBACK}:{port}"
 
     def socket(self, name: str) -> Path:
         """A place for a unix socket: inside the folder, or below /tmp where the path would be too long to bind."""
