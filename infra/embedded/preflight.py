@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import importlib.util
 import platform
 import sys
 from collections.abc import Iterable, Mapping
@@ -54,8 +53,6 @@ def variables_of(*settings: str) -> set[str]:
     found: set[str] = set()
     for place in settings:
         module, _, name = place.partition(":")
-        if importlib.util.find_spec(module.rpartition(".")[0]) is None or importlib.util.find_spec(module) is None:
-            continue
         struct = getattr(importlib.import_module(module), name)
         found.update(variable_of(field) for field in struct.__struct_fields__)
     return found
