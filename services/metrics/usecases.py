@@ -1,0 +1,150 @@
+"""The verbs of the metrics service. Knows rules and rows; knows neither HTTP nor what a run does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from typing import Final
+from uuid import UUID
+
+import msgspec
+
+from shared import replica
+from shared.bus import Bus
+from shared.contracts import events
+from shared.contracts.questions import GET_RUN, ById
+from shared.contracts.states import Metric as PublicMetric
+from shared.contracts.states import MetricFormat, MetricsState, RunState
+from shared.database import Database, Transaction
+from shared.errors import NotFound
+from shared.outbox import Outbox, position_of
+from shared.subscriptions import until_applied
+
+from . import domain, store
+from .domain import Metric, Outcome, RunId, Status
+from .store import Existence
+
+FOLLOWERS: Final = ("run",)
+"""Who shows metrics to a client that has just reported them."""
+
+MOST_IN_A_FACT: Final = 200
+"""The longest metric takes less than a KiB of JSON: a fact stays below 256 KiB."""
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    outcomes: tuple[Outcome, ...]
+    """One for each metric of the request, in its order."""
+    position: int
+    """Of the last fact that tells of them; 0 where nothing new was recorded."""
+
+
+class Metrics:
+    def __init__(
+        self, database: Database, outbox: Outbox, bus: Bus, *, ask_seconds: float, applied_wait_seconds: float
+    ) -> None:
+        self._database = database
+        self._outbox = outbox
+        self._bus = bus
+        self._ask_seconds = ask_seconds
+        self._applied_wait_seconds = applied_wait_seconds
+
+    async def report(self, run_id: str, metrics: Sequence[Metric], *, until_seen: bool) -> Report:
+        """Record what is valid and new. Raises NotFound for a run that does not exist.
+
+        `until_seen`: return when the run service shows them, or after a bounded wait.
+        """
+        refused = {nth: why for nth, metric in enumerate(metrics) if (why := domain.why_invalid(metric))}
+        first = _first_of_each([metric for nth, metric in enumerate(metrics) if nth not in refused])
+        recorded, fact_id = await self._record(run_id, first)
+        outcomes = tuple(
+            _invalid(metric, refused[nth])
+            if nth in refused
+            else _accepted(metric)
+            if metric is first[metric.key] and metric.key in recorded
+            else _duplicate(metric)
+            for nth, metric in enumerate(metrics)
+        )
+        position = await self._position(fact_id, until_seen=until_seen) if fact_id else 0
+        return Report(outcomes=outcomes, position=position)
+
+    async def _record(self, run_id: str, metrics: dict[domain.Key, Metric]) -> tuple[set[domain.Key], UUID | None]:
+        found = await self._try_record(run_id, metrics, is_known=False)
+        if found is None:
+            await self._ask_for(run_id)
+            found = await self._try_record(run_id, metrics, is_known=True)
+        if found is None:
+            raise domain.unknown_run(run_id)
+        return found
+
+    async def _try_record(
+        self, run_id: str, metrics: dict[domain.Key, Metric], *, is_known: bool
+    ) -> tuple[set[domain.Key], UUID | None] | None:
+        """None where the run is not known to exist. `is_known`: its owner said so just now."""
+        async with self._database.transaction() as tx:
+            await store.lock_run(tx, run_id)
+            existence = await store.run_existence(tx, run_id)
+            if existence is Existence.DELETED or (existence is Existence.UNHEARD_OF and not is_known):
+                return None
+            if not metrics:
+                return set(), None
+            recorded, version = await store.record(tx, RunId(run_id), list(metrics.values()))
+            fact_id = None
+            new = [_to_public(metric) for key, metric in metrics.items() if key in recorded]
+            for start in range(0, len(new), MOST_IN_A_FACT):
+                some = tuple(new[start : start + MOST_IN_A_FACT])
+                state = MetricsState(id=run_id, version=version, metrics=some)
+                fact_id = await self._outbox.add(tx, events.METRICS_REPORTED, state)
+            return recorded, fact_id
+
+    async def _ask_for(self, run_id: str) -> None:
+        try:
+            await self._bus.ask(GET_RUN, ById(id=run_id), within_seconds=self._ask_seconds)
+        except NotFound as refusal:
+            raise domain.unknown_run(run_id) from refusal
+
+    async def _position(self, fact_id: UUID, *, until_seen: bool) -> int:
+        """0 where the relay is too slow."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._applied_wait_seconds
+        while (position := await position_of(self._database, fact_id)) is None:
+            if loop.time() >= deadline:
+                return 0
+            await asyncio.sleep(0.005)
+        if until_seen:
+            left_seconds = max(0.0, deadline - loop.time())
+            await until_applied(self._bus, FOLLOWERS, self._outbox.owner, position, within_seconds=left_seconds)
+        return position
+
+
+async def know_run(tx: Transaction, run: RunState) -> None:
+    """Apply what the run service tells of a run. What a deleted run reported is forgotten."""
+    if run.is_deleted:
+        await store.lock_run(tx, run.id)  # A report under way has ended, and the next one sees the deletion.
+    await replica.keep(tx, store.RUN, run, is_deleted=run.is_deleted)
+    if run.is_deleted:
+        await store.purge(tx, run.id)
+
+
+def _first_of_each(metrics: Iterable[Metric]) -> dict[domain.Key, Metric]:
+    first: dict[domain.Key, Metric] = {}
+    for metric in metrics:
+        first.setdefault(metric.key, metric)
+    return first
+
+
+def _accepted(metric: Metric) -> Outcome:
+    return Outcome(metric=metric, status=Status.OK)
+
+
+def _invalid(metric: Metric, why: str) -> Outcome:
+    return Outcome(metric=metric, status=Status.INVALID_ARGUMENT, message=why)
+
+
+def _duplicate(metric: Metric) -> Outcome:
+    return Outcome(metric=metric, status=Status.DUPLICATE_REPORTING, message=domain.duplicate(metric))
+
+
+def _to_public(metric: Metric) -> PublicMetric:
+    return PublicMetric(
+        node_id=metric.node_id, name=metric.name, number=metric.number, format=MetricFormat(metric.format.value)
+    )
