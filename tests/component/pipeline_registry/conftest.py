@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -59,14 +59,14 @@ async def database(registry: Client, settings: Settings) -> AsyncIterator[Databa
 
 
 @pytest.fixture
-def blobs(settings: Settings) -> AsyncIterator[Blobs]:
+def blobs(settings: Settings) -> Iterator[Blobs]:
     blobs = Blobs(
         settings.object_store_url,
         access_key=settings.object_store_access_key,
         secret_key=settings.object_store_secret_key,
         bucket=settings.object_store_bucket,
     )
-    yield blobs  # type: ignore[misc]
+    yield blobs
     blobs.close()
 
 
