@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
+from shared.bus import Bus, Message
 from shared.contracts.events import EXPERIMENT_CREATED
 from shared.contracts.states import ExperimentState
 from shared.database import Database, Transaction
@@ -45,6 +46,24 @@ async def change_in(tx: Transaction, outbox: Outbox, identity: str, *, name: str
     )
     state = ExperimentState(id=identity, version=version, name=name, created_at=LONG_AGO)
     return await outbox.add(tx, EXPERIMENT_CREATED, state)
+
+
+async def publish_again(database: Database, bus: Bus, *, position: int) -> None:
+    """Deliver a fact twice, as happens when the broker has forgotten its id."""
+    row = await database.fetchrow("select * from outbox where position = $1", position)
+    assert row is not None
+    message = Message(
+        id="another id",
+        type=row["type"],
+        owner=row["owner"],
+        what=row["what"],
+        resource_id=row["resource_id"],
+        position=position,
+        time=LONG_AGO,
+        traceparent=row["traceparent"],
+        body=row["body"],
+    )
+    assert await bus.publish([message]) == 1
 
 
 async def record_effect(tx: Transaction, fact: Fact[Any]) -> Outcome:

@@ -6,9 +6,10 @@ import signal
 import nats
 import pytest
 
-from shared.bus import EVENTS_STREAM
+from shared.bus import EVENTS_STREAM, declare_streams
 from tests.integration.nervous_system.conftest import House
 from tests.support.eventually import eventually
+from tests.support.facts import publish_again
 from tests.support.replica_process import replica_process
 
 
@@ -58,6 +59,8 @@ async def test_a_relay_that_was_stopped_is_overtaken_and_does_no_harm_when_it_wa
     await house.change(times=3)
     async with replica_process(house.orders("relay", at="before_publishing", signal="SIGSTOP")) as replica:
         await replica.stopped()
+        # What it has in hand is as old to the broker as if it had slept for an hour: the ids say nothing any more.
+        await house.owner.execute("update outbox set id = gen_random_uuid()")
         await house.relay()
         await house.change(times=2)
         await house.published(5)
@@ -146,12 +149,33 @@ async def test_positions_go_on_where_the_broker_knows_more_than_a_restored_datab
     assert await house.owner.fetchval("select max(position) from outbox") == 6
 
 
+async def test_a_new_stream_that_holds_the_newest_facts_already_gets_the_older_ones(house: House) -> None:
+    relay = await house.relay()
+    await house.change(times=3)
+    await house.published(3)
+    await end(relay)
+    client = await nats.connect(house.nats_urls["admin"])
+    try:
+        await client.jetstream().delete_stream(EVENTS_STREAM)
+    finally:
+        await client.close()
+    await declare_streams(house.nats_urls["admin"])
+    await publish_again(house.owner, house.owner_bus, position=3)
+    await house.relay()
+
+    async def is_complete() -> bool:
+        return sorted(await stored_positions(house)) == [1, 2, 3, 3]
+
+    await eventually(is_complete)
+
+
 async def test_a_stream_emptied_by_age_is_not_filled_again(house: House) -> None:
     relay = await house.relay()
     await house.change(times=3)
     await house.published(3)
     await end(relay)
-    await house.owner.execute("update outbox set added_at = added_at - interval '8 days'")
+    # The broker has forgotten their ids long ago, and would take them for new.
+    await house.owner.execute("update outbox set id = gen_random_uuid(), added_at = added_at - interval '8 days'")
     client = await nats.connect(house.nats_urls["admin"])
     try:
         await client.jetstream().purge_stream(EVENTS_STREAM)

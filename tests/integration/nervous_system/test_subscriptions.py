@@ -10,7 +10,7 @@ from typing import Any
 import nats
 import pytest
 
-from shared.bus import DEAD_STREAM, Message
+from shared.bus import DEAD_STREAM
 from shared.contracts.events import EXPERIMENT_CREATED, METRICS_REPORTED, FactKind
 from shared.contracts.states import MetricsState
 from shared.database import Transaction
@@ -21,7 +21,7 @@ from shared.subscriptions import Dead, Done, Fact, Later, Outcome
 from shared.telemetry import continue_trace, current_trace_id
 from tests.integration.nervous_system.conftest import House
 from tests.support.eventually import eventually
-from tests.support.facts import LONG_AGO, effects, record_effect
+from tests.support.facts import effects, publish_again, record_effect
 from tests.support.replica_process import replica_process
 
 
@@ -37,7 +37,7 @@ async def test_a_fact_delivered_twice_is_applied_once(house: House) -> None:
     await house.two_of_everything()
     await house.change(times=3)
     await house.applied_each_once(3)
-    await publish_again(house, position=2)
+    await publish_again(house.owner, house.owner_bus, position=2)
     await house.change()
     await house.applied_each_once(4)
 
@@ -293,24 +293,6 @@ async def dead_letters(house: House) -> list[Any]:
         return [await js.get_msg(DEAD_STREAM, seq) for seq in range(1, last + 1)]
     finally:
         await client.close()
-
-
-async def publish_again(house: House, *, position: int) -> None:
-    """As the broker would hold it had it forgotten the fact's id."""
-    row = await house.owner.fetchrow("select * from outbox where position = $1", position)
-    assert row is not None
-    message = Message(
-        id="another id",
-        type=row["type"],
-        owner=row["owner"],
-        what=row["what"],
-        resource_id=row["resource_id"],
-        position=position,
-        time=LONG_AGO,
-        traceparent=row["traceparent"],
-        body=row["body"],
-    )
-    assert await house.owner_bus.publish([message]) == 1
 
 
 async def metrics_owner(house: House) -> Callable[[int], Awaitable[None]]:
