@@ -630,7 +630,7 @@ class _Pass:
     def _stop(self, reason: KillReason) -> None:
         """Nothing new starts; what runs is killed and ends when its end is reported; what waits has failed."""
         state = self._state
-        if state._stopping is not None or state._exit_begun:
+        if state._stopping is not None:
             return
         state._stopping = reason
         for frame in [each for each in state._frames.values() if not each.call.exempt]:
@@ -811,7 +811,7 @@ class _Pass:
         frame = _Retry(call=call, node_id=node.id, strategy=strategy, inputs=inputs)
         self._state._frames[node.id] = frame
         while self._id(attempt_name(call.name, frame.attempts + 1)) in self._state.nodes:
-            frame.attempts += 1
+            frame.attempts += 1  # After a restart: the last attempt goes on at once, not after another wait.
         self._begin_attempt(frame)
 
     def _next_attempt(self, frame: _Retry) -> None:
