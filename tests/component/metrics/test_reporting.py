@@ -138,7 +138,13 @@ async def test_no_metrics_have_no_results(metrics: Client, runs: RunService) -> 
 
 
 async def test_what_is_no_report_is_refused(metrics: Client, runs: RunService) -> None:
-    for document in ({"metrics": [{"number_value": "x"}]}, {"metrics": 1}, {"metrics": [{"format": "NO"}]}, []):
+    documents: tuple[Any, ...] = (
+        {"metrics": [{"number_value": "x"}]},
+        {"metrics": 1},
+        {"metrics": [{"format": "NO"}]},
+        [],
+    )
+    for document in documents:
         status, body = await metrics.refused("POST", "/runs/r:reportMetrics", document)
         assert (status, body["code"]) == (400, 3)
 

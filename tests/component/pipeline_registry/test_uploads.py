@@ -139,7 +139,7 @@ async def test_a_package_that_takes_too_much_memory_is_refused_and_the_next_is_r
         wide = PIPELINE + "many: [" + "x, " * 2_000_000 + "x]\n"
         answer = await send(registry, wide)
         assert answer.status == 400
-        assert "it takes more memory to read than it may" in refusal(answer)
+        assert "it takes more memory or depth to read than it may" in refusal(answer)
         await upload(registry)
 
 
