@@ -83,7 +83,7 @@ class PackageReaders:
             except _BROKEN:
                 await reader.end()
                 if is_fresh:  # An idle one may have ended for reasons of its own.
-                    return Reading(invalid=unparsable("it takes more memory to read than it may"))
+                    return Reading(invalid=unparsable("it takes more memory or depth to read than it may"))
                 continue
             except BaseException:
                 await reader.end()  # An answer may be on its way, which the next request must not see.
