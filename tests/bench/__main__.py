@@ -21,7 +21,6 @@ from tests.bench import create_experiment, create_run, fact_delay, memory, start
 from tests.bench.figures import Result, Row, show
 from tests.bench.processes import Strangers
 
-
 _BUSY_PROCESSORS = 0.25
 """So much work of strangers shows in every reading."""
 

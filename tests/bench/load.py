@@ -29,6 +29,15 @@ class Latencies(msgspec.Struct, frozen=True, kw_only=True):
     """From the time a request was due to when this generator came to send it: its own share of the above."""
 
 
+class Throughput(msgspec.Struct, frozen=True, kw_only=True):
+    answered: int
+    seconds: float
+
+    @property
+    def per_second(self) -> float:
+        return self.answered / self.seconds
+
+
 async def at_rate(send: Send, *, per_second: float, seconds: float) -> Latencies:
     """`send` at even distances. Beyond a number of requests in flight the next ones wait, and their time runs on."""
     loop = asyncio.get_running_loop()
@@ -82,8 +91,8 @@ def _pace(
         loop.call_soon_threadsafe(come_due, number, due)
 
 
-async def by_connections(send: Send, *, connections: int, seconds: float, at_most: int = 50_000) -> float:
-    """Answers per second with so many requests always under way, until the time or the count is up."""
+async def by_connections(send: Send, *, connections: int, seconds: float, at_most: int = 50_000) -> Throughput:
+    """Keep so many requests under way until the time or the count is up."""
     numbers = itertools.count()
     begin = time.perf_counter()
     end = begin + seconds
@@ -98,4 +107,4 @@ async def by_connections(send: Send, *, connections: int, seconds: float, at_mos
     async with asyncio.timeout(seconds + _SETTLE_WITHIN_SECONDS), asyncio.TaskGroup() as group:
         for _ in range(connections):
             group.create_task(connection())
-    return answered / (time.perf_counter() - begin)
+    return Throughput(answered=answered, seconds=time.perf_counter() - begin)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -47,6 +47,16 @@ def pss_mebibytes(process: Process) -> float:
     return 0.0
 
 
+def processor_seconds(processes: Iterable[Process]) -> dict[str, float]:
+    """What each name has used of the processors so far, user and system."""
+    used: dict[str, float] = defaultdict(float)
+    for process in processes:
+        with suppress(*_GONE):
+            user, system = _stat(Path(f"/proc/{process.pid}"))[11:13]
+            used[process.name] += (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+    return used
+
+
 class Strangers:
     """How busy everybody else keeps this machine: figures taken beside a busy stranger are figures of both."""
 
@@ -71,8 +81,12 @@ class Strangers:
 
 
 def _parent(entry: Path) -> int:
-    # The program's name stands in brackets and may hold anything.
-    return int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+    return int(_stat(entry)[1])
+
+
+def _stat(entry: Path) -> list[str]:
+    """From the state on: the program's name before it stands in brackets and may hold anything."""
+    return (entry / "stat").read_text().rpartition(")")[2].split()
 
 
 def _name(pid: int) -> str:
