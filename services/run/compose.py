@@ -24,7 +24,7 @@ RUN_ID_LABEL = "pipeline/runid"
 _ISTIO_ANNOTATION = "sidecar.istio.io/inject"
 _CACHE_LABEL = "pipelines.kubeflow.org/cache_enabled"
 _RUN_NAME_ANNOTATION = "pipelines.kubeflow.org/run_name"
-_ALWAYS_OPTIONAL = frozenset({"mlpipeline-ui-metadata", "mlpipeline-metrics"})
+_ALWAYS_OPTIONAL = ("mlpipeline-ui-metadata", "mlpipeline-metrics")
 _PER_RUN = frozenset({"arguments", "serviceAccountName", "podMetadata", "templates"})
 
 
@@ -75,6 +75,13 @@ def prepare(text: str, digest: str, rules: Rules) -> Prepared:
     """Raises Malformed, or OfAnotherKind where kind or apiVersion name something else."""
     document = _read(text)
     _check_kind(document)
+    try:
+        return _prepare(document, text, digest, rules)
+    except RecursionError as error:  # What could just be read may be too deep to be written.
+        raise Malformed("it is nested too deeply") from error
+
+
+def _prepare(document: Mapping[str, Any], text: str, digest: str, rules: Rules) -> Prepared:
     metadata = _mapping(document, "metadata")
     spec = _mapping(document, "spec")
     arguments = _mapping(spec, "arguments")

@@ -33,10 +33,10 @@ class Manifests:
         self._database = database
         self._blobs = blobs
         self._rules = rules
-        self._texts = _Recent[str](cache_bytes, len)
-        self._prepared = _Recent[compose.Prepared](cache_bytes // _PARSED_SHARE, lambda each: len(each.text))
-        self._kept = _Recent[bool](65_536, lambda _: 1)
-        self._valid = _Recent[bool](65_536, lambda _: 1)
+        self._texts = Recent[str](cache_bytes, len)
+        self._prepared = Recent[compose.Prepared](cache_bytes // _PARSED_SHARE, lambda each: len(each.text))
+        self._kept = Recent[bool](65_536, lambda _: 1)
+        self._valid = Recent[bool](65_536, lambda _: 1)
 
     async def texts(self, digests: Iterable[str]) -> dict[str, str]:
         """The texts of manifests that runs refer to; all of them are in our table."""
@@ -94,7 +94,7 @@ def digest_of(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-class _Recent(Generic[V]):
+class Recent(Generic[V]):
     """What was used last, up to a total weight. Something heavier than half of that is not kept at all."""
 
     def __init__(self, capacity: int, weigh: Callable[[V], int]) -> None:

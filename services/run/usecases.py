@@ -6,6 +6,7 @@ fetched, before the one transaction opens.
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, cast
@@ -129,16 +130,17 @@ class Runs:
 
     async def create(self, asked: NewRun) -> Detail:
         """Record a run (API specification, section 9.2, in the order of its checks). Nothing is started here."""
+        digest = digest_of(asked.manifest)
         with layer("Validate create run request failed."):
             domain.check_name(asked.name)
-            version = await self._check_source(asked)
+            version = await self._check_source(asked, digest)
             domain.check_parameters_size(asked.parameters)
         with layer("Failed to create a new run."):
-            prepared = await self._prepared(asked, version)
+            prepared = await self._prepared(asked, version, digest)
             self._check_parameters(prepared, asked.parameters)
             experiment = await self._experiment(asked.experiment_id)
             draft = self._draft(asked, version, prepared, experiment)
-            self._check_workflow(prepared, draft)
+            await self._check_workflow(prepared, draft)
             names = domain.workflow_names(prepared.name, prepared.generate_name)
             for name in names:
                 domain.check_workflow_name(name)
@@ -208,7 +210,7 @@ class Runs:
 
     # Creation.
 
-    async def _check_source(self, asked: NewRun) -> VersionAnswer | None:
+    async def _check_source(self, asked: NewRun, digest: str) -> VersionAnswer | None:
         """Section 9.3. The version to run, or None where the manifest came along."""
         domain.check_source(
             has_manifest=bool(asked.manifest), has_pipeline=bool(asked.pipeline_id), has_version=bool(asked.version_id)
@@ -222,7 +224,7 @@ class Runs:
                     GET_DEFAULT_VERSION, ById(id=asked.pipeline_id), within_seconds=self._installation.ask_seconds
                 )
         try:
-            self._manifests.prepared(asked.manifest, digest_of(asked.manifest))
+            self._manifests.prepared(asked.manifest, digest)
         except compose.Malformed as error:
             raise domain.not_a_workflow(asked.manifest) from error
         except compose.OfAnotherKind:
@@ -236,9 +238,9 @@ class Runs:
         )
         return await self._bus.ask(GET_VERSION, request, within_seconds=self._installation.ask_seconds)
 
-    async def _prepared(self, asked: NewRun, version: VersionAnswer | None) -> compose.Prepared:
+    async def _prepared(self, asked: NewRun, version: VersionAnswer | None, digest: str) -> compose.Prepared:
         if version is None:
-            text, digest = asked.manifest, digest_of(asked.manifest)
+            text = asked.manifest
         else:
             digest = version.manifest_digest
             with layer("Failed to fetch workflow spec."):
@@ -300,13 +302,14 @@ class Runs:
             created_at=clock.now(),
         )
 
-    def _check_workflow(self, prepared: compose.Prepared, draft: Run) -> None:
+    async def _check_workflow(self, prepared: compose.Prepared, draft: Run) -> None:
         """What the engine would refuse is refused now. Arguments decide nothing there: once per manifest is enough."""
         if self._manifests.is_valid(prepared.digest):
             return
         workflow = cast("Mapping[str, object]", msgspec.json.decode(compose.workflow(prepared, draft)))
         try:
-            self._validate(workflow)
+            # In a thread: a large workflow takes its time, and other requests go on meanwhile.
+            await asyncio.to_thread(self._validate, workflow)
         except Exception as error:
             reason = getattr(error, "reason", None)
             if reason is None:

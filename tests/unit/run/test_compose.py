@@ -202,6 +202,7 @@ def test_kind_and_version_are_written_whether_the_manifest_has_them_or_not() -> 
     [
         "", "a: b", "[]", "1", "null", '{"spec":[]}', '{"metadata":1}', '{"spec":{"templates":{}}}', '{} {}',
         '{"spec":{"templates":["x"]}}', '{"spec":{"arguments":{"parameters":[{"name":1}]}}}', "[" * 100_000,
+        '{"spec":' + '{"a":' * 996 + "1" + "}" * 997,
         '{"metadata":{"labels":[]}}', '{"spec":{"templates":[{"outputs":1}]}}', '{"spec":{"podMetadata":"x"}}',
     ],
 )  # fmt: skip
@@ -255,3 +256,9 @@ def test_the_repository_is_where_the_ui_looks_for_it() -> None:
     assert reference["default"] is True
     s3 = reference["artifactRepository"]["s3"]
     assert (s3["endpoint"], s3["bucket"], s3["insecure"]) == ("127.0.0.1:9000", "mlpipeline", True)
+
+
+def test_an_artifact_whose_name_is_no_text_is_left_to_the_engine() -> None:
+    artifacts = [{"name": ["mlpipeline-metrics"]}, {"name": {}}]
+    (template,) = composed({"templates": [{"outputs": {"artifacts": artifacts}}]})["spec"]["templates"]
+    assert template["outputs"]["artifacts"] == artifacts
