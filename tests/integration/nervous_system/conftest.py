@@ -69,6 +69,7 @@ class House:
         before_commit: Callable[[], Awaitable[None]] | None = None,
         before_acknowledging: Callable[[], Awaitable[None]] | None = None,
         gap_seconds: float = 15,
+        ack_wait_seconds: float = 2,
     ) -> asyncio.Task[None]:
         """A replica of the subscriber, with connections of its own."""
         subscriber = Subscriber(
@@ -77,7 +78,7 @@ class House:
             await self.bus("run"),
             handlers or {EXPERIMENT_CREATED: record_effect},
             lease_seconds=LEASE_SECONDS,
-            ack_wait_seconds=2,
+            ack_wait_seconds=ack_wait_seconds,
             retry_seconds=0.1,
             gap_seconds=gap_seconds,
             before_commit=before_commit,

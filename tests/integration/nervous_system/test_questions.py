@@ -44,10 +44,14 @@ async def test_a_question_is_answered_inside_the_trace_of_whoever_asks(house: Ho
 
 
 async def test_a_question_to_nobody_is_refused_at_once(house: House) -> None:
-    started = time.perf_counter()
-    with pytest.raises(Unavailable):
-        await ask(house.listener_bus)
-    assert time.perf_counter() - started < 0.1
+    waited_seconds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        with pytest.raises(Unavailable):
+            await ask(house.listener_bus)
+        waited_seconds.append(time.perf_counter() - started)
+    # The best of them: a busy machine may hold up any one.
+    assert min(waited_seconds) < 0.1
 
 
 async def test_a_question_that_nobody_answers_in_time_is_refused(house: House) -> None:
