@@ -41,7 +41,7 @@ def create_app(settings: Settings, *, validate: Validator | None = None) -> Serv
         blobs,
         manifests,
         validate or validate_for_embedded_engine,
-        Installation(namespace=settings.namespace, rules=rules, ask_seconds=settings.ask_seconds),
+        Installation(namespace=settings.namespace, ask_seconds=settings.ask_seconds),
     )
 
     async def start() -> None:

@@ -126,6 +126,51 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     terminate_requested_at: datetime | None = None
 
 
+class AskedReference(msgspec.Struct, frozen=True, kw_only=True):
+    """A resource reference as a client sent it: the words are not checked."""
+
+    type: str
+    id: str
+    relationship: str
+
+
+class NewRun(msgspec.Struct, frozen=True, kw_only=True):
+    """A request for a run. Empty texts are absent."""
+
+    name: str
+    description: str = ""
+    service_account: str = ""
+    pipeline_id: str = ""
+    manifest: str = ""
+    parameters: tuple[Parameter, ...] = ()
+    references: tuple[AskedReference, ...] = ()
+
+    @property
+    def version_id(self) -> str:
+        """The version to run: the last one that is referred to as the creator."""
+        ids = [each.id for each in self.references if (each.type, each.relationship) == ("PIPELINE_VERSION", "CREATOR")]
+        return ids[-1] if ids else ""
+
+    @property
+    def experiment_id(self) -> str:
+        ids = [each.id for each in self.references if (each.type, each.relationship) == ("EXPERIMENT", "OWNER")]
+        return ids[0] if ids else ""
+
+
+class View(msgspec.Struct, frozen=True, kw_only=True):
+    """A run with what lists show beside its row."""
+
+    run: Run
+    manifest: str
+    metrics: tuple[Metric, ...] = ()
+
+
+class Detail(msgspec.Struct, frozen=True, kw_only=True):
+    view: View
+    workflow: bytes
+    """JSON: the workflow as it runs, with its status."""
+
+
 # Names of workflows (engine specification, section 3).
 
 

@@ -36,7 +36,10 @@ from shared.telemetry import current_traceparent
 
 from . import compose, domain, store
 from .domain import (
+    AskedReference,
+    Detail,
     Metric,
+    NewRun,
     Parameter,
     Reference,
     Relationship,
@@ -44,6 +47,7 @@ from .domain import (
     Run,
     RunId,
     StorageState,
+    View,
     WorkflowName,
 )
 from .manifests import Manifests, Validator, digest_of
@@ -52,56 +56,10 @@ EXPERIMENT = "experiment"
 """The kind under which experiments are replicated."""
 
 
-class AskedReference(msgspec.Struct, frozen=True, kw_only=True):
-    """A resource reference as a client sent it: the words are not checked."""
-
-    type: str
-    id: str
-    relationship: str
-
-
-class NewRun(msgspec.Struct, frozen=True, kw_only=True):
-    """A request for a run. Empty texts are absent."""
-
-    name: str
-    description: str = ""
-    service_account: str = ""
-    pipeline_id: str = ""
-    manifest: str = ""
-    parameters: tuple[Parameter, ...] = ()
-    references: tuple[AskedReference, ...] = ()
-
-    @property
-    def version_id(self) -> str:
-        """The version to run: the last one that is referred to as the creator."""
-        ids = [each.id for each in self.references if (each.type, each.relationship) == ("PIPELINE_VERSION", "CREATOR")]
-        return ids[-1] if ids else ""
-
-    @property
-    def experiment_id(self) -> str:
-        ids = [each.id for each in self.references if (each.type, each.relationship) == ("EXPERIMENT", "OWNER")]
-        return ids[0] if ids else ""
-
-
-class View(msgspec.Struct, frozen=True, kw_only=True):
-    """A run with what lists show beside its row."""
-
-    run: Run
-    manifest: str
-    metrics: tuple[Metric, ...] = ()
-
-
-class Detail(msgspec.Struct, frozen=True, kw_only=True):
-    view: View
-    workflow: bytes
-    """JSON: the workflow as it runs, with its status."""
-
-
 class Installation(msgspec.Struct, frozen=True, kw_only=True):
     """What is the same for every run here."""
 
     namespace: str
-    rules: compose.Rules
     ask_seconds: float
 
 

@@ -10,8 +10,7 @@ import msgspec
 from shared.errors import InvalidInput
 from shared.references import Relationship, ResourceType, WireReference, WireReferenceKey
 
-from .domain import Parameter, Reference, Run, StorageState
-from .usecases import AskedReference, Detail, NewRun, View
+from .domain import AskedReference, Detail, NewRun, Parameter, Reference, Run, StorageState, View
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
 
