@@ -22,7 +22,6 @@ from shared.subscriptions import until_applied
 
 from . import domain, store
 from .domain import Metric, Outcome, RunId, Status
-from .store import Existence
 
 FOLLOWERS: Final = ("run",)
 """Who shows metrics to a client that has just reported them."""
@@ -67,7 +66,9 @@ class Metrics:
         position = await self._position(fact_id, until_seen=until_seen) if fact_id else 0
         return Report(outcomes=outcomes, position=position)
 
-    async def _record(self, run_id: str, metrics: dict[domain.Key, Metric]) -> tuple[set[domain.Key], UUID | None]:
+    async def _record(
+        self, run_id: str, metrics: dict[domain.Key, Metric]
+    ) -> tuple[frozenset[domain.Key], UUID | None]:
         found = await self._try_record(run_id, metrics, is_known=False)
         if found is None:
             await self._ask_for(run_id)
@@ -78,23 +79,23 @@ class Metrics:
 
     async def _try_record(
         self, run_id: str, metrics: dict[domain.Key, Metric], *, is_known: bool
-    ) -> tuple[set[domain.Key], UUID | None] | None:
+    ) -> tuple[frozenset[domain.Key], UUID | None] | None:
         """None where the run is not known to exist. `is_known`: its owner said so just now."""
         async with self._database.transaction() as tx:
-            await store.lock_run(tx, run_id)
-            existence = await store.run_existence(tx, run_id)
-            if existence is Existence.DELETED or (existence is Existence.UNHEARD_OF and not is_known):
+            if is_known:
+                await store.lock_run(tx, run_id)
+            # By key: reports of one run that cross never wait for each other in a circle.
+            ordered = [metrics[key] for key in sorted(metrics)]
+            recorded = await store.record(tx, RunId(run_id), ordered, is_known=is_known)
+            if not recorded.is_alive:
                 return None
-            if not metrics:
-                return set(), None
-            recorded, version = await store.record(tx, RunId(run_id), list(metrics.values()))
             fact_id = None
-            new = [_to_public(metric) for key, metric in metrics.items() if key in recorded]
+            new = [_to_public(metric) for key, metric in metrics.items() if key in recorded.keys]
             for start in range(0, len(new), MOST_IN_A_FACT):
                 some = tuple(new[start : start + MOST_IN_A_FACT])
-                state = MetricsState(id=run_id, version=version, metrics=some)
+                state = MetricsState(id=run_id, version=recorded.version, metrics=some)
                 fact_id = await self._outbox.add(tx, events.METRICS_REPORTED, state)
-            return recorded, fact_id
+            return recorded.keys, fact_id
 
     async def _ask_for(self, run_id: str) -> None:
         try:
@@ -106,10 +107,13 @@ class Metrics:
         """0 where the relay is too slow."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._applied_wait_seconds
+        pause_seconds = 0.004
         while (position := await position_of(self._database, fact_id)) is None:
             if loop.time() >= deadline:
                 return 0
-            await asyncio.sleep(0.005)
+            # Under load the relay takes longer, and looking often is what would keep it from its work.
+            await asyncio.sleep(pause_seconds)
+            pause_seconds = min(2 * pause_seconds, 0.1)
         if until_seen:
             left_seconds = max(0.0, deadline - loop.time())
             await until_applied(self._bus, FOLLOWERS, self._outbox.owner, position, within_seconds=left_seconds)
