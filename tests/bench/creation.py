@@ -6,9 +6,7 @@ Postgres, inserted by the bench itself and behind a bare endpoint.
 
 from __future__ import annotations
 
-import os
 import uuid
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -16,10 +14,11 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from tests.bench import bare, processes
+from tests.bench import bare
 from tests.bench.figures import Floor, Row, Unit, median, percentile
 from tests.bench.house import House, rest
 from tests.bench.load import Latencies, Send, Throughput, at_rate, by_connections
+from tests.bench.processes import Meter
 
 PER_SECOND = 200
 CONNECTIONS = 32
@@ -44,15 +43,8 @@ class Course(msgspec.Struct, frozen=True, kw_only=True):
 
     latencies: tuple[Latencies, ...]
     throughputs: tuple[Throughput, ...]
-    processor_seconds: Mapping[str, float]
-    """By process, of all that was answered for the throughputs. Hardly changed by what else the machine does."""
-
-    def cost(self) -> str:
-        answered = sum(each.answered for each in self.throughputs)
-        each_ms = {name: seconds * 1000 / answered for name, seconds in self.processor_seconds.items()}
-        largest = sorted((name for name in each_ms if each_ms[name] >= 0.01), key=lambda name: -each_ms[name])
-        parts = ", ".join(f"{name} {each_ms[name]:.2f}" for name in largest)
-        return f"{sum(each_ms.values()):.2f} ms each: {parts}"
+    cost: str
+    """In processor time."""
 
 
 @asynccontextmanager
@@ -101,40 +93,37 @@ async def compare(
             await bare_table.insert(number)
 
         floors = {_ENDPOINT: poster(session, url, floor_body), _INSERT: insert}
-        courses = await _take_turns(house, {**floors, **ways})
+        courses = await _take_turns({**floors, **ways})
     rows = [row for way in ways for row in _rows(way, courses, budgets)]
     late = percentile([each.late_milliseconds for course in courses.values() for each in course.latencies], 99)
     return rows, [
         f"the generator itself was late by {late.value:.2f} ms at p99; latencies include it",
-        *(f"{way} costs processor time of {courses[way].cost()}" for way in ways),
+        *(f"{way} costs {course.cost}" for way, course in courses.items()),
     ]
 
 
-async def _take_turns(house: House, ways: Mapping[str, Send]) -> dict[str, Course]:
+async def _take_turns(ways: Mapping[str, Send]) -> dict[str, Course]:
     for send in ways.values():
         await at_rate(send, per_second=PER_SECOND, seconds=_WARM_UP_SECONDS)
     latencies: dict[str, list[Latencies]] = {way: [] for way in ways}
     throughputs: dict[str, list[Throughput]] = {way: [] for way in ways}
-    used: dict[str, Counter[str]] = {way: Counter() for way in ways}
+    meters = {way: Meter() for way in ways}
     for _ in range(_REPETITIONS):
         for way, send in ways.items():
             await rest(0.3)
             latencies[way].append(await at_rate(send, per_second=PER_SECOND, seconds=_OPEN_SECONDS))
         for way, send in ways.items():
             await rest(0.3)
-            before = _processor_seconds(house)
-            throughputs[way].append(await by_connections(send, connections=CONNECTIONS, seconds=_CLOSED_SECONDS))
-            for name, seconds in _processor_seconds(house).items():
-                used[way][name] += seconds - before.get(name, 0.0)  # type: ignore[assignment] # not whole ones
+            with meters[way].running():
+                throughputs[way].append(await by_connections(send, connections=CONNECTIONS, seconds=_CLOSED_SECONDS))
     return {
-        way: Course(latencies=tuple(latencies[way]), throughputs=tuple(throughputs[way]), processor_seconds=used[way])
+        way: Course(
+            latencies=tuple(latencies[way]),
+            throughputs=tuple(throughputs[way]),
+            cost=meters[way].each(sum(each.answered for each in throughputs[way])),
+        )
         for way in ways
     }
-
-
-def _processor_seconds(house: House) -> Mapping[str, float]:
-    mine = processes.Process(pid=os.getpid(), name="this client")
-    return processes.processor_seconds([*processes.family(house.pid), mine])
 
 
 def _rows(way: str, courses: Mapping[str, Course], budgets: Budgets) -> list[Row]:

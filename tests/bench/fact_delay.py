@@ -28,6 +28,7 @@ from shared.outbox import Outbox
 from tests.bench.figures import Floor, Result, Row, Unit, median, percentile
 from tests.bench.house import House, rest, standing
 from tests.bench.load import at_rate
+from tests.bench.processes import Meter
 
 NAME = "fact-delay"
 ABOUT = "a fact from its commit to a subscriber on JetStream"
@@ -78,14 +79,15 @@ class Course(msgspec.Struct, kw_only=True):
 async def measure() -> Result:
     with standing() as house:
         async with _facts(house) as (add, follow_facts), _messages(house) as (publish, follow_messages):
-            figure, floor = Course(), Course()
+            figure, floor, meter = Course(), Course(), Meter()
             await _at_leisure(add, follow_facts, seconds=1)
             await _at_leisure(publish, follow_messages, seconds=1)
             for _ in range(_REPETITIONS):
                 floor.delays.append(await _at_leisure(publish, follow_messages, seconds=_SECONDS))
                 figure.delays.append(await _at_leisure(add, follow_facts, seconds=_SECONDS))
                 floor.rates.append(await _in_a_hurry(publish, follow_messages, writers=_IN_FLIGHT, at_once=1))
-                figure.rates.append(await _in_a_hurry(add, follow_facts, writers=_WRITERS, at_once=_AT_ONCE))
+                with meter.running():
+                    figure.rates.append(await _in_a_hurry(add, follow_facts, writers=_WRITERS, at_once=_AT_ONCE))
     delays = [
         Row(
             quantity=f"fact, commit to subscriber: {PER_SECOND}/s, p{percent}",
@@ -103,8 +105,11 @@ async def measure() -> Result:
         floors=(Floor(what=f"{_FLOOR}, {_IN_FLIGHT} in flight", reading=median(floor.rates)),),
         budget=2000,
     )
-    note = f"facts: the sustained rate includes writing them, {_AT_ONCE} to a transaction, {_WRITERS} at a time"
-    return Result(rows=(*delays, rate), notes=(note,))
+    notes = (
+        f"facts: the sustained rate includes writing them, {_AT_ONCE} to a transaction, {_WRITERS} at a time",
+        f"a fact costs {meter.each(_MANY * _REPETITIONS)}",
+    )
+    return Result(rows=(*delays, rate), notes=notes)
 
 
 Set = Callable[[Journey, int], Awaitable[None]]

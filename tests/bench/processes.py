@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -47,14 +47,38 @@ def pss_mebibytes(process: Process) -> float:
     return 0.0
 
 
-def processor_seconds(processes: Iterable[Process]) -> dict[str, float]:
-    """What each name has used of the processors so far, user and system."""
-    used: dict[str, float] = defaultdict(float)
-    for process in processes:
-        with suppress(*_GONE):
-            user, system = _stat(Path(f"/proc/{process.pid}"))[11:13]
-            used[process.name] += (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
-    return used
+class Meter:
+    """What this process and all its descendants use of the processors while the meter runs; it may run many times.
+
+    It says what dominates, and hardly changes with what else the machine does.
+    """
+
+    def __init__(self) -> None:
+        self._used: defaultdict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        before = self._read()
+        yield
+        for name, seconds in self._read().items():
+            self._used[name] += seconds - before.get(name, 0.0)
+
+    def each(self, count: int) -> str:
+        """The sum and its parts, for one of the `count` things that were done meanwhile."""
+        milliseconds = {name: seconds * 1000 / count for name, seconds in self._used.items()}
+        largest = sorted(milliseconds, key=lambda name: -milliseconds[name])
+        parts = ", ".join(f"{name} {milliseconds[name]:.2f}" for name in largest if milliseconds[name] >= 0.01)
+        return f"{sum(milliseconds.values()):.2f} ms of a processor each: {parts}"
+
+    def _read(self) -> dict[str, float]:
+        used: defaultdict[str, float] = defaultdict(float)
+        for process in family(os.getpid()):
+            is_client = process.pid == os.getpid()
+            with suppress(*_GONE):
+                # Of the client alone, and of all others with their children that have ended: steps are such children.
+                ticks = _stat(Path(f"/proc/{process.pid}"))[11 : 13 if is_client else 15]
+                used["this client" if is_client else process.name] += sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+        return used
 
 
 class Strangers:
@@ -98,7 +122,7 @@ def _name(pid: int) -> str:
             return "supervisor"
         case [_, "-m", module, *_]:
             # The step runner replaces the command that names it.
-            return "step-runner" if module.endswith(".runner") else module
+            return "step-runner" if module.endswith(".runner") else module.rpartition(".")[2]
         case _:
             program = words[0].rpartition("/")[2].partition(":")[0]
             return _PROGRAMS.get(program, program)

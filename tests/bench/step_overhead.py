@@ -32,6 +32,7 @@ from services.run.engine.embedded.runtime import Process, StepSpec
 from tests.bench.creation import client
 from tests.bench.figures import Floor, Reading, Result, Row, Unit, median
 from tests.bench.house import House, empty_folder, rest, standing
+from tests.bench.processes import Meter
 
 NAME = "step-overhead"
 ABOUT = "an embedded step beyond the bare process: a chain of 50, and through the step runner alone"
@@ -49,6 +50,7 @@ async def measure() -> Result:
     chained: list[float] = []
     latencies: list[float] = []
     with standing() as house:
+        meter = Meter()
         async with _runner() as runner, client() as session, _finals(house) as finals:
             await _step(runner, "warm-up")
             await _chain(house, session, finals, steps=1)
@@ -56,7 +58,8 @@ async def measure() -> Result:
                 await rest(0.5)
                 bare.append(_fork_and_exec())
                 alone.append(await _through_the_runner(runner, f"rep-{repetition}"))
-                chained.append(await _chain(house, session, finals, steps=STEPS) / STEPS)
+                with meter.running():
+                    chained.append(await _chain(house, session, finals, steps=STEPS) / STEPS)
                 latencies.append(await _chain(house, session, finals, steps=1))
     floor = median([seconds * 1000 for seconds in bare])
     rows = (
@@ -64,10 +67,11 @@ async def measure() -> Result:
         _row("embedded step, through the step runner alone", alone, floor, beyond=True),
         _row("run of one step, from the reply to its end", latencies, floor, beyond=False),
     )
-    return Result(
-        rows=rows,
-        notes=("steps: figures of a step are what it takes beyond its floor; the ratio is that to the floor",),
+    notes = (
+        "steps: a figure is what a step takes beyond its floor, and the ratio is that to the floor",
+        f"a step of the chain costs {meter.each(STEPS * _REPETITIONS)}",
     )
+    return Result(rows=rows, notes=notes)
 
 
 def _row(quantity: str, seconds: list[float], floor: Reading, *, beyond: bool, budget: float | None = None) -> Row:
