@@ -253,3 +253,34 @@ async def test_the_controller_reports_by_a_question(controller: Bus, runs: RunSe
     assert [status for status, _ in again.outcomes] == ["DUPLICATE_REPORTING", "INVALID_ARGUMENT"]
     assert again.position == 0
     assert runs.waited_for == []
+
+
+async def test_a_report_that_crosses_a_deletion_leaves_nothing_behind(
+    metrics: Client, runs: RunService, database: Database
+) -> None:
+    """Half of the runs are known by their fact, the other half only by their owner's word."""
+    names = [f"r{nth}" for nth in range(16)]
+    runs.alive.update(names)
+    for name in names[:8]:
+        await runs.create(name)
+
+    async def keep_reporting(name: str) -> None:
+        nth = 0
+        while True:
+            nth += 1
+            document = {"metrics": [metric(f"m{nth}")]}
+            answer = await metrics.call("POST", f"/apis/v1beta1/runs/{name}:reportMetrics", json=document)
+            if answer.status == 404:
+                return
+            assert answer.status == 200
+
+    async def delete_all() -> None:
+        for name in names[8:]:
+            await runs.create(name)
+        for name in names:
+            await runs.delete(name)
+
+    async with asyncio.timeout(30):
+        await asyncio.gather(delete_all(), *(keep_reporting(name) for name in names))
+    assert await database.fetchval("select count(*) from metrics") == 0
+    assert await database.fetchval("select count(*) from reported_runs") == 0
