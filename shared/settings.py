@@ -48,7 +48,7 @@ class ObjectStoreSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def load(kind: type[S], environment: Mapping[str, str] | None = None) -> S:
-    """Build `kind` from HEADRACE_… variables; absent ones take the field's default.
+    """Build `kind` from HEADRACE_… variables; absent and empty ones take the field's default.
 
     Raises SettingsError, naming the variable, where one is missing or does not parse. Lists are comma separated.
     """
@@ -57,7 +57,7 @@ def load(kind: type[S], environment: Mapping[str, str] | None = None) -> S:
     for field in msgspec.structs.fields(kind):
         variable = variable_of(field.name)
         text = environment.get(variable)
-        if text is None:
+        if not text:
             if field.required:
                 raise SettingsError(f"{variable} is not set")
             continue

@@ -9,16 +9,20 @@ import psutil
 
 from tests.support.stack import Stack
 
+_WORDS = {"step-runner": "-m services.run.engine.embedded.runner"}
+
 
 def process_of(stack: Stack, name: str) -> psutil.Process:
-    """The process that `headrace serve NAME` is; fails where there is none."""
+    """The process of that name; fails where there is none."""
+    words = _WORDS.get(name, f"serve {name}")
     for child in psutil.Process(stack.process.pid).children(recursive=True):
         try:
-            command = child.cmdline()
+            # A forked process has its command line as one text.
+            command = " ".join(child.cmdline())
+            if f" {words} " in f"{command} " and child.status() != psutil.STATUS_ZOMBIE:
+                return child
         except psutil.Error:
             continue
-        if command[-2:] == ["serve", name] and child.status() != psutil.STATUS_ZOMBIE:
-            return child
     raise AssertionError(f"no process {name}")
 
 

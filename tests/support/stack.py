@@ -19,6 +19,7 @@ from infra.embedded.ports import free_ports
 
 _READY_WITHIN_SECONDS = 90
 _STOP_WITHIN_SECONDS = 30
+_SERVERS = ("postgres", "nats", "object-store")
 
 
 class Stack(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,9 +30,10 @@ class Stack(msgspec.Struct, frozen=True, kw_only=True):
     process: subprocess.Popen[str]
 
     def logs(self) -> str:
-        """The last lines of every process, for the report of a failed test."""
+        """The last lines of our processes, for the report of a failed test."""
         folder = self.data_dir / "logs"
-        parts = (f"== {file.name}\n{_tail(file)}" for file in sorted(folder.glob("*.log")))
+        ours = (file for file in sorted(folder.glob("*.log")) if file.stem not in _SERVERS)
+        parts = (f"== {file.name}\n{_tail(file)}" for file in ours)
         return "\n".join(parts)
 
 
@@ -82,6 +84,8 @@ def running(data_dir: Path, *, port: int | None = None) -> Iterator[Stack]:
             process.wait()
             raise
         listener.join(timeout=5)
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 def _tail(file: Path, lines: int = 40) -> str:
