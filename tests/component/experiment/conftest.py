@@ -31,7 +31,10 @@ def replica(settings: Settings) -> Replica:
 
 @pytest.fixture
 async def experiments(replica: Replica) -> AsyncIterator[Client]:
+    """Without any experiment, also without the default one that a process may make when it starts."""
     async with replica() as client:
+        for experiment in (await client.get("/experiments")).get("experiments", []):
+            await client.delete(f"/experiments/{experiment['id']}")
         yield client
 
 
