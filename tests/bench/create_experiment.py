@@ -24,5 +24,6 @@ async def measure() -> Result:
                 table="experiment.experiments",
                 unique=("id", "name"),
                 budgets=Budgets(),
+                repetitions=2,
             )
     return Result(rows=tuple(rows), notes=tuple(f"create experiment: {note}" for note in notes))

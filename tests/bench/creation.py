@@ -23,9 +23,10 @@ from tests.bench.processes import Meter
 PER_SECOND = 200
 CONNECTIONS = 32
 
-_REPETITIONS = 3
-_OPEN_SECONDS = 3.0
-_CLOSED_SECONDS = 2.0
+REPETITIONS = 3
+
+_OPEN_SECONDS = 2.0
+_CLOSED_SECONDS = 1.5
 _WARM_UP_SECONDS = 0.7
 
 _ENDPOINT = "Litestar, one insert"
@@ -81,6 +82,7 @@ async def compare(
     table: str,
     unique: Sequence[str],
     budgets: Budgets,
+    repetitions: int = REPETITIONS,
 ) -> tuple[list[Row], list[str]]:
     """`ways`: a quantity's name, and how to create one. `table` holds a row that was created in one of them."""
     async with (
@@ -93,7 +95,7 @@ async def compare(
             await bare_table.insert(number)
 
         floors = {_ENDPOINT: poster(session, url, floor_body), _INSERT: insert}
-        courses = await _take_turns({**floors, **ways})
+        courses = await _take_turns({**floors, **ways}, repetitions)
     rows = [row for way in ways for row in _rows(way, courses, budgets)]
     late = percentile([each.late_milliseconds for course in courses.values() for each in course.latencies], 99)
     return rows, [
@@ -102,13 +104,13 @@ async def compare(
     ]
 
 
-async def _take_turns(ways: Mapping[str, Send]) -> dict[str, Course]:
+async def _take_turns(ways: Mapping[str, Send], repetitions: int) -> dict[str, Course]:
     for send in ways.values():
         await at_rate(send, per_second=PER_SECOND, seconds=_WARM_UP_SECONDS)
     latencies: dict[str, list[Latencies]] = {way: [] for way in ways}
     throughputs: dict[str, list[Throughput]] = {way: [] for way in ways}
     meters = {way: Meter() for way in ways}
-    for _ in range(_REPETITIONS):
+    for _ in range(repetitions):
         for way, send in ways.items():
             await rest(0.3)
             latencies[way].append(await at_rate(send, per_second=PER_SECOND, seconds=_OPEN_SECONDS))

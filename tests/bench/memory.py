@@ -10,6 +10,7 @@ from tests.bench import processes
 from tests.bench.backing import backing_servers
 from tests.bench.figures import Floor, Result, Row, Unit, median
 from tests.bench.house import empty_folder, rest, standing
+from tests.bench.processes import Meter
 
 NAME = "memory"
 ABOUT = "memory of the idle stack, by process (PSS)"
@@ -24,7 +25,9 @@ async def measure() -> Result:
             # The servers are this process's children here; it is not one of them.
             floor = _held(os.getpid(), without_root=True)
     with standing() as house:
-        await rest(_IDLE_SECONDS)
+        meter = Meter()
+        with meter.running():
+            await rest(_IDLE_SECONDS)
         figure = _held(house.pid)
     total = Row(
         quantity=f"memory of the idle stack, {_IDLE_SECONDS} s after it was ready",
@@ -43,7 +46,8 @@ async def measure() -> Result:
         )
         for name in largest_first
     ]
-    return Result(rows=(total, *parts))
+    note = f"the seconds after the start of an idle stack cost {meter.each(_IDLE_SECONDS)}"
+    return Result(rows=(total, *parts), notes=(note,))
 
 
 def _held(pid: int, *, without_root: bool = False) -> Mapping[str, float]:

@@ -15,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,9 @@ from nats.js.api import DeliverPolicy
 from services.run.engine.embedded.runner.client import RunnerClient
 from services.run.engine.embedded.runner.protocol import End, StepExited, StepLost
 from services.run.engine.embedded.runtime import Process, StepSpec
+from services.run.engine.embedded.runtime.choice import find_bubblewrap
 from tests.bench.creation import client
-from tests.bench.figures import Floor, Reading, Result, Row, Unit, median
+from tests.bench.figures import Floor, Result, Row, Unit, median
 from tests.bench.house import House, empty_folder, rest, standing
 from tests.bench.processes import Meter
 
@@ -46,6 +47,7 @@ _ENDS_WITHIN_SECONDS = 60
 
 async def measure() -> Result:
     bare: list[float] = []
+    boxed: list[float] = []
     alone: list[float] = []
     chained: list[float] = []
     latencies: list[float] = []
@@ -56,16 +58,20 @@ async def measure() -> Result:
             await _chain(house, session, finals, steps=1)
             for repetition in range(_REPETITIONS):
                 await rest(0.5)
-                bare.append(_fork_and_exec())
+                bare.append(_fork_and_exec(_COMMAND))
+                boxed.append(_fork_and_exec((*_sandbox(), *_COMMAND)))
                 alone.append(await _through_the_runner(runner, f"rep-{repetition}"))
                 with meter.running():
                     chained.append(await _chain(house, session, finals, steps=STEPS) / STEPS)
                 latencies.append(await _chain(house, session, finals, steps=1))
-    floor = median([seconds * 1000 for seconds in bare])
+    floors = (
+        Floor(what=f"fork and exec of {' '.join(_COMMAND)}", reading=median([seconds * 1000 for seconds in bare])),
+        Floor(what="the same in bare bubblewrap", reading=median([seconds * 1000 for seconds in boxed])),
+    )
     rows = (
-        _row("embedded step, chain of 50 through the API, each", chained, floor, beyond=True, budget=10),
-        _row("embedded step, through the step runner alone", alone, floor, beyond=True),
-        _row("run of one step, from the reply to its end", latencies, floor, beyond=False),
+        _row("embedded step, chain of 50 through the API, each", chained, floors, beyond=True, budget=10),
+        _row("embedded step, through the step runner alone", alone, floors, beyond=True),
+        _row("run of one step, from the reply to its end", latencies, floors, beyond=False),
     )
     notes = (
         "steps: a figure is what a step takes beyond its floor, and the ratio is that to the floor",
@@ -74,26 +80,35 @@ async def measure() -> Result:
     return Result(rows=rows, notes=notes)
 
 
-def _row(quantity: str, seconds: list[float], floor: Reading, *, beyond: bool, budget: float | None = None) -> Row:
-    """Each repetition against its own floor, taken just before it."""
-    less = floor.repetitions if beyond else (0.0,) * len(seconds)
+def _row(
+    quantity: str, seconds: list[float], floors: tuple[Floor, ...], *, beyond: bool, budget: float | None = None
+) -> Row:
+    """Where only what lies `beyond` the bare process counts, each repetition against its own floor."""
+    less = floors[0].reading.repetitions if beyond else (0.0,) * len(seconds)
     return Row(
         quantity=quantity,
         unit=Unit.MILLISECONDS,
         figure=median([each * 1000 - own for each, own in zip(seconds, less, strict=True)]),
-        floors=(Floor(what=f"fork and exec of {' '.join(_COMMAND)}", reading=floor),),
+        floors=floors,
         budget=budget,
     )
 
 
-def _fork_and_exec() -> float:
+def _fork_and_exec(command: Sequence[str]) -> float:
     """Seconds for one, the median of as many as the chain has."""
     seconds = []
     for _ in range(STEPS):
         begin = time.perf_counter()
-        subprocess.run(_COMMAND, check=True)
+        subprocess.run(command, check=True)
         seconds.append(time.perf_counter() - begin)
     return statistics.median(seconds)
+
+
+def _sandbox() -> tuple[str, ...]:
+    """A namespace for its processes and the host's files as they are: less than any step gets."""
+    program = find_bubblewrap()
+    assert program is not None, "bubblewrap is not installed"
+    return (program, "--dev-bind", "/", "/", "--unshare-pid", "--proc", "/proc")
 
 
 # Through the API.
