@@ -39,9 +39,11 @@ def _is_outage(error: BaseException) -> bool:
     """Whether the same statement may pass later.
 
     asyncpg says InterfaceError for a connection that is closed, and (in subclasses) for arguments that are wrong;
-    the second is a bug of ours, which waiting does not mend.
+    the second is a bug of ours, which waiting does not mend. A connection that the server ends goes back to the pool
+    by itself; whoever still holds it is told that it was released.
     """
-    return isinstance(error, _OUTAGE) or (type(error) is asyncpg.InterfaceError and "clos" in str(error))
+    is_lost = type(error) is asyncpg.InterfaceError and any(word in str(error) for word in ("clos", "released back"))
+    return is_lost or isinstance(error, _OUTAGE)
 
 
 class ConstraintViolated(Exception):
