@@ -7,6 +7,7 @@ collected as well, and what is missing is said, not raised: the reconciler decid
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 from collections.abc import Mapping
 from datetime import datetime
@@ -17,6 +18,7 @@ import msgspec
 
 from services.run.engine.embedded.orders import PlacedArtifact, StepOrder, WantedArtifact, WantedParameter
 from services.run.engine.embedded.reconcile import Collected
+from services.run.engine.embedded.runner.journal import stdout_of
 from services.run.engine.embedded.runtime import archive
 from services.run.engine.embedded.runtime.tree import OutsideTree, Tree, find, read_text
 from services.run.engine.embedded.specs import CannotPrepare
@@ -107,7 +109,7 @@ class Artifacts:
             parameters=parameters,
             artifacts=artifacts,
             log=await self._store_log(order.node_id, log),
-            result=await asyncio.to_thread(_read_result, log) if order.needs_result else None,
+            result=await asyncio.to_thread(_read_result, stdout_of(attempt_dir)) if order.needs_result else None,
         )
         return Found(outputs=outputs, problem=problems[0] if problems else None)
 
@@ -175,10 +177,15 @@ def _read_parameter(parameter: WantedParameter, tree: Tree | None) -> str | None
     return text.removesuffix("\n")
 
 
-def _read_result(log: Path) -> str:
-    """What the step printed, without our own first line and without one trailing newline; its last 256 KiB."""
-    _banner, _, printed = log.read_bytes().partition(b"\n")
-    return printed[-LARGEST_RESULT_BYTES:].decode("utf-8", errors="replace").removesuffix("\n")
+def _read_result(stdout: Path) -> str:
+    """What the step printed, without one trailing newline; its last 256 KiB."""
+    try:
+        with stdout.open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - LARGEST_RESULT_BYTES))
+            printed = file.read(LARGEST_RESULT_BYTES)
+    except FileNotFoundError:
+        return ""
+    return printed.decode("utf-8", errors="replace").removesuffix("\n")
 
 
 def _said(error: Exception) -> str:

@@ -65,6 +65,7 @@ class _Builder:
             mounts=tuple(self._mounts()),
             make_directories=tuple(dict.fromkeys(_output_directories(order))),
             deadline_seconds=order.deadline_seconds,
+            keep_stdout=order.needs_result,
             banner=f"headrace: this step runs as a process; its image {order.main.image or '(none)'} is not used",
         )
 

@@ -4,6 +4,7 @@
                       start.json   before the first process; without it nothing ran
                       exit.json    how it ended; only ever written by who saw it
                       log          stdout and stderr, from the first byte
+                      stdout       main's stdout alone, where the spec asks for it
                       root, …      the private tree
 
 Each JSON file is whole or absent, and on the disk (file and directory) before anybody hears of it. The log is held
@@ -33,6 +34,7 @@ _SPEC = "spec.json"
 _START = "start.json"
 _EXIT = "exit.json"
 _LOG = "log"
+_STDOUT = "stdout"
 _TRASH = ".trash"
 
 
@@ -90,6 +92,11 @@ class Journal:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return descriptor
 
+    def open_stdout(self, key: str) -> int:
+        """A descriptor for the runner to write main's stdout to."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        return os.open(self.directory_of(key) / _STDOUT, flags, 0o600)
+
     def is_alive(self, key: str) -> bool:
         """Whether a process of a former runner's step is still there."""
         try:
@@ -134,6 +141,11 @@ def tree_of(attempt_dir: Path) -> Tree | None:
     """The private tree of an attempt's main process, for `runtime.tree.find` and `read_text`."""
     start = _read(attempt_dir / _START, StepStart)
     return None if start is None else start.tree
+
+
+def stdout_of(attempt_dir: Path) -> Path:
+    """What main wrote to stdout, if its spec asked to keep it."""
+    return attempt_dir / _STDOUT
 
 
 def _write(path: Path, content: object) -> None:

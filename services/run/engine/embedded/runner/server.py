@@ -360,6 +360,7 @@ class StepRunner:
             )
         codes: dict[str, int] = {}
         log = -1
+        stdout: int | None = None
         try:
             await prepared
             log = self._journal.open_log(spec.key)
@@ -374,7 +375,8 @@ class StepRunner:
                     await asyncio.to_thread(runtime.prepare, spec, name, own_home, own_tree)
                 if attempt.ending is not None:
                     raise _EndedEarly
-                running = attempt.running[name] = runtime.start(process, own_home, own_tree, log)
+                own_stdout = stdout if name == MAIN else None
+                running = attempt.running[name] = runtime.start(process, own_home, own_tree, log, own_stdout)
                 return running
 
             async def finish(name: str, running: Running) -> Ended:
@@ -394,7 +396,11 @@ class StepRunner:
                     if name.startswith("sidecar-"):
                         sidecar = await start(name, process)
                         beside.append((sidecar, asyncio.ensure_future(finish(name, sidecar))))
-                ended = await finish(MAIN, await start(MAIN, spec.main))
+                async with contextlib.AsyncExitStack() as beside_log:
+                    if spec.keep_stdout:
+                        own = self._journal.open_stdout(spec.key)
+                        stdout = await beside_log.enter_async_context(_copied_to(log, own))
+                    ended = await finish(MAIN, await start(MAIN, spec.main))
                 early = attempt.ending
             attempt.ending = early  # what was asked after main's end came too late to change it
             return _outcome(attempt, codes, ended)
@@ -434,6 +440,34 @@ async def _stopped_at_the_end(
     finally:
         stop([running for running, end in beside if not end.done()])
         await asyncio.gather(*(end for _, end in beside))
+
+
+@contextlib.asynccontextmanager
+async def _copied_to(log: int, own: int) -> AsyncIterator[int]:
+    """A descriptor to write to; all of it has arrived in both when the block is left, and `own` is closed."""
+    loop = asyncio.get_running_loop()
+    arrived: asyncio.Future[None] = loop.create_future()
+    read_end, write_end = os.pipe2(os.O_CLOEXEC)
+    os.set_blocking(read_end, False)
+
+    def copy() -> None:
+        with contextlib.suppress(BlockingIOError):
+            if chunk := os.read(read_end, _LOG_CHUNK_BYTES):
+                with contextlib.suppress(OSError):  # a full disk cuts the text short, as it cuts a log
+                    os.write(log, chunk)
+                    os.write(own, chunk)
+            elif not arrived.done():
+                loop.remove_reader(read_end)
+                arrived.set_result(None)
+
+    loop.add_reader(read_end, copy)
+    try:
+        yield write_end
+    finally:
+        os.close(write_end)
+        await arrived
+        os.close(read_end)
+        os.close(own)
 
 
 def _outcome(attempt: Attempt, codes: dict[str, int], ended: Ended | None) -> _Outcome:

@@ -59,7 +59,8 @@ class StepSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     `init` run in order, each must exit 0; `sidecars` live beside `main` and are stopped when it ends. Every process
     has a private tree of its own, as containers of a pod have; `files` and `make_directories` belong to main's, and
-    what lies under a mount goes into the mount. `banner` is the first line of the log.
+    what lies under a mount goes into the mount. `banner` is the first line of the log. With `keep_stdout` what main
+    writes there is kept by itself, too, without what it says to stderr.
     """
 
     key: Key
@@ -71,6 +72,7 @@ class StepSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     make_directories: tuple[str, ...] = ()
     deadline_seconds: float | None = None
     banner: str = ""
+    keep_stdout: bool = False
 
 
 class CannotStart(Exception):
@@ -111,8 +113,8 @@ class Runtime(Protocol):
     def prepare(self, spec: StepSpec, name: str, home: Path, tree: Tree) -> None:
         """Make the directories and place the files. Raises CannotStart."""
 
-    def start(self, process: Process, home: Path, tree: Tree, log: int) -> Running:
-        """Start; stdout and stderr go to the file descriptor `log`. Raises CannotStart."""
+    def start(self, process: Process, home: Path, tree: Tree, log: int, stdout: int | None = None) -> Running:
+        """Start; stdout and stderr go to the file descriptor `log`, or stdout to its own. Raises CannotStart."""
 
 
 MAIN = "main"

@@ -17,7 +17,15 @@ _ROUNDS = 8
 """A process that forks while it is being looked for is found in a later round."""
 
 
-def spawn(argv: Sequence[str], *, env: Mapping[str, str], cwd: str, log: int, keep: Sequence[int] = ()) -> int:
+def spawn(
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str],
+    cwd: str,
+    log: int,
+    stdout: int | None = None,
+    keep: Sequence[int] = (),
+) -> int:
     """Start a program in a session of its own and return its pid. Raises OSError.
 
     The session keeps a terminal's Ctrl-C from it; who waits for the pid is `ended`.
@@ -27,7 +35,7 @@ def spawn(argv: Sequence[str], *, env: Mapping[str, str], cwd: str, log: int, ke
         env=dict(env),
         cwd=cwd,
         stdin=subprocess.DEVNULL,
-        stdout=log,
+        stdout=log if stdout is None else stdout,
         stderr=log,
         pass_fds=tuple(keep),
         start_new_session=True,

@@ -144,7 +144,7 @@ class Sandbox:
         except OSError as error:
             raise CannotStart(f"{error.filename or name}: {error.strerror}") from error
 
-    def start(self, process: Process, home: Path, tree: Tree, log: int) -> Running:
+    def start(self, process: Process, home: Path, tree: Tree, log: int, stdout: int | None = None) -> Running:
         if not process.argv:
             raise CannotStart("no command")
         with contextlib.suppress(OutsideTree, OSError):  # bubblewrap says best why a directory is none
@@ -162,7 +162,7 @@ class Sandbox:
                 *process.argv,
             )
             # Its environment and its arguments can be read by the step (/proc/1): they hold nothing of ours.
-            pid = processes.spawn(command, env={}, cwd="/", log=log, keep=(told, status_write))
+            pid = processes.spawn(command, env={}, cwd="/", log=log, stdout=stdout, keep=(told, status_write))
         except (OSError, ValueError) as error:
             os.close(status_read)
             raise CannotStart(str(error)) from error
