@@ -18,6 +18,7 @@ from services.run.engine import Engine
 from services.run.engine.embedded.driver import EmbeddedEngine
 from services.run.engine.embedded.runner.client import RunnerClient
 from shared.blobs import Blobs
+from tests.support.eventually import eventually
 from tests.support.servers import ObjectStoreAccess
 
 ROOT = Path(__file__).parents[3]
@@ -94,20 +95,32 @@ def embedded(runner: RunnerProcess) -> EngineFactory:
         engine = EmbeddedEngine(
             runner.client(), blobs, steps_dir=runner.steps_dir, data_dir=runner.data_dir, most_steps=most_steps
         )
+        await engine.check()
         work = asyncio.create_task(engine.run())
         try:
             yield EngineUnderTest(engine=engine, blobs=blobs)
-            # What was done is also cleared away, without anybody's asking.
-            async with asyncio.timeout(10):
-                while left := await engine.leftovers():
-                    assert not work.done(), left
-                    await asyncio.sleep(0.02)
+            await _cleared_away(engine, runner)
         finally:
             work.cancel()
             await asyncio.wait([work])
             blobs.close()
 
     return make
+
+
+async def _cleared_away(engine: EmbeddedEngine, runner: RunnerProcess) -> None:
+    """What was done is also cleared away, without anybody's asking."""
+
+    async def is_clear() -> bool:
+        return not await engine.leftovers()
+
+    try:
+        await eventually(is_clear, within_seconds=10)
+    except AssertionError:
+        left = await runner.client().list_attempts()
+        files = [str(path.relative_to(runner.room)) for path in runner.room.glob("*/*/*")]
+        said = (runner.room / "runner.log").read_text()
+        raise AssertionError(f"left: {left}; files: {files}; the runner: {said}") from None
 
 
 async def open_blobs(store: ObjectStoreAccess) -> Blobs:

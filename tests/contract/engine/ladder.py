@@ -40,7 +40,7 @@ def _equal(found: object, wanted: object) -> None:
 
 
 def _single(run: Run) -> None:
-    assert run.id_of() == run.name
+    assert str(run.id_of()) == str(run.name)
     assert run.node()["type"] == "Pod"
 
 

@@ -41,6 +41,7 @@ _log = logging.getLogger(__name__)
 _KEY = re.compile(r"(?P<run_id>[^.]+)\.(?P<attempt>\d+)\.(?P<node_id>.+)")
 
 _MOST_CRASHES = 3
+_CHORES_SECONDS = 2.0
 _SWEEP_SECONDS = 10.0
 """Longer than a step of an earlier attempt takes to end."""
 
@@ -78,6 +79,8 @@ class EmbeddedEngine:
         self._unrecorded: dict[WorkflowName, _Unrecorded] = {}
         self._crashes: Counter[WorkflowName] = Counter()
         self._chores: set[asyncio.Task[None]] = set()
+        self._clearing: set[str] = set()
+        """Attempts that are over and about to be forgotten, whether the runner has heard of them yet or not."""
 
     # The port
 
@@ -129,7 +132,8 @@ class EmbeddedEngine:
         return {workflow.submission.run_id for workflow in self._workflows.values()}
 
     async def leftovers(self) -> set[str]:
-        found = {_parts(key).run_id for key in await self._steps.keys()} - {""}
+        keys = await self._steps.keys() | self._clearing
+        found = {_parts(key).run_id for key in keys} - {""}
         return found - await self.known()
 
     async def check(self) -> None:
@@ -148,10 +152,15 @@ class EmbeddedEngine:
             await self._steps.listen()
         finally:
             await asyncio.gather(*map(self._put_down, list(self._workflows.values())))
-            chores = list(self._chores)
-            for chore in chores:
+            await self._end_chores()
+
+    async def _end_chores(self) -> None:
+        """What is being cleared away had better be; what is not by then is a leftover for the next life."""
+        if self._chores:
+            _, late = await asyncio.wait(self._chores, timeout=_CHORES_SECONDS)
+            for chore in late:
                 chore.cancel()
-            await asyncio.gather(*chores, return_exceptions=True)
+            await asyncio.gather(*late, return_exceptions=True)
 
     async def _guarded(self, workflow: _Workflow) -> None:
         """A bug must not leave a run that nobody drives: it is submitted again, and given up in the end."""
@@ -254,8 +263,13 @@ class EmbeddedEngine:
 
     async def _clean_up(self, workflow: _Workflow, node: Node) -> None:
         """The node is durable: its attempt is history, and what still works for it need not."""
-        await workflow.drop(NodeId(node.id))
-        await self._forget_all([_key(workflow, node.id)])
+        key = _key(workflow, node.id)
+        self._clearing.add(key)
+        try:
+            await workflow.drop(NodeId(node.id))
+            await self._steps.forget(key)
+        finally:
+            self._clearing.discard(key)
 
     async def _forget_all(self, keys: Iterable[str]) -> None:
         await asyncio.gather(*map(self._steps.forget, keys))
