@@ -10,7 +10,7 @@ from typing import NewType
 
 import msgspec
 
-from shared.errors import AlreadyExists, InvalidInput, NotFound
+from shared.errors import AlreadyExists, InvalidInput, NotFound, WrongState
 
 RunId = NewType("RunId", str)
 WorkflowName = NewType("WorkflowName", str)
@@ -50,6 +50,7 @@ class Status(StrEnum):
 
 _FINAL = frozenset({Status.SUCCEEDED, Status.SKIPPED, Status.FAILED, Status.ERROR})
 TERMINABLE = (Status.NONE, Status.PENDING, Status.RUNNING)
+RETRYABLE = (Status.FAILED, Status.ERROR)
 _FOLLOWERS: dict[Status, frozenset[Status]] = {
     Status.NONE: frozenset({Status.PENDING, Status.RUNNING, Status.TERMINATING}) | _FINAL,
     Status.PENDING: frozenset({Status.RUNNING, Status.TERMINATING}) | _FINAL,
@@ -123,6 +124,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     scheduled_at: datetime | None = None
     started_at: datetime | None = None
     finished_at: datetime | None = None
+    retried_at: datetime | None = None
     terminate_requested_at: datetime | None = None
 
 
@@ -259,6 +261,16 @@ def artifact_unknown(run_id: str, node_id: str, artifact_name: str) -> NotFound:
 
 def not_terminable(run_id: str) -> InvalidInput:
     return InvalidInput(f"Failed to terminate run {run_id}. Row not found.")
+
+
+def not_retryable() -> WrongState:
+    return WrongState("Workflow must be Failed/Error to retry", cause="workflow cannot be retried")
+
+
+def not_retryable_yet(node_name: str, phase: str) -> WrongState:
+    return WrongState(
+        f"Workflow cannot be retried with node {node_name} in {phase} phase", cause="workflow cannot be retried"
+    )
 
 
 def names_exhausted(name: str) -> AlreadyExists:

@@ -104,6 +104,7 @@ class Records:
             workflow=msgspec.json.decode(compose.workflow(prepared, run)),
             nodes=tuple(msgspec.json.decode(body) for _, body in nodes),
             started_at=run.started_at,
+            retried_at=run.retried_at,
             is_terminating=run.terminate_requested_at is not None,
             traceparent=run.traceparent,
         )

@@ -73,6 +73,12 @@ async def terminate_run(run_id: FromPath[str], runs: NamedDependency[Runs]) -> R
     return reply()
 
 
+@post("/apis/v1beta1/runs/{run_id:str}/retry")
+async def retry_run(run_id: FromPath[str], runs: NamedDependency[Runs]) -> Response[bytes]:
+    await runs.retry(run_id)
+    return reply()
+
+
 @get("/apis/v1beta1/runs/{run_id:str}/nodes/{node_id:str}/artifacts/{artifact_name:str}/:read")
 async def read_artifact(
     run_id: FromPath[str], node_id: FromPath[str], artifact_name: FromPath[str], runs: NamedDependency[Runs]
@@ -137,6 +143,7 @@ ROUTES = (
     archive_run,
     unarchive_run,
     terminate_run,
+    retry_run,
     read_artifact,
     create_visualization,
     create_visualization_in_namespace,

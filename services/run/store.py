@@ -28,7 +28,7 @@ WORKFLOW_NAME_KEY = "runs_workflow_name_key"
 _COLUMNS = (
     "id, name, description, storage_state, status, error, experiment_id, namespace, resource_references, pipeline_id, "
     "pipeline_name, pipeline_version_id, job_id, service_account, parameters, manifest_digest, workflow_name, attempt, "
-    "version, traceparent, created_at, scheduled_at, started_at, finished_at, terminate_requested_at"
+    "version, traceparent, created_at, scheduled_at, started_at, finished_at, retried_at, terminate_requested_at"
 )
 
 LISTING = Listing(
@@ -184,6 +184,30 @@ async def terminate(tx: Transaction, run_id: str) -> Run | None:
     return None if row is None else to_run(row)
 
 
+async def retry(tx: Transaction, run_id: RunId) -> Run:
+    """Begin the next attempt: running again, and due for submission."""
+    row = await tx.fetchrow(
+        f"""
+        update runs set
+            status = 'Running',
+            error = '',
+            attempt = attempt + 1,
+            started_at = coalesce(started_at, clock_timestamp()),
+            finished_at = null,
+            retried_at = clock_timestamp(),
+            submitted_at = null,
+            terminate_requested_at = null,
+            terminate_sent_at = null,
+            version = version + 1
+        where id = $1
+        returning {_COLUMNS}
+        """,  # noqa: S608
+        run_id,
+    )
+    assert row is not None, "the caller holds its lock"
+    return to_run(row)
+
+
 async def advance(
     tx: Transaction,
     run_id: RunId,
@@ -259,6 +283,10 @@ async def upsert_nodes(tx: Transaction, run_id: str, nodes: Sequence[tuple[str, 
 
 async def delete_other_nodes(tx: Transaction, run_id: str, kept: Iterable[str]) -> None:
     await tx.execute("delete from nodes where run_id = $1 and id <> all($2::text[])", run_id, list(kept))
+
+
+async def delete_nodes(tx: Transaction, run_id: str, gone: Iterable[str]) -> None:
+    await tx.execute("delete from nodes where run_id = $1 and id = any($2::text[])", run_id, list(gone))
 
 
 async def list_nodes(connection: Connection, run_id: str) -> list[tuple[str, str]]:
@@ -488,5 +516,6 @@ def to_run(row: Row) -> Run:
         scheduled_at=row["scheduled_at"],
         started_at=row["started_at"],
         finished_at=row["finished_at"],
+        retried_at=row["retried_at"],
         terminate_requested_at=row["terminate_requested_at"],
     )

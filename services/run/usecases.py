@@ -50,6 +50,7 @@ from .domain import (
     View,
     WorkflowName,
 )
+from .engine.retry import StillOpen, rewrite
 from .manifests import Manifests, Validator, digest_of
 
 EXPERIMENT = "experiment"
@@ -157,6 +158,18 @@ class Runs:
                     raise domain.not_terminable(run_id)
                 raise domain.unknown(run_id).inside("Check run exist failed")
             await self._outbox.add(tx, events.RUN_TERMINATING, to_state(run))
+
+    async def retry(self, run_id: str) -> None:
+        """The next attempt of a failed run: what is done stays done, the rest runs again (section 9.6)."""
+        async with self._database.transaction() as tx:
+            run = await store.lock(tx, run_id)
+            if run is None:
+                raise domain.unknown(run_id).inside("Check run exist failed").inside("Retry run failed")
+            with layer("Retry run failed."):
+                if run.status not in domain.RETRYABLE:
+                    raise domain.not_retryable()
+                await self._reopen_nodes(tx, run)
+            await self._outbox.add(tx, events.RUN_RETRIED, to_state(await store.retry(tx, run.id)))
 
     async def read_artifact(self, run_id: str, node_id: str, artifact_name: str) -> AsyncIterator[bytes]:
         """The object as it is stored, in chunks; nothing where it cannot be read (section 9.9).
@@ -349,6 +362,16 @@ class Runs:
                 continue
             return run
         raise domain.names_exhausted(names[0])
+
+    async def _reopen_nodes(self, tx: Transaction, run: Run) -> None:
+        nodes = await store.list_nodes(tx, run.id)
+        try:
+            # In a thread: a run may have thousands of nodes, and other requests go on meanwhile.
+            rewritten = await asyncio.to_thread(rewrite, run.workflow_name, nodes)
+        except StillOpen as open_node:
+            raise domain.not_retryable_yet(open_node.name, open_node.phase) from open_node
+        await store.upsert_nodes(tx, run.id, rewritten.changed)
+        await store.delete_nodes(tx, run.id, rewritten.removed)
 
     # Reading.
 

@@ -25,6 +25,8 @@ create table runs (
     scheduled_at           timestamptz,
     started_at             timestamptz,
     finished_at            timestamptz,
+    -- The last retry; a deadline of the whole run counts from it.
+    retried_at             timestamptz,
     -- What the engine was told, and what it still has to be told.
     submitted_at           timestamptz,
     terminate_requested_at timestamptz,
@@ -38,6 +40,7 @@ create table runs (
     ),
     constraint runs_workflow_name_check check (length(workflow_name) between 1 and 63),
     constraint runs_attempt_check check (attempt > 0),
+    constraint runs_retried_check check ((attempt > 1) = (retried_at is not null)),
     constraint runs_version_check check (version > 0),
     -- The state machine, as far as one row can tell: a new run has not started, a running one has, a final one and
     -- no other has an end, and nobody terminates unasked.

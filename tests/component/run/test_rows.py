@@ -21,6 +21,8 @@ IMPOSSIBLE = [
     ("storage_state = ''", "runs_storage_state_check"),
     ("name = ''", "runs_name_check"),
     ("attempt = 0", "runs_attempt_check"),
+    ("attempt = 2", "runs_retried_check"),
+    ("retried_at = now()", "runs_retried_check"),
     ("version = 0", "runs_version_check"),
     ("workflow_name = ''", "runs_workflow_name_check"),
 ]
@@ -30,6 +32,7 @@ POSSIBLE = [
     "status = 'Error', finished_at = now(), error = 'never started'",
     "status = 'Succeeded', started_at = now(), finished_at = now()",
     "status = 'Terminating', terminate_requested_at = now()",
+    "status = 'Running', started_at = now(), attempt = 2, retried_at = now()",
     "status = 'Failed', terminate_requested_at = now(), terminate_sent_at = now(), finished_at = now()",
 ]
 
