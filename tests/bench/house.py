@@ -12,11 +12,12 @@ import signal
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 
 from infra.embedded.ports import LOOPBACK
 from infra.embedded.postgres import SUPERUSER
@@ -80,7 +81,12 @@ def empty_folder() -> Iterator[Path]:
 
 @contextmanager
 def standing() -> Iterator[House]:
-    with empty_folder() as folder, running(folder / "data") as stack:
+    """Raises RuntimeError, with what it said, where the stack does not start."""
+    with empty_folder() as folder, ExitStack() as held:
+        try:
+            stack = held.enter_context(running(folder / "data"))
+        except pytest.fail.Exception as failure:  # A test's verdict is no Exception, and nobody here would catch it.
+            raise RuntimeError(str(failure)) from None
         yield House(stack)
 
 

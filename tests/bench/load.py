@@ -11,7 +11,7 @@ import asyncio
 import itertools
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 
 import msgspec
 
@@ -68,8 +68,7 @@ async def at_rate(send: Send, *, per_second: float, seconds: float) -> Latencies
             await asyncio.gather(*tasks)
     finally:
         stop.set()
-        for task in tasks:
-            task.cancel()
+        await _cancelled(tasks)
     return Latencies(milliseconds=tuple(latencies), late_milliseconds=tuple(late))
 
 
@@ -104,7 +103,17 @@ async def by_connections(send: Send, *, connections: int, seconds: float, at_mos
             await send(number)
             answered += 1
 
-    async with asyncio.timeout(seconds + _SETTLE_WITHIN_SECONDS), asyncio.TaskGroup() as group:
-        for _ in range(connections):
-            group.create_task(connection())
+    tasks = [asyncio.create_task(connection()) for _ in range(connections)]
+    try:
+        async with asyncio.timeout(seconds + _SETTLE_WITHIN_SECONDS):
+            await asyncio.gather(*tasks)
+    finally:
+        await _cancelled(tasks)
     return Throughput(answered=answered, seconds=time.perf_counter() - begin)
+
+
+async def _cancelled(tasks: Collection[asyncio.Task[None]]) -> None:
+    """After the first failure the others are of no interest, and must not go on."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
