@@ -32,3 +32,10 @@ async def gone(marker: str, *, within_seconds: float = 10) -> None:
     async with asyncio.timeout(within_seconds):
         while processes_with(marker):  # noqa: ASYNC110 - they are nobody's children
             await asyncio.sleep(0.02)
+
+
+async def begun(marker: str, *, within_seconds: float = 10) -> None:
+    """A node runs from the moment its start is durable; its process follows."""
+    async with asyncio.timeout(within_seconds):
+        while not processes_with(marker):  # noqa: ASYNC110 - they are nobody's children
+            await asyncio.sleep(0.02)

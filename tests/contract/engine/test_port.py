@@ -33,9 +33,7 @@ async def said(recorder: Recorder, run: Run, name: str, text: str) -> None:
     written = b""
     async with (
         asyncio.timeout(20),
-        contextlib.aclosing(
-            recorder.engine.logs(run.name, run.id_of(name), follow=True)  # type: ignore[type-var]
-        ) as chunks,
+        contextlib.aclosing(recorder.engine.logs(run.name, run.id_of(name), follow=True)) as chunks,
     ):
         async for chunk in chunks:
             written += chunk

@@ -34,6 +34,11 @@ _CREDENTIALS = {
 }
 
 
+_RESERVED = ("manifests/", "pipelines/")
+"""Where the server keeps what runs are made of: no place for what a step writes."""
+_LARGEST_KEY_BYTES = 1024
+
+
 class Found(msgspec.Struct, frozen=True, kw_only=True):
     """What was collected, and what should have been there and was not."""
 
@@ -101,8 +106,8 @@ class Artifacts:
             if path is not None:
                 try:
                     artifacts[wanted.name] = await self._store(order.node_id, wanted, path, scratch)
-                except OSError as error:
-                    problems.append(f"Error (exit code 1): {wanted.path}: {error}")
+                except (OSError, _BadKey) as error:
+                    problems.append(f"Error (exit code 1): {wanted.path}: {_said(error)}")
             elif not wanted.optional:
                 problems.append(f"Error (exit code 1): {wanted.path}: no such file or directory")
         outputs = Collected(
@@ -117,7 +122,7 @@ class Artifacts:
         top = PurePosixPath(wanted.path).name
         is_plain = wanted.archive is not None and "none" in wanted.archive
         file_name = top if is_plain else f"{wanted.name}.tgz"
-        key = str((wanted.s3 or {}).get("key") or f"{self._prefix}/{node_id}/{file_name}")
+        key = _checked(str((wanted.s3 or {}).get("key") or f"{self._prefix}/{node_id}/{file_name}"))
         if is_plain:
             await self._store_plain(key, path)
             return self.location(key)
@@ -140,6 +145,20 @@ class Artifacts:
         return self.location(key)
 
 
+class _BadKey(Exception):
+    """Nothing can be stored there."""
+
+
+def _checked(key: str) -> str:
+    """A key as written in a template. What the store would refuse for ever must not be tried for ever."""
+    parts = key.split("/")
+    if len(key.encode()) > _LARGEST_KEY_BYTES or any(part in ("", ".", "..") for part in parts) or "\0" in key:
+        raise _BadKey(f"the key {key[:200]!r} is not valid")
+    if key.startswith(_RESERVED):
+        raise _BadKey(f"the key {key!r} lies among what the server keeps")
+    return key
+
+
 def _make_empty(directory: Path) -> None:
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
@@ -152,7 +171,7 @@ def _pack(path: Path, top: str, packed: Path) -> None:
 
 def _files_at(path: Path) -> list[tuple[str, Path]]:
     """The file itself under no name, or a directory's files under their relative ones."""
-    if path.is_file():
+    if not path.is_dir():
         return [("", path)]
     files = (file for file in sorted(path.rglob("*")) if file.is_file() and not file.is_symlink())
     return [(str(file.relative_to(path)), file) for file in files]
@@ -189,4 +208,7 @@ def _read_result(stdout: Path) -> str:
 
 
 def _said(error: Exception) -> str:
+    """In words for the pipeline's author: paths of this machine mean nothing to them."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return error.strerror
     return str(error)

@@ -9,11 +9,12 @@ live: with the step runner.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -121,12 +122,15 @@ class EmbeddedEngine:
         if waiting is not None and waiting.observation == observation and not waiting.durable.done():
             waiting.durable.set_result(None)
 
-    async def logs(self, workflow_name: WorkflowName, node_id: NodeId, *, follow: bool) -> AsyncIterator[bytes]:
+    async def logs(
+        self, workflow_name: WorkflowName, node_id: NodeId, *, follow: bool, offset: int = 0
+    ) -> AsyncGenerator[bytes, None]:
         of_node = [key for key in await self._steps.keys() if _parts(key).node_id == node_id]
         if of_node:
             latest = max(of_node, key=lambda key: _parts(key).attempt)
-            async for chunk in self._steps.log(latest, follow=follow):
-                yield chunk
+            async with contextlib.aclosing(self._steps.log(latest, follow=follow, offset=offset)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
 
     async def known(self) -> set[str]:
         return {workflow.submission.run_id for workflow in self._workflows.values()}
@@ -153,6 +157,10 @@ class EmbeddedEngine:
         finally:
             await asyncio.gather(*map(self._put_down, list(self._workflows.values())))
             await self._end_chores()
+
+    async def compare(self) -> None:
+        """Find steps that the runner has lost without a word; `run` does it now and then. Raises Unavailable."""
+        await self._steps.compare()
 
     async def _end_chores(self) -> None:
         """What is being cleared away had better be; what is not by then is a leftover for the next life."""

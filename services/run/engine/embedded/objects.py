@@ -138,6 +138,8 @@ class Objects:
             case "Secret":
                 document = _with_encoded_data(document)
         file = self._file(kind, name, namespace)
+        # Secrets are among them.
+        (self._directory / "objects").mkdir(mode=0o700, parents=True, exist_ok=True)
         file.parent.mkdir(parents=True, exist_ok=True)
         _write_durably(file, json.dumps(document).encode())
         return document

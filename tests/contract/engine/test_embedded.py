@@ -1,0 +1,135 @@
+"""What only the embedded engine has to promise: about its own bugs, its runner's losses and its own restarts."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+import pytest
+
+from services.run.engine.embedded.driver import EmbeddedEngine
+from services.run.engine.embedded.runner.client import RunnerClient
+from shared.errors import Unavailable
+from tests.contract.engine.engines import RunnerProcess, embedded, open_blobs, runner_process
+from tests.contract.engine.manifests import c, workflow
+from tests.contract.engine.marked import begun, marked, new_marker, processes_with
+from tests.contract.engine.recorder import Recorder, new_run
+from tests.support.servers import ObjectStoreAccess
+
+
+@contextlib.asynccontextmanager
+async def recording(engine: EmbeddedEngine) -> AsyncIterator[Recorder]:
+    recorder = Recorder(engine)
+    following = asyncio.create_task(recorder.follow())
+    try:
+        yield recorder
+    finally:
+        following.cancel()
+        await asyncio.wait([following])
+
+
+async def test_a_run_that_the_engine_cannot_think_about_ends_in_error(
+    shared_runner: RunnerProcess, object_store_access: ObjectStoreAccess
+) -> None:
+    async with embedded(shared_runner)(object_store_access) as made, recording(made.engine) as recorder:  # type: ignore[arg-type]
+        run = new_run(workflow(c("true")))
+        recorder.runs[run.name] = run
+        broken = {"id": "x", "name": run.name, "type": "NoSuchType", "phase": "Running"}
+        run.nodes["x"] = broken
+
+        for _ in range(3):
+            await made.engine.submit(run.submission())
+            async with asyncio.timeout(10):
+                while run.run_id in await made.engine.known():  # noqa: ASYNC110 - nobody signals it
+                    await asyncio.sleep(0.01)
+
+        await recorder.end_of(run)
+        assert run.phase == "Error"
+        assert run.nodes["x"]["phase"] == "Error"
+        assert "NoSuchType" in run.message
+
+
+async def test_after_a_crash_of_its_loop_the_engine_knows_no_run_and_steps_go_on(
+    shared_runner: RunnerProcess, object_store_access: ObjectStoreAccess
+) -> None:
+    marker = new_marker()
+    blobs = await open_blobs(object_store_access)
+    engine = EmbeddedEngine(
+        shared_runner.client(), blobs, steps_dir=shared_runner.steps_dir, data_dir=shared_runner.data_dir
+    )
+    await engine.check()
+    async with recording(engine) as recorder:
+        work = asyncio.create_task(engine.run())
+        run = await recorder.begin(workflow(marked(c("sleep 300"), marker)))
+        await recorder.running(run, "")
+        work.cancel()
+        await asyncio.wait([work])
+        assert await engine.known() == set()
+        assert await engine.leftovers() == {run.run_id}
+        await begun(marker)
+
+        work = asyncio.create_task(engine.run())
+        await engine.submit(run.submission())
+        await engine.terminate(run.name)
+        await recorder.end_of(run)
+
+        assert (run.phase, run.message) == ("Failed", "terminated")
+        assert processes_with(marker) == []
+        work.cancel()
+        await asyncio.wait([work])
+    blobs.close()
+
+
+async def test_a_step_whose_directory_was_wiped_is_lost(object_store_access: ObjectStoreAccess) -> None:
+    with runner_process() as runner:
+        blobs = await open_blobs(object_store_access)
+        engine = EmbeddedEngine(runner.client(), blobs, steps_dir=runner.steps_dir, data_dir=runner.data_dir)
+        await engine.check()
+        work = asyncio.create_task(engine.run())
+        async with recording(engine) as recorder:
+            run = await recorder.begin(workflow(c("sleep 300")))
+            await recorder.running(run, "")
+            runner.kill()
+            shutil.rmtree(runner.steps_dir)
+            runner.start()
+            await engine.check()
+            await engine.compare()
+
+            await recorder.end_of(run)
+            assert (run.phase, run.message) == ("Error", "pod deleted")
+            work.cancel()
+            await asyncio.wait([work])
+        blobs.close()
+
+
+async def test_without_a_runner_the_engine_is_unavailable(
+    tmp_path: Any, object_store_access: ObjectStoreAccess
+) -> None:
+    blobs = await open_blobs(object_store_access)
+    nobody = RunnerClient(str(tmp_path / "nobody.sock"), patience_seconds=0.05)
+    engine = EmbeddedEngine(nobody, blobs, steps_dir=tmp_path, data_dir=tmp_path)
+
+    with pytest.raises(Unavailable):
+        await engine.check()
+    with pytest.raises(Unavailable):
+        await engine.leftovers()
+    with pytest.raises(Unavailable):
+        await engine.erase("some-run")
+    blobs.close()
+
+
+@pytest.mark.parametrize("key", ["manifests/0123", "pipelines/x", "a//b", "../a", "a" * 1100])
+async def test_no_artifact_is_stored_where_it_has_no_place(
+    key: str, shared_runner: RunnerProcess, object_store_access: ObjectStoreAccess
+) -> None:
+    artifact = {"a": {"path": "/tmp/a", "s3": {"key": key}}}
+    async with embedded(shared_runner)(object_store_access) as made, recording(made.engine) as recorder:  # type: ignore[arg-type]
+        run = await recorder.carry_out(workflow(c("echo > /tmp/a", leaves=artifact)))
+
+    assert run.phase == "Error"
+    assert run.message.startswith("Error (exit code 1): /tmp/a: the key ")
+    assert msgspec.json.encode(run.node()["outputs"]).count(b'"s3"') == 1  # its log's

@@ -1,0 +1,154 @@
+"""The few Kubernetes objects of the embedded engine, on a real directory."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.run.engine.embedded.manifest import Resource
+from services.run.engine.embedded.objects import ObjectError, Objects, output_of
+
+NAMESPACE = "kubeflow"
+
+
+@pytest.fixture
+def objects(tmp_path: Path) -> Objects:
+    return Objects(tmp_path)
+
+
+def act(objects: Objects, action: str, document: Any, *, node: str = "n1", condition: str = "") -> Any:
+    text = document if isinstance(document, str) else json.dumps(document)
+    resource = Resource(action=action, manifest=text, success_condition=condition)
+    return objects.perform(resource, node_id=node, namespace=NAMESPACE)
+
+
+def claim(name: str | None = "data", **spec: Any) -> dict[str, Any]:
+    metadata = {"name": name} if name else {"generateName": "data-"}
+    return {"kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec}
+
+
+def secret(**data: Any) -> dict[str, Any]:
+    return {"kind": "Secret", "metadata": {"name": "s"}, **data}
+
+
+def test_a_claim_is_bound_with_what_it_asked_for(objects: Objects) -> None:
+    made = act(objects, "create", claim(resources={"requests": {"storage": "3Gi"}}))
+
+    assert made["status"] == {"phase": "Bound", "accessModes": [], "capacity": {"storage": "3Gi"}}
+    assert objects.claim(NAMESPACE, "data").is_dir()
+
+
+def test_an_action_repeated_after_a_crash_finds_its_own_work(objects: Objects) -> None:
+    first = act(objects, "create", claim(name=None))
+
+    again = act(objects, "create", claim(name=None))
+
+    assert again == first
+    assert first["metadata"]["name"].startswith("data-")
+
+
+def test_what_another_node_made_already_exists(objects: Objects) -> None:
+    act(objects, "create", claim())
+
+    with pytest.raises(ObjectError, match='PersistentVolumeClaim "data" already exists'):
+        act(objects, "create", claim(), node="n2")
+
+
+def test_a_snapshot_keeps_what_the_claim_held_then(objects: Objects) -> None:
+    act(objects, "create", claim())
+    (objects.claim(NAMESPACE, "data") / "f").write_text("then")
+    snapshot = {
+        "kind": "VolumeSnapshot",
+        "metadata": {"name": "snap"},
+        "spec": {"source": {"persistentVolumeClaimName": "data"}},
+    }
+    made = act(objects, "create", snapshot)
+    (objects.claim(NAMESPACE, "data") / "f").write_text("now")
+
+    act(objects, "create", claim("restored", dataSource={"kind": "VolumeSnapshot", "name": "snap"}), node="n3")
+
+    assert made["status"]["readyToUse"] is True
+    assert (objects.claim(NAMESPACE, "restored") / "f").read_text() == "then"
+
+
+def test_secrets_are_read_encoded_or_plain_and_by_nobody_else(objects: Objects, tmp_path: Path) -> None:
+    act(objects, "create", secret(data={"a": "aGk="}, stringData={"b": "plain"}))
+
+    assert objects.secret(NAMESPACE, "s") == {"a": b"hi", "b": b"plain"}
+    assert stat.S_IMODE((tmp_path / "objects").stat().st_mode) == 0o700
+
+
+def test_an_unknown_secret_is_none(objects: Objects) -> None:
+    assert objects.secret(NAMESPACE, "nobody") is None
+
+
+def test_apply_merges_and_patch_removes_what_is_null(objects: Objects) -> None:
+    config = {"kind": "ConfigMap", "metadata": {"name": "c"}}
+    act(objects, "apply", {**config, "data": {"a": "1", "b": "2"}})
+    act(objects, "apply", {**config, "data": {"b": "3"}})
+    act(objects, "patch", {**config, "data": {"a": None}})
+
+    assert objects.config_map(NAMESPACE, "c") == {"b": b"3"}
+
+
+def test_what_is_deleted_is_gone_and_may_be_deleted_again(objects: Objects) -> None:
+    act(objects, "create", claim())
+    assert act(objects, "delete", claim()) is None
+    assert act(objects, "delete", claim()) is None
+
+    with pytest.raises(ObjectError, match="not found"):
+        act(objects, "get", claim())
+
+
+@pytest.mark.parametrize("name", ["../../etc", "a/b", "", ".", "UPPER", "a" * 300])
+def test_no_name_leads_out_of_the_directory(objects: Objects, name: str) -> None:
+    with pytest.raises(ObjectError):
+        objects.claim(NAMESPACE, name)
+
+
+@pytest.mark.parametrize("document", ["[", "[]", "a: !!python/object/apply:os.system [id]", {"kind": "TFJob"}])
+def test_what_is_no_object_of_ours_is_refused(objects: Objects, document: Any) -> None:
+    with pytest.raises(ObjectError):
+        act(objects, "create", document)
+
+
+@pytest.mark.parametrize(
+    ("condition", "holds"),
+    [
+        ("status.phase == Bound", True),
+        ("status.phase = Bound", True),
+        ("status.phase != Bound", False),
+        ("status.nothing != Bound", True),
+        ("status.phase == Bound, status.phase == Lost", False),
+    ],
+)
+def test_a_success_condition_holds_now_or_never(objects: Objects, condition: str, holds: bool) -> None:
+    if holds:
+        act(objects, "create", claim(), condition=condition)
+        return
+    with pytest.raises(ObjectError, match="is not met"):
+        act(objects, "create", claim(), condition=condition)
+
+
+@pytest.mark.parametrize(
+    ("path", "found"),
+    [
+        ("{}", '{"a":{"b":[1,"x"]},"d.e":true}'),
+        ("{.a.b[0]}", "1"),
+        ("{.a.b[1]}", "x"),
+        ("{.d\\.e}", "true"),
+        ("{.a['b']}", '[1,"x"]'),
+    ],
+)
+def test_an_output_is_a_part_of_the_object(path: str, found: str) -> None:
+    assert output_of({"a": {"b": [1, "x"]}, "d.e": True}, path, None) == found
+
+
+@pytest.mark.parametrize("path", ["{.a.c}", "{.a.b[9]}", "{..a}", "{.a[?(@.x)]}"])
+def test_a_path_that_leads_nowhere_is_an_error(path: str) -> None:
+    with pytest.raises(ObjectError):
+        output_of({"a": {"b": [1]}}, path, None)
