@@ -34,7 +34,16 @@ def serve(database_url: str, table: str, unique: Sequence[str], port: int) -> No
             yield
 
     app = Litestar([create], lifespan=[connected], openapi_config=None, logging_config=None)
-    uvicorn.run(app, host=LOOPBACK, port=port, loop="uvloop", http="httptools", ws="none", log_config=None)
+    uvicorn.run(
+        app,
+        host=LOOPBACK,
+        port=port,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        log_config=None,
+        timeout_keep_alive=75,
+    )
 
 
 if __name__ == "__main__":

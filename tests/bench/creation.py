@@ -50,7 +50,7 @@ class Course(msgspec.Struct, frozen=True, kw_only=True):
 
 @asynccontextmanager
 async def client() -> AsyncIterator[aiohttp.ClientSession]:
-    connector = aiohttp.TCPConnector(limit=256, keepalive_timeout=60)
+    connector = aiohttp.TCPConnector(limit=256, keepalive_timeout=30)  # Less than any server here keeps one.
     async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=30)) as session:
         yield session
 
