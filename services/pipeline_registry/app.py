@@ -11,6 +11,7 @@ from shared.plumbing import Plumbing
 from shared.web import Service
 from shared.web import create_app as create_service
 
+from .fetching import Fetcher
 from .readers import PackageReaders
 from .responders import answer_questions
 from .routes import ROUTES
@@ -34,6 +35,14 @@ def create_app(settings: Settings) -> Service:
         seconds=settings.package_read_seconds,
         memory_bytes=settings.package_read_memory_bytes,
         queue_seconds=settings.package_queue_seconds,
+        largest_bytes=settings.largest_package_bytes,
+    )
+    fetcher = Fetcher(
+        allowed_networks=settings.fetch_allowed_networks,
+        any_network=settings.fetch_any_network,
+        largest_bytes=settings.largest_package_bytes,
+        seconds=settings.fetch_seconds,
+        at_a_time=settings.fetches,
     )
     objects_doomed = asyncio.Event()
 
@@ -71,5 +80,5 @@ def create_app(settings: Settings) -> Service:
         on_shutdown=[stop],
         ready=(*plumbing.checks, blobs.check),
         tasks=plumbing.tasks,
-        dependencies={"pipelines": pipelines},
+        dependencies={"pipelines": pipelines, "fetcher": fetcher},
     )

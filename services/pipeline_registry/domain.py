@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from typing import Final, NewType
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -69,10 +70,34 @@ def check_name(name: str) -> None:
         raise InvalidInput(f"Pipeline name too long. Support maximum length of {LONGEST_NAME_BYTES}")
 
 
-def check_size(size_bytes: int) -> None:
+def check_size(size_bytes: int, largest_bytes: int = LARGEST_PACKAGE_BYTES) -> None:
     """API specification, section 1.4. The largest size is allowed itself."""
-    if size_bytes > LARGEST_PACKAGE_BYTES:
-        raise InvalidInput(f"File size too large. Maximum supported size: {LARGEST_PACKAGE_BYTES}")
+    if size_bytes > largest_bytes:
+        raise InvalidInput(
+            f"File size too large. Maximum supported size: {largest_bytes}",
+            cause="the setting HEADRACE_LARGEST_PACKAGE_BYTES says so",
+        )
+
+
+def check_url(url: str) -> None:
+    """API specification, section 8.5: of the kinds of URL, those of the web."""
+    if not url:
+        raise InvalidInput("Pipeline URL is empty. Please specify a valid URL.")
+    if not url.isprintable() or url != url.strip() or not _is_of_the_web(url):
+        raise InvalidInput(f"Invalid Pipeline URL {url}. Please specify a valid URL")
+
+
+def _is_of_the_web(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # A port beyond all ports, or a bracket without its other half.
+        return False
+
+
+def last_element(url: str) -> str:
+    """What a package from the URL is called: its last path element with everything that follows."""
+    return url.rstrip("/").rpartition("/")[2]
 
 
 def unparsable(cause: str) -> InvalidInput:
@@ -89,6 +114,10 @@ def unknown_version(version_id: str) -> NotFound:
 
 def foreign_version() -> InvalidInput:
     return InvalidInput("pipeline ID should be parent of pipeline version.")
+
+
+def missing_pipeline() -> InvalidInput:
+    return InvalidInput("Create pipeline version failed due to missing pipeline id")
 
 
 def pipeline_name_taken(name: str) -> AlreadyExists:

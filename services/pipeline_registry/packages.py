@@ -19,8 +19,8 @@ from shared.errors import InvalidInput
 
 from .domain import LARGEST_PACKAGE_BYTES, check_size
 
-LARGEST_UNPACKED_BYTES: Final = 8 * LARGEST_PACKAGE_BYTES
-"""What a tarball may hold in front of the pipeline and behind it."""
+UNPACKED_RATIO: Final = 8
+"""How many times the largest package a tarball may hold in front of the pipeline and behind it."""
 
 _PIPELINE: Final = "pipeline.yaml"
 _YAML: Final = (".yaml", ".yml")
@@ -31,15 +31,15 @@ _BROKEN_ZIP: Final = (zipfile.BadZipFile, OSError, EOFError, zlib.error, ValueEr
 """RuntimeError: the entry is encrypted."""
 
 
-def read_package(file_name: str, data: bytes) -> str:
+def read_package(file_name: str, data: bytes, largest_bytes: int = LARGEST_PACKAGE_BYTES) -> str:
     """The pipeline's text. Raises InvalidInput."""
-    check_size(len(data))
+    check_size(len(data), largest_bytes)
     if file_name.endswith((*_YAML, ".json")):
         content = data
     elif len(data) > 2 and data.startswith(b"PK"):
-        content = _read_zip(data)
+        content = _read_zip(data, largest_bytes)
     elif len(data) > 2 and data.startswith(b"\x1f\x8b"):
-        content = _read_tarball(data)
+        content = _read_tarball(data, largest_bytes)
     else:
         raise InvalidInput("Unexpected pipeline file format. Support .zip, .tar.gz, .json or YAML.")
     try:
@@ -48,18 +48,18 @@ def read_package(file_name: str, data: bytes) -> str:
         raise InvalidInput("The pipeline file is not UTF-8 text.", cause=str(error)) from error
 
 
-def _read_tarball(data: bytes) -> bytes:
+def _read_tarball(data: bytes, largest_bytes: int) -> bytes:
     """The entry `pipeline.yaml` wherever it stands, else the first one."""
     first: tuple[str, bytes | None] | None = None
     try:
-        stream = _Bounded(gzip.GzipFile(fileobj=io.BytesIO(data)), LARGEST_UNPACKED_BYTES)
+        stream = _Bounded(gzip.GzipFile(fileobj=io.BytesIO(data)), largest_bytes)
         with tarfile.open(fileobj=stream, mode="r|") as archive:
             for entry in archive:
                 if entry.name == _PIPELINE and entry.isreg():
-                    return _content_of(archive, entry)
+                    return _content_of(archive, entry, largest_bytes)
                 if first is None:
                     is_candidate = entry.isreg() and entry.name.endswith(_YAML)
-                    content = _content_of(archive, entry) if is_candidate else None
+                    content = _content_of(archive, entry, largest_bytes) if is_candidate else None
                     first = (f"{entry.name}/" if entry.isdir() else entry.name, content)
     except _BROKEN_TAR as error:
         raise InvalidInput(_NO_TARBALL, cause=str(error)) from error
@@ -74,11 +74,11 @@ def _read_tarball(data: bytes) -> bytes:
     return content
 
 
-def _content_of(archive: tarfile.TarFile, entry: tarfile.TarInfo) -> bytes:
+def _content_of(archive: tarfile.TarFile, entry: tarfile.TarInfo, largest_bytes: int) -> bytes:
     file = archive.extractfile(entry)
     assert file is not None
     try:
-        content = _bounded_read(file)
+        content = _bounded_read(file, largest_bytes)
     except _BROKEN_TAR as error:
         raise InvalidInput("Error reading pipeline YAML from the tarball file.", cause=str(error)) from error
     if len(content) < entry.size:
@@ -86,7 +86,7 @@ def _content_of(archive: tarfile.TarFile, entry: tarfile.TarInfo) -> bytes:
     return content
 
 
-def _read_zip(data: bytes) -> bytes:
+def _read_zip(data: bytes, largest_bytes: int) -> bytes:
     try:
         archive = zipfile.ZipFile(io.BytesIO(data))
     except _BROKEN_ZIP as error:
@@ -103,23 +103,24 @@ def _read_zip(data: bytes) -> bytes:
             )
         try:
             with archive.open(entry) as file:
-                return _bounded_read(file)
+                return _bounded_read(file, largest_bytes)
         except _BROKEN_ZIP as error:
             raise InvalidInput("Error reading pipeline YAML from the zip file.", cause=str(error)) from error
 
 
-def _bounded_read(file: IO[bytes]) -> bytes:
-    content = file.read(LARGEST_PACKAGE_BYTES + 1)
-    check_size(len(content))
+def _bounded_read(file: IO[bytes], largest_bytes: int) -> bytes:
+    content = file.read(largest_bytes + 1)
+    check_size(len(content), largest_bytes)
     return content
 
 
 class _Bounded(io.RawIOBase):
     """A stream that ends with a refusal where it gives more than it may."""
 
-    def __init__(self, stream: IO[bytes] | gzip.GzipFile, limit_bytes: int) -> None:
+    def __init__(self, stream: IO[bytes] | gzip.GzipFile, largest_bytes: int) -> None:
         self._stream = stream
-        self._left = limit_bytes
+        self._largest_bytes = largest_bytes
+        self._left = UNPACKED_RATIO * largest_bytes
 
     def readable(self) -> bool:
         return True
@@ -129,5 +130,5 @@ class _Bounded(io.RawIOBase):
         chunk = self._stream.read(wanted)
         self._left -= len(chunk)
         if self._left < 0:
-            check_size(LARGEST_UNPACKED_BYTES)
+            check_size(self._largest_bytes + 1, self._largest_bytes)
         return chunk

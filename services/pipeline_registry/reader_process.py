@@ -27,6 +27,8 @@ LENGTH_BYTES: Final = 4
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     file_name: str
     pipeline_name: str
+    largest_bytes: int
+    """Of the package, and of the pipeline in it."""
     data: bytes
 
 
@@ -50,7 +52,7 @@ def _answer(request: Request) -> Answer:
     from .templates import read_template
 
     try:
-        text = read_package(request.file_name, request.data)
+        text = read_package(request.file_name, request.data, request.largest_bytes)
     except Refusal as refusal:
         return Answer(unreadable=to_document(refusal))
     try:

@@ -45,12 +45,15 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PackageReaders:
-    def __init__(self, *, processes: int, seconds: float, memory_bytes: int, queue_seconds: float) -> None:
+    def __init__(
+        self, *, processes: int, seconds: float, memory_bytes: int, queue_seconds: float, largest_bytes: int
+    ) -> None:
         """`seconds` and `memory_bytes` bound the reading of one package; `queue_seconds` the wait for a turn."""
         self._turns = asyncio.Semaphore(processes)
         self._seconds = seconds
         self._memory_bytes = memory_bytes
         self._queue_seconds = queue_seconds
+        self.largest_bytes = largest_bytes
         self._idle: list[_Reader] = []
 
     async def read(self, file: BinaryIO, *, file_name: str, pipeline_name: str) -> Reading:
@@ -62,7 +65,9 @@ class PackageReaders:
             raise Unavailable("Too many pipelines are being read. Try again later.") from None
         try:
             data = await asyncio.to_thread(_whole, file)
-            request = Request(file_name=file_name, pipeline_name=pipeline_name, data=data)
+            request = Request(
+                file_name=file_name, pipeline_name=pipeline_name, largest_bytes=self.largest_bytes, data=data
+            )
             return await self._read(request)
         finally:
             self._turns.release()

@@ -1,4 +1,4 @@
-"""The HTTP door of the pipeline registry: P2 to P8 and V2 to V5 of the API specification's table 1.2."""
+"""The HTTP door of the pipeline registry: P1 to P8 and V1 to V5 of the API specification's table 1.2."""
 
 from __future__ import annotations
 
@@ -17,16 +17,21 @@ from shared.references import ResourceType
 from shared.web import delete, get, post, reply
 
 from . import store
+from .fetching import Fetcher
 from .uploads import received
 from .usecases import Pipelines
 from .wire import (
     UploadRefusal,
     UploadRequest,
+    WirePipeline,
     WirePipelines,
     WireTemplate,
+    WireVersion,
     WireVersions,
     from_described,
     from_version,
+    owner_of,
+    url_of,
 )
 
 Req = Request[Any, Any, Any]
@@ -58,7 +63,9 @@ def _refuse_upload(_request: Req, refusal: Refusal) -> Response[bytes]:
 )
 async def upload_pipeline(request: Req, pipelines: NamedDependency[Pipelines]) -> Response[bytes]:
     asked = protojson.query(UploadRequest, request.scope["query_string"])
-    async with received(request, "Failed to read pipeline from file") as file:
+    async with received(
+        request, "Failed to read pipeline from file", largest_bytes=pipelines.largest_package_bytes
+    ) as file:
         return reply(from_described(await pipelines.upload(file, name=asked.name, description=asked.description)))
 
 
@@ -70,9 +77,20 @@ async def upload_pipeline(request: Req, pipelines: NamedDependency[Pipelines]) -
 )
 async def upload_version(request: Req, pipelines: NamedDependency[Pipelines]) -> Response[bytes]:
     asked = protojson.query(UploadRequest, request.scope["query_string"])
-    async with received(request, "Failed to read pipeline version from file") as file:
+    async with received(
+        request, "Failed to read pipeline version from file", largest_bytes=pipelines.largest_package_bytes
+    ) as file:
         version = await pipelines.upload_version(file, asked.pipelineid, name=asked.name, description=asked.description)
         return reply(from_version(version))
+
+
+@post("/apis/v1beta1/pipelines")
+async def create_pipeline(
+    request: Req, pipelines: NamedDependency[Pipelines], fetcher: NamedDependency[Fetcher]
+) -> Response[bytes]:
+    asked = protojson.decode(await request.body(), WirePipeline)
+    async with fetcher.fetched(url_of(asked.url)) as file:
+        return reply(from_described(await pipelines.create(file, name=asked.name, description=asked.description)))
 
 
 @get("/apis/v1beta1/pipelines")
@@ -116,6 +134,22 @@ async def set_default_version(
     return reply()
 
 
+@post("/apis/v1beta1/pipeline_versions")
+async def create_version(
+    request: Req, pipelines: NamedDependency[Pipelines], fetcher: NamedDependency[Fetcher]
+) -> Response[bytes]:
+    asked = protojson.decode(await request.body(), WireVersion)
+    async with fetcher.fetched(url_of(asked.package_url)) as file:
+        version = await pipelines.create_version(
+            file,
+            owner_of(asked),
+            name=asked.name,
+            description=asked.description,
+            code_source_url=asked.code_source_url,
+        )
+        return reply(from_version(version))
+
+
 @get("/apis/v1beta1/pipeline_versions")
 async def list_versions(request: Req, pipelines: NamedDependency[Pipelines]) -> Response[bytes]:
     """V2. Only the id of the reference counts."""
@@ -155,11 +189,13 @@ async def get_version_template(version_id: FromPath[str], pipelines: NamedDepend
 ROUTES = (
     upload_pipeline,
     upload_version,
+    create_pipeline,
     list_pipelines,
     get_pipeline,
     delete_pipeline,
     get_template,
     set_default_version,
+    create_version,
     list_versions,
     get_version,
     delete_version,

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_network
+
 from shared.settings import ServiceSettings
+
+from .domain import LARGEST_PACKAGE_BYTES
 
 
 class Settings(ServiceSettings, frozen=True, kw_only=True):
@@ -13,6 +17,9 @@ class Settings(ServiceSettings, frozen=True, kw_only=True):
     object_store_bucket: str = "mlpipeline"
     auto_update_pipeline_default_version: bool = True
     """Whether a new version becomes its pipeline's default."""
+    largest_package_bytes: int = LARGEST_PACKAGE_BYTES
+    """The largest package that is accepted, and the largest pipeline in one. Much larger ones need
+    `package_read_memory_bytes`, too."""
     package_readers: int = 2
     """How many processes may read packages at a time."""
     package_read_seconds: float = 20.0
@@ -21,7 +28,23 @@ class Settings(ServiceSettings, frozen=True, kw_only=True):
     """The most address space of a process that reads packages; the interpreter alone takes a tenth."""
     package_queue_seconds: float = 30.0
     """How long an upload waits for a process to read it before it is a 503."""
+    fetch_allowed_networks: tuple[str, ...] = ()
+    """Networks (`10.0.0.0/8`, comma separated) that pipelines may be fetched from beside public addresses: where a
+    cluster keeps its own packages. Whoever may create a pipeline can make this process connect there."""
+    fetch_any_network: bool = False
+    """Whether pipelines may be fetched from anywhere, this machine included. For an API that only this machine
+    reaches."""
+    fetch_seconds: float = 60.0
+    """The longest that fetching one pipeline may take, redirects included."""
+    fetches: int = 16
+    """How many pipelines are fetched at a time; each may hold a file of the largest size on the disk."""
     upload_seconds: float = 600.0
     """The longest between storing an upload's object and its commit; afterwards the object is erased."""
     erase_poll_seconds: float = 30.0
     """How often objects to erase are looked for; a deletion is seen at once."""
+
+    def __post_init__(self) -> None:
+        for network in self.fetch_allowed_networks:
+            ip_network(network)  # Raises ValueError, in words that name it.
+        if self.largest_package_bytes <= 0 or self.fetches <= 0:
+            raise ValueError("largest_package_bytes and fetches must be above 0")

@@ -6,11 +6,9 @@ never sees why. This module knows the form and nothing of what the file means.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from tempfile import SpooledTemporaryFile
-from typing import Any, BinaryIO, Final, cast
+from typing import Any, BinaryIO, Final
 
 import msgspec
 from litestar import Request
@@ -23,14 +21,12 @@ from multipart import (  # type: ignore[import-untyped]
 
 from shared.errors import MalformedRequest, layer
 
-from .domain import LARGEST_PACKAGE_BYTES
+from .spool import Spool, spooled
 
 FIELD: Final = "uploadfile"
-LARGEST_REQUEST_BYTES: Final = 8 * LARGEST_PACKAGE_BYTES
-"""Beyond it the connection is given up."""
+REQUEST_RATIO: Final = 8
+"""How many times the largest package is read of a request before its connection is given up."""
 MOST_PARTS: Final = 100
-
-_IN_MEMORY_BYTES: Final = 1024 * 1024
 
 
 class Upload(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,23 +38,23 @@ class Upload(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @asynccontextmanager
-async def received(request: Request[Any, Any, Any], otherwise: str) -> AsyncIterator[Upload]:
+async def received(request: Request[Any, Any, Any], otherwise: str, *, largest_bytes: int) -> AsyncIterator[Upload]:
     """The first file of the form's field `uploadfile`. Raises MalformedRequest inside of the layer `otherwise`."""
-    with SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES) as spool:
+    with spooled(largest_bytes) as spool:
         with layer(otherwise):
-            name, size_bytes = await _receive(request, spool)
-        yield Upload(name=name, size_bytes=size_bytes, content=cast("BinaryIO", spool))
+            name = await _receive(request, spool, REQUEST_RATIO * largest_bytes)
+        yield Upload(name=name, size_bytes=spool.size_bytes, content=spool.content)
 
 
-async def _receive(request: Request[Any, Any, Any], spool: SpooledTemporaryFile[bytes]) -> tuple[str, int]:
+async def _receive(request: Request[Any, Any, Any], spool: Spool, most_bytes: int) -> str:
     file_name: str | None = None
     is_inside = False
-    size_bytes = received_bytes = 0
+    received_bytes = 0
     try:
         with PushMultipartParser(_boundary(request), max_segment_count=MOST_PARTS) as parser:
             async for chunk in request.stream():
                 received_bytes += len(chunk)
-                if received_bytes > LARGEST_REQUEST_BYTES:
+                if received_bytes > most_bytes:
                     raise MalformedRequest("http: request body too large")
                 if parser.closed or not chunk:
                     continue  # What follows the form is read and ignored, as the rest of a request must be.
@@ -68,14 +64,13 @@ async def _receive(request: Request[Any, Any, Any], spool: SpooledTemporaryFile[
                         file_name = event.filename if is_inside else file_name
                     elif event is None:
                         is_inside = False
-                    elif is_inside and size_bytes <= LARGEST_PACKAGE_BYTES:
-                        size_bytes += len(event)
-                        await _write(spool, event)
+                    elif is_inside:
+                        await spool.write(event)
     except MultipartError as error:
         raise MalformedRequest(f"multipart: {error.args[0]}") from error
     if file_name is None:
         raise MalformedRequest("http: no such file")
-    return file_name.replace("\x00", "\ufffd"), size_bytes
+    return file_name.replace("\x00", "\ufffd")
 
 
 def _boundary(request: Request[Any, Any, Any]) -> str:
@@ -85,10 +80,3 @@ def _boundary(request: Request[Any, Any, Any]) -> str:
     if not options.get("boundary"):
         raise MalformedRequest("no multipart boundary param in Content-Type")
     return str(options["boundary"])
-
-
-async def _write(spool: SpooledTemporaryFile[bytes], chunk: bytes) -> None:
-    if spool.tell() + len(chunk) <= _IN_MEMORY_BYTES:
-        spool.write(chunk)
-    else:
-        await asyncio.to_thread(spool.write, chunk)

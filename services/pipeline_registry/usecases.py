@@ -19,7 +19,7 @@ from shared.outbox import Outbox
 
 from . import domain, store
 from .domain import Described, Package, Pipeline, PipelineId, Version, VersionId
-from .readers import PackageReaders
+from .readers import PackageReaders, Reading
 
 _ERASED_AT_ONCE = 100
 
@@ -60,13 +60,40 @@ class Pipelines:
 
     # Creating.
 
+    @property
+    def largest_package_bytes(self) -> int:
+        return self._readers.largest_bytes
+
+    async def create(self, file: PackageFile, *, name: str, description: str) -> Described:
+        """P1, from what was fetched. What is refused leaves no row, takes no name and leaves no object behind."""
+        name = name or file.name
+        with layer("The URL is valid but pipeline system failed to read the file."):
+            reading = await self._read(file, pipeline_name=name)
+        with layer("Invalid pipeline name."):
+            domain.check_name(name)
+        with layer("Create pipeline failed."), layer("Create pipeline failed"):
+            return await self._create(name, description, reading.valid_package())
+
+    async def create_version(
+        self, file: PackageFile, pipeline_id: str, *, name: str, description: str, code_source_url: str
+    ) -> Version:
+        """V1, from what was fetched. Its name may be anything, and nothing."""
+        pipeline = await store.find_pipeline(self._database, pipeline_id) if pipeline_id else None
+        with layer("The URL is valid but pipeline system failed to read the file."):
+            reading = await self._read(file, pipeline_name=pipeline.name if pipeline else name)
+        if not pipeline_id:
+            raise domain.missing_pipeline()
+        with layer("Failed to create a version."), layer("Create pipeline version failed"):
+            package = reading.valid_package()
+            if pipeline is None:
+                raise domain.unknown_pipeline(pipeline_id)
+            return await self._create_version(pipeline.id, name, description, package, code_source_url)
+
     async def upload(self, file: PackageFile, *, name: str, description: str) -> Described:
         """P6. What is refused leaves no row, takes no name and leaves no object behind."""
         name = name or file.name
         with layer("Error read pipeline file."):
-            domain.check_size(file.size_bytes)
-            reading = await self._readers.read(file.content, file_name=file.name, pipeline_name=name)
-            reading.check_readable()
+            reading = await self._read(file, pipeline_name=name)
         with layer("Invalid pipeline name."):
             domain.check_name(name)
         with layer("Error creating pipeline"), layer("Create pipeline failed"):
@@ -77,10 +104,7 @@ class Pipelines:
         name = name or file.name
         pipeline = await store.find_pipeline(self._database, pipeline_id) if pipeline_id else None
         with layer("Error read pipeline version file."):
-            domain.check_size(file.size_bytes)
-            pipeline_name = pipeline.name if pipeline else name
-            reading = await self._readers.read(file.content, file_name=file.name, pipeline_name=pipeline_name)
-            reading.check_readable()
+            reading = await self._read(file, pipeline_name=pipeline.name if pipeline else name)
         with layer("Invalid pipeline version name."):
             domain.check_name(name)
         if not pipeline_id:
@@ -90,6 +114,12 @@ class Pipelines:
                 raise domain.unknown_pipeline(pipeline_id)
         with layer("Error creating pipeline version"), layer("Create pipeline version failed"):
             return await self._create_version(pipeline.id, name, description, reading.valid_package())
+
+    async def _read(self, file: PackageFile, *, pipeline_name: str) -> Reading:
+        domain.check_size(file.size_bytes, self.largest_package_bytes)
+        reading = await self._readers.read(file.content, file_name=file.name, pipeline_name=pipeline_name)
+        reading.check_readable()
+        return reading
 
     async def _create(self, name: str, description: str, package: Package) -> Described:
         if await store.is_pipeline_name_taken(self._database, name):

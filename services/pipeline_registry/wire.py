@@ -17,12 +17,19 @@ class WireParameter(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     value: str = ""
 
 
+class WireUrl(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Where a package is to be fetched. Never in an answer."""
+
+    pipeline_url: str = ""
+
+
 class WireVersion(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     id: str = ""
     name: str = ""
     created_at: datetime | None = None
     parameters: tuple[WireParameter, ...] = ()
     code_source_url: str = ""
+    package_url: WireUrl | None = None
     resource_references: tuple[WireReference, ...] = ()
     description: str = ""
 
@@ -39,7 +46,11 @@ class WirePipeline(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     name: str = ""
     description: str = ""
     parameters: tuple[WireParameter, ...] = ()
+    url: WireUrl | None = None
+    error: str = ""
     default_version: WireVersion | None = None
+    resource_references: tuple[WireReference, ...] = ()
+    """Only in requests; there is one namespace, whatever they say."""
 
 
 class WirePipelines(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -93,6 +104,20 @@ def from_version(version: Version) -> WireVersion:
         resource_references=(owner,),
         description=version.description,
     )
+
+
+def url_of(given: WireUrl | None) -> str:
+    return "" if given is None else given.pipeline_url
+
+
+def owner_of(version: WireVersion) -> str:
+    """The pipeline that a new version says it belongs to: the last one counts. Empty where it says none."""
+    keys = (
+        reference.key
+        for reference in reversed(version.resource_references)
+        if reference.relationship is Relationship.OWNER
+    )
+    return next((key.id for key in keys if key is not None and key.type is ResourceType.PIPELINE), "")
 
 
 def _from_parameters(parameters: Iterable[Parameter]) -> tuple[WireParameter, ...]:

@@ -6,7 +6,7 @@ import struct
 import pytest
 
 from services.pipeline_registry.domain import LARGEST_PACKAGE_BYTES
-from services.pipeline_registry.packages import LARGEST_UNPACKED_BYTES, read_package
+from services.pipeline_registry.packages import UNPACKED_RATIO, read_package
 from shared.errors import InvalidInput
 from tests.support.packages import PIPELINE, tarball, tarball_of_zeros, zipped
 
@@ -111,7 +111,7 @@ def test_an_entry_that_unpacks_to_more_than_a_package_may_hold_is_refused(name: 
 
 def test_a_tarball_is_not_unpacked_beyond_its_bound() -> None:
     with pytest.raises(InvalidInput, match="File size too large"):
-        read_package("bomb.tgz", tarball_of_zeros(2 * LARGEST_UNPACKED_BYTES))
+        read_package("bomb.tgz", tarball_of_zeros(2 * UNPACKED_RATIO * LARGEST_PACKAGE_BYTES))
 
 
 def test_the_largest_size_is_allowed_and_one_byte_more_is_not() -> None:
