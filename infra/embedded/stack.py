@@ -173,7 +173,12 @@ class _Stack:
 
     def _service(self, name: str) -> Row:
         credentials = self._backing.database(name.replace("-", "_")) | self._backing.bus(name) | self._backing.objects()
-        return self._row(name, credentials | self._listens(name))
+        return self._row(name, credentials | self._fetching() | self._listens(name))
+
+    def _fetching(self) -> dict[str, str]:
+        """Only this machine reaches the gateway, and its users' pipelines may lie next to them, unless they say not."""
+        variables = ("HEADRACE_FETCH_ANY_NETWORK", "HEADRACE_FETCH_ALLOWED_NETWORKS")
+        return {} if any(name in os.environ for name in variables) else {variables[0]: "true"}
 
     def _gateway(self) -> Row:
         upstreams = {
