@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -42,6 +43,8 @@ class RunnerProcess:
         self.socket = room / "runner.sock"
         self.steps_dir = room / "steps"
         self.data_dir = room / "data"
+        self.signalled = threading.Event()
+        """It was asked to stop."""
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -70,6 +73,7 @@ class RunnerProcess:
     def stop(self) -> None:
         if self._process is not None and self._process.poll() is None:
             self._process.terminate()
+            self.signalled.set()
             self._process.wait(timeout=30)
 
     def client(self) -> RunnerClient:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import uuid
 from collections.abc import Callable, Mapping
@@ -154,3 +155,18 @@ class Recorder:
     async def running(self, run: Run, *names: str) -> Run:
         """Until these nodes run."""
         return await self.until(run, lambda run: all(run.phases().get(name) == "Running" for name in names))
+
+
+async def said(recorder: Recorder, run: Run, name: str, text: str) -> None:
+    """Until the running step has written the text."""
+    await recorder.running(run, name)
+    written = b""
+    async with (
+        asyncio.timeout(20),
+        contextlib.aclosing(recorder.engine.logs(run.name, run.id_of(name), follow=True)) as chunks,
+    ):
+        async for chunk in chunks:
+            written += chunk
+            if text.encode() in written:
+                return
+    raise AssertionError(f"{text!r} never came: {written!r}")

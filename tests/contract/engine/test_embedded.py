@@ -16,8 +16,8 @@ from services.run.engine.embedded.runner.client import RunnerClient
 from shared.errors import Unavailable
 from tests.contract.engine.engines import RunnerProcess, embedded, open_blobs, runner_process
 from tests.contract.engine.manifests import c, workflow
-from tests.contract.engine.marked import begun, marked, new_marker, processes_with
-from tests.contract.engine.recorder import Recorder, new_run
+from tests.contract.engine.marked import begun, gone, marked, new_marker, processes_with
+from tests.contract.engine.recorder import Recorder, new_run, said
 from tests.support.servers import ObjectStoreAccess
 
 
@@ -91,9 +91,12 @@ async def test_a_step_whose_directory_was_wiped_is_lost(object_store_access: Obj
         await engine.check()
         work = asyncio.create_task(engine.run())
         async with recording(engine) as recorder:
-            run = await recorder.begin(workflow(c("sleep 300")))
+            marker = new_marker()
+            run = await recorder.begin(workflow(marked(c("sleep 300"), marker)))
             await recorder.running(run, "")
+            await begun(marker)
             runner.kill()
+            await gone(marker)
             shutil.rmtree(runner.steps_dir)
             runner.start()
             await engine.check()
@@ -133,3 +136,30 @@ async def test_no_artifact_is_stored_where_it_has_no_place(
     assert run.phase == "Error"
     assert run.message.startswith("Error (exit code 1): /tmp/a: the key ")
     assert msgspec.json.encode(run.node()["outputs"]).count(b'"s3"') == 1  # its log's
+
+
+async def test_a_step_that_meets_a_stopping_runner_is_started_by_the_next_one(
+    object_store_access: ObjectStoreAccess,
+) -> None:
+    with runner_process() as runner:
+        blobs = await open_blobs(object_store_access)
+        engine = EmbeddedEngine(runner.client(), blobs, steps_dir=runner.steps_dir, data_dir=runner.data_dir)
+        await engine.check()
+        work = asyncio.create_task(engine.run())
+        async with recording(engine) as recorder:
+            stubborn = await recorder.begin(workflow(c("trap '' TERM; echo up; while :; do sleep 0.1; done")))
+            await said(recorder, stubborn, "", "up")
+            stopping = asyncio.create_task(asyncio.to_thread(runner.stop))
+            await asyncio.to_thread(runner.signalled.wait)
+
+            late = await recorder.begin(workflow(c("true")))
+            await stopping
+            runner.start()
+
+            await recorder.end_of(late)
+            await recorder.end_of(stubborn)
+            assert late.phase == "Succeeded"
+            assert (stubborn.phase, stubborn.message) == ("Error", "pod deleted")
+            work.cancel()
+            await asyncio.wait([work])
+        blobs.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import io
 import tarfile
 import time
@@ -15,7 +14,7 @@ from services.run.engine import NameTaken, NodeId, WorkflowName
 from tests.contract.engine.engines import EngineFactory, EngineUnderTest
 from tests.contract.engine.manifests import c, dag, file_of, given, on_claim, task, workflow
 from tests.contract.engine.marked import gone, marked, new_marker, processes_with
-from tests.contract.engine.recorder import FINAL, Recorder, Run, new_run
+from tests.contract.engine.recorder import FINAL, Recorder, new_run, said
 from tests.support.servers import ObjectStoreAccess
 
 ORDER = {"Pending": 0, "Running": 1, "Succeeded": 2, "Failed": 2, "Error": 2, "Skipped": 2, "Omitted": 2}
@@ -25,21 +24,6 @@ FAMILY = f"(trap '' TERM; sh -c \"{STUBBORN}\" & wait) & sleep 300 & {STUBBORN}"
 """A tree with grandchildren, of which some do not heed TERM."""
 
 BYE = c("printf %s '{{workflow.status}}' > /tmp/o", gives={"o": "/tmp/o"})
-
-
-async def said(recorder: Recorder, run: Run, name: str, text: str) -> None:
-    """Until the running step has written the text."""
-    await recorder.running(run, name)
-    written = b""
-    async with (
-        asyncio.timeout(20),
-        contextlib.aclosing(recorder.engine.logs(run.name, run.id_of(name), follow=True)) as chunks,
-    ):
-        async for chunk in chunks:
-            written += chunk
-            if text.encode() in written:
-                return
-    raise AssertionError(f"{text!r} never came: {written!r}")
 
 
 # -- submit ------------------------------------------------------------------------------------------------------------

@@ -204,7 +204,8 @@ class StepRunner:
         attempt = self._attempts.get(spec.key)
         if attempt is None:
             if self._is_stopping:
-                return Refused(reason="the step runner is being stopped")
+                # No refusal, which would be the step's end: the next runner is to be asked.
+                raise ConnectionAbortedError("the step runner is being stopped")
             attempt = self._attempts[spec.key] = Attempt(spec, None)
             attempt.task = asyncio.create_task(self._carry(spec, attempt), name=f"step {spec.key}")
         await attempt.begun.wait()
