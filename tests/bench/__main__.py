@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
@@ -80,6 +81,8 @@ def main(only_list: bool, names: tuple[str, ...], file: Path) -> None:
         try:
             results[each.NAME] = _measured(each)
             busy[each.NAME] = round(strangers.processors(), 2)
+        except asyncio.CancelledError:
+            sys.exit(128 + signal.SIGTERM)
         except Exception as error:
             failed[each.NAME] = f"{type(error).__name__}: {error}"
             click.echo(f"         {each.NAME} could not be measured: {failed[each.NAME]}", err=True)
@@ -100,6 +103,10 @@ def main(only_list: bool, names: tuple[str, ...], file: Path) -> None:
 
 def _measured(benchmark: Benchmark) -> Result:
     async def bounded() -> Result:
+        # Ended from outside, a benchmark takes down what it has put up; Ctrl-C is seen to by the runner.
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
         async with asyncio.timeout(_AT_MOST_SECONDS):
             return await benchmark.measure()
 
