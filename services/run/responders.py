@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from shared.bus import Bus
-from shared.contracts.questions import GET_RUN, ById
+from shared.contracts.questions import CHECK_MANIFEST, GET_RUN, ById, ManifestAnswer, ManifestRequest
 from shared.contracts.states import RunState
 
 from .usecases import Runs
@@ -13,4 +13,8 @@ async def answer_questions(bus: Bus, runs: Runs) -> None:
     async def get(question: ById) -> RunState:
         return await runs.get_state(question.id)
 
+    async def check_manifest(question: ManifestRequest) -> ManifestAnswer:
+        return await runs.check_manifest(question.manifest_digest)
+
     await bus.answer(GET_RUN, get)
+    await bus.answer(CHECK_MANIFEST, check_manifest)

@@ -170,6 +170,19 @@ async def archive_experiment(tx: Transaction, experiment_id: str) -> list[Run]:
     return [to_run(row) for row in rows]
 
 
+async def forget_job(tx: Transaction, job_id: str) -> None:
+    """Runs of a deleted job stay, and refer to it no longer."""
+    await tx.execute(
+        """
+        update runs set
+            job_id = null,
+            resource_references = jsonb_path_query_array(resource_references, '$[*] ? (@.type != "JOB")')
+        where job_id = $1
+        """,
+        job_id,
+    )
+
+
 async def terminate(tx: Transaction, run_id: str) -> Run | None:
     """The run, now terminating; None where it is unknown or its state forbids it."""
     row = await tx.fetchrow(

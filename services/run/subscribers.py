@@ -8,7 +8,7 @@ from typing import Any
 from shared import replica
 from shared.contracts import events
 from shared.contracts.events import FactKind
-from shared.contracts.states import ExperimentState, MetricsState
+from shared.contracts.states import ExperimentState, JobState, MetricsState
 from shared.database import Transaction
 from shared.subscriptions import Done, Fact, Handler, Outcome
 
@@ -42,10 +42,15 @@ def handlers(runs: Runs) -> Mapping[FactKind[Any], Handler]:
         await store.insert_metrics(tx, run_id, metrics)
         return Done()
 
+    async def forget_job(tx: Transaction, fact: Fact[JobState]) -> Outcome:
+        await store.forget_job(tx, fact.state.id)
+        return Done()
+
     return {
         events.EXPERIMENT_CREATED: keep_experiment,
         events.EXPERIMENT_ARCHIVED: archive_with_experiment,
         events.EXPERIMENT_UNARCHIVED: keep_experiment,
         events.EXPERIMENT_DELETED: keep_experiment,
+        events.JOB_DELETED: forget_job,
         events.METRICS_REPORTED: keep_metrics,
     }

@@ -21,8 +21,10 @@ from shared.contracts.questions import (
     GET_DEFAULT_EXPERIMENT,
     GET_DEFAULT_VERSION,
     GET_EXPERIMENT,
+    GET_JOB,
     GET_VERSION,
     ById,
+    ManifestAnswer,
     Nothing,
     VersionAnswer,
     VersionRequest,
@@ -144,6 +146,32 @@ class Runs:
 
     async def unarchive(self, run_id: str) -> None:
         await self._move(run_id, StorageState.AVAILABLE)
+
+    async def check_manifest(self, digest: str) -> ManifestAnswer:
+        """What creation would say of a manifest, for whoever will create runs of it later."""
+        text = await self._manifests.find(digest)
+        if text is None:
+            raise NotFound.of("WorkflowSpecManifest", digest)
+        try:
+            prepared = self._manifests.prepared(text, digest)
+        except (compose.Malformed, compose.OfAnotherKind) as error:
+            return ManifestAnswer(malformation=str(error))
+        nobodys = Run(
+            id=RunId(str(uuid.uuid4())),
+            name="",
+            experiment_id="",
+            namespace=self._installation.namespace,
+            references=(),
+            service_account=prepared.service_account,
+            manifest_digest=digest,
+            workflow_name=WorkflowName(prepared.name or "run"),
+            created_at=clock.now(),
+        )
+        return ManifestAnswer(
+            refusal=await self._why_invalid(prepared, nobodys),
+            parameters=tuple(prepared.declared),
+            service_account=prepared.service_account,
+        )
 
     async def archive_experiment(self, tx: Transaction, experiment_id: str) -> None:
         """Its runs follow an experiment into the archive (API specification, section 7, E5)."""
@@ -274,9 +302,14 @@ class Runs:
         )
 
     async def _check_workflow(self, prepared: compose.Prepared, draft: Run) -> None:
-        """What the engine would refuse is refused now. Arguments decide nothing there: once per manifest is enough."""
+        """What the engine would refuse is refused now."""
+        if reason := await self._why_invalid(prepared, draft):
+            raise domain.invalid_workflow(draft.name, reason)
+
+    async def _why_invalid(self, prepared: compose.Prepared, draft: Run) -> str:
+        """Empty where it is valid. Arguments decide nothing here: once per manifest is enough."""
         if self._manifests.is_valid(prepared.digest):
-            return
+            return ""
         workflow = cast("Mapping[str, object]", msgspec.json.decode(compose.workflow(prepared, draft)))
         try:
             # In a thread: a large workflow takes its time, and other requests go on meanwhile.
@@ -285,8 +318,9 @@ class Runs:
             reason = getattr(error, "reason", None)
             if reason is None:
                 raise
-            raise domain.invalid_workflow(draft.name, str(reason)) from error
+            return str(reason)
         self._manifests.found_valid(prepared.digest)
+        return ""
 
     async def _references(
         self, asked: NewRun, version: VersionAnswer | None, experiment: ExperimentState
@@ -347,7 +381,8 @@ class Runs:
             case ResourceType.NAMESPACE:
                 return resource_id
             case ResourceType.JOB:
-                raise NotFound.of("Job", resource_id)
+                request = ById(id=resource_id)
+                return (await self._bus.ask(GET_JOB, request, within_seconds=self._installation.ask_seconds)).name
 
     async def _insert(self, draft: Run, names: tuple[WorkflowName, ...]) -> Run:
         for name in names:

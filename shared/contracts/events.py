@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from shared.contracts.states import (
     ExperimentState,
+    JobState,
     MetricsState,
     PipelineState,
     PipelineVersionState,
@@ -63,6 +64,11 @@ RUN_ARCHIVED = FactKind("run", "archived", RunState)
 RUN_UNARCHIVED = FactKind("run", "unarchived", RunState)
 RUN_DELETED = FactKind("run", "deleted", RunState)
 RUN_LOST = FactKind("run", "lost", RunState)
+
+JOB_CREATED = FactKind("job-scheduler", "created", JobState)
+JOB_ENABLED = FactKind("job-scheduler", "enabled", JobState)
+JOB_DISABLED = FactKind("job-scheduler", "disabled", JobState)
+JOB_DELETED = FactKind("job-scheduler", "deleted", JobState)
 
 METRICS_REPORTED = FactKind("metrics", "reported", MetricsState)
 

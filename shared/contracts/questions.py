@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from shared.contracts.states import ExperimentState, Metric, PipelineId, PipelineVersionId, RunId, RunState
+from shared.contracts.states import ExperimentState, JobState, Metric, PipelineId, PipelineVersionId, RunId, RunState
 
 Q = TypeVar("Q", bound=msgspec.Struct)
 A = TypeVar("A", bound=msgspec.Struct)
@@ -65,6 +65,25 @@ class VersionRequest(Ask, frozen=True, kw_only=True, omit_defaults=True):
     """Where given, the version must belong to this pipeline, else InvalidInput."""
 
 
+class ManifestRequest(Ask, frozen=True, kw_only=True, omit_defaults=True):
+    """A manifest whose text is at `manifests/<manifest_digest>`; NotFound where it is not."""
+
+    manifest_digest: str
+
+
+class ManifestAnswer(Ask, frozen=True, kw_only=True, omit_defaults=True):
+    """What can be said of a manifest before anything is made of it. Texts that are empty do not apply."""
+
+    malformation: str = ""
+    """Why it is no workflow at all; nothing else is said then."""
+    refusal: str = ""
+    """Why the engine would refuse to run it."""
+    parameters: tuple[str, ...] = ()
+    """The names it declares."""
+    service_account: str = ""
+    """Whose account its runs use when nobody names one."""
+
+
 class ReportRequest(Ask, frozen=True, kw_only=True, omit_defaults=True):
     run_id: RunId
     metrics: tuple[Metric, ...]
@@ -103,6 +122,8 @@ GET_DEFAULT_EXPERIMENT = Question("experiment", "get-default", Nothing, Experime
 GET_VERSION = Question("pipeline-registry", "get-version", VersionRequest, VersionAnswer)
 GET_DEFAULT_VERSION = Question("pipeline-registry", "get-default-version", ById, VersionAnswer)
 GET_RUN = Question("run", "get", ById, RunState)
+CHECK_MANIFEST = Question("run", "check-manifest", ManifestRequest, ManifestAnswer)
+GET_JOB = Question("job-scheduler", "get", ById, JobState)
 REPORT_METRICS = Question("metrics", "report", ReportRequest, ReportAnswer)
 
 

@@ -95,6 +95,17 @@ class RunState(State, frozen=True, kw_only=True, omit_defaults=True):
     is_deleted: bool = False
 
 
+class JobState(State, frozen=True, kw_only=True, omit_defaults=True):
+    name: str
+    is_enabled: bool = False
+    experiment_id: ExperimentId
+    pipeline_id: PipelineId | None = None
+    pipeline_version_id: PipelineVersionId | None = None
+    created_at: datetime
+    updated_at: datetime
+    is_deleted: bool = False
+
+
 class Metric(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     node_id: str
     name: str

@@ -29,13 +29,14 @@ from shared.contracts.questions import (
     GET_DEFAULT_EXPERIMENT,
     GET_DEFAULT_VERSION,
     GET_EXPERIMENT,
+    GET_JOB,
     GET_VERSION,
     ById,
     Nothing,
     VersionAnswer,
     VersionRequest,
 )
-from shared.contracts.states import ExperimentId, ExperimentState, PipelineId, PipelineVersionId, State
+from shared.contracts.states import ExperimentId, ExperimentState, JobState, PipelineId, PipelineVersionId, State
 from shared.database import Database, Row
 from shared.errors import InvalidInput, NotFound
 from shared.outbox import Outbox
@@ -78,6 +79,7 @@ class Peers:
 
     buses: dict[str, Bus]
     experiments: dict[str, ExperimentState] = field(default_factory=dict)
+    jobs: dict[str, JobState] = field(default_factory=dict)
     versions: dict[str, VersionAnswer] = field(default_factory=dict)
     defaults: dict[str, str | None] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
@@ -86,6 +88,7 @@ class Peers:
     async def answer(self) -> None:
         await self.buses["experiment"].answer(GET_EXPERIMENT, self._experiment)
         await self.buses["experiment"].answer(GET_DEFAULT_EXPERIMENT, self._default_experiment)
+        await self.buses["job-scheduler"].answer(GET_JOB, self._job)
         await self.buses["pipeline-registry"].answer(GET_VERSION, self._version)
         await self.buses["pipeline-registry"].answer(GET_DEFAULT_VERSION, self._default_version)
 
@@ -139,6 +142,11 @@ class Peers:
     async def _default_experiment(self, _: Nothing) -> ExperimentState:
         self.asked.append("experiment.get-default")
         return self.experiments[DEFAULT_EXPERIMENT]
+
+    async def _job(self, question: ById) -> JobState:
+        if question.id not in self.jobs:
+            raise NotFound.of("Job", question.id)
+        return self.jobs[question.id]
 
     async def _version(self, question: VersionRequest) -> VersionAnswer:
         if question.version_id not in self.versions:
@@ -240,7 +248,10 @@ async def until(condition: Callable[[], Awaitable[bool]], *, within_seconds: flo
 async def world(
     database_urls: dict[str, str], nats_urls: dict[str, str], object_store_access: ObjectStoreAccess
 ) -> AsyncIterator[World]:
-    buses = {owner: Bus(nats_urls[owner], name=owner) for owner in ("experiment", "pipeline-registry", "metrics")}
+    buses = {
+        owner: Bus(nats_urls[owner], name=owner)
+        for owner in ("experiment", "pipeline-registry", "metrics", "job-scheduler")
+    }
     for bus in buses.values():
         await bus.open()
     peers = Peers(buses)

@@ -14,6 +14,7 @@ from shared.contracts.states import (
     ExperimentId,
     ExperimentState,
     JobId,
+    JobState,
     Metric,
     MetricFormat,
     MetricsState,
@@ -87,6 +88,23 @@ EXAMPLES: dict[type[State], tuple[State, bytes]] = {
         b'"attempt":2,"created_at":"2024-05-06T07:08:09.123456Z","scheduled_at":"2024-05-06T07:08:09.123456Z",'
         b'"started_at":"2024-05-06T07:08:09.123456Z","finished_at":"2024-05-06T07:08:09.123456Z","is_deleted":true}',
     ),
+    JobState: (
+        JobState(
+            id="j",
+            version=4,
+            name="nightly",
+            is_enabled=True,
+            experiment_id=ExperimentId("e"),
+            pipeline_id=PipelineId("p"),
+            pipeline_version_id=PipelineVersionId("v"),
+            created_at=AT,
+            updated_at=AT,
+            is_deleted=True,
+        ),
+        b'{"id":"j","version":4,"name":"nightly","is_enabled":true,"experiment_id":"e","pipeline_id":"p",'
+        b'"pipeline_version_id":"v","created_at":"2024-05-06T07:08:09.123456Z",'
+        b'"updated_at":"2024-05-06T07:08:09.123456Z","is_deleted":true}',
+    ),
     MetricsState: (
         MetricsState(
             id="r",
@@ -105,6 +123,10 @@ SMALLEST: dict[type[State], bytes] = {
         b'{"id":"v","version":1,"name":"","pipeline_id":"p","manifest_digest":"abc","created_at":"2024-05-06T07:08:09Z"}'
     ),
     RunState: b'{"id":"r","version":1,"name":"","experiment_id":"e","created_at":"2024-05-06T07:08:09Z"}',
+    JobState: (
+        b'{"id":"j","version":1,"name":"","experiment_id":"e","created_at":"2024-05-06T07:08:09Z",'
+        b'"updated_at":"2024-05-06T07:08:09Z"}'
+    ),
     MetricsState: b'{"id":"r","version":1,"metrics":[]}',
 }
 """What the first release's smallest facts hold. Every later release must read them."""
@@ -114,6 +136,10 @@ PUBLISHED = {
     "kfp.experiment.created.v1": ExperimentState,
     "kfp.experiment.deleted.v1": ExperimentState,
     "kfp.experiment.unarchived.v1": ExperimentState,
+    "kfp.job-scheduler.created.v1": JobState,
+    "kfp.job-scheduler.deleted.v1": JobState,
+    "kfp.job-scheduler.disabled.v1": JobState,
+    "kfp.job-scheduler.enabled.v1": JobState,
     "kfp.metrics.reported.v1": MetricsState,
     "kfp.pipeline-registry.created.v1": PipelineState,
     "kfp.pipeline-registry.default-changed.v1": PipelineState,
