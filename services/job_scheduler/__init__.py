@@ -1,10 +1,9 @@
 """The job scheduler.
 
-owns: nothing yet; recurring runs and their slots will be its own
-emits: nothing yet
+owns: recurring runs ("jobs")
+emits: created, enabled, disabled, deleted
 listens to: experiment created, archived, unarchived, deleted
-answers: `kfp.ask.job-scheduler.` applied
+answers: `kfp.ask.job-scheduler.` get, applied
 
-It follows experiments from its first day, so that they are known when the first job names one, and so that whoever
-archives an experiment can wait for it as for any other follower. It has no route of the API.
+A room of its own: `schedule.py`, when a job fires. It is pure, as the domain is, and knows croniter beside.
 """

@@ -4,28 +4,59 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from shared.blobs import Blobs
 from shared.plumbing import Plumbing
 from shared.web import Service
 from shared.web import create_app as create_service
 
+from .manifests import Manifests
+from .responders import answer_questions
+from .routes import ROUTES
 from .settings import Settings
-from .subscribers import HANDLERS
+from .subscribers import handlers
+from .usecases import Installation, Jobs
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 
 
 def create_app(settings: Settings) -> Service:
     plumbing = Plumbing(settings, owner="job-scheduler")
+    blobs = Blobs(
+        settings.object_store_url,
+        access_key=settings.object_store_access_key,
+        secret_key=settings.object_store_secret_key,
+        bucket=settings.object_store_bucket,
+    )
+    jobs = Jobs(
+        plumbing.database,
+        plumbing.outbox,
+        plumbing.bus,
+        Manifests(plumbing.database, blobs),
+        Installation(
+            namespace=settings.namespace,
+            ask_seconds=settings.ask_seconds,
+            check_seconds=settings.check_seconds,
+            applied_wait_seconds=settings.applied_wait_seconds,
+        ),
+    )
 
     async def start() -> None:
         await plumbing.open(migrations=_MIGRATIONS)
-        plumbing.subscribe(HANDLERS)
+        await blobs.ensure_bucket()
+        await answer_questions(plumbing.bus, jobs)
+        plumbing.relay()
+        plumbing.subscribe(handlers(jobs))
+
+    async def stop() -> None:
+        await plumbing.close()
+        blobs.close()
 
     return create_service(
         service="job-scheduler",
-        routes=(),
+        routes=ROUTES,
         on_startup=[start],
-        on_shutdown=[plumbing.close],
+        on_shutdown=[stop],
         ready=plumbing.checks,
         tasks=plumbing.tasks,
+        dependencies={"jobs": jobs},
     )

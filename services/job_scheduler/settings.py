@@ -6,4 +6,16 @@ from shared.settings import ServiceSettings
 
 
 class Settings(ServiceSettings, frozen=True, kw_only=True):
-    """Nothing beyond what every service is told."""
+    object_store_url: str
+    """`http://host:port`, or https: where manifests are kept. Any S3 server serves."""
+    object_store_access_key: str
+    object_store_secret_key: str
+    object_store_bucket: str = "mlpipeline"
+    namespace: str = "kubeflow"
+    """Where the workflows of jobs run."""
+    ask_seconds: float = 2.0
+    """How long creation waits for another service's answer before it is a 503."""
+    check_seconds: float = 10.0
+    """How long creation waits for the check of its manifest, which takes the run service's processor."""
+    applied_wait_seconds: float = 1.0
+    """How long a deletion waits until runs have forgotten the job."""

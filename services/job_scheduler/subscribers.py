@@ -1,34 +1,33 @@
-"""The event door of the job scheduler."""
+"""The event door of the job scheduler: what others' facts change here."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 from shared import replica
-from shared.contracts.events import (
-    EXPERIMENT_ARCHIVED,
-    EXPERIMENT_CREATED,
-    EXPERIMENT_DELETED,
-    EXPERIMENT_UNARCHIVED,
-    FactKind,
-)
+from shared.contracts import events
+from shared.contracts.events import FactKind
 from shared.contracts.states import ExperimentState
 from shared.database import Transaction
 from shared.subscriptions import Done, Fact, Handler, Outcome
 
-EXPERIMENT: Final = "experiment"
-"""The kind of the replicas that tell which experiments there are."""
+from .usecases import EXPERIMENT, Jobs
 
 
-async def _know_experiment(tx: Transaction, fact: Fact[ExperimentState]) -> Outcome:
-    await replica.keep(tx, EXPERIMENT, fact.state, is_deleted=fact.state.is_deleted)
-    return Done()
+def handlers(jobs: Jobs) -> Mapping[FactKind[Any], Handler]:
+    async def keep_experiment(tx: Transaction, fact: Fact[ExperimentState]) -> Outcome:
+        await replica.keep(tx, EXPERIMENT, fact.state, is_deleted=fact.state.is_deleted)
+        return Done()
 
+    async def disable_with_experiment(tx: Transaction, fact: Fact[ExperimentState]) -> Outcome:
+        await replica.keep(tx, EXPERIMENT, fact.state)
+        await jobs.disable_of_experiment(tx, fact.state.id)
+        return Done()
 
-HANDLERS: Final[Mapping[FactKind[Any], Handler]] = {
-    EXPERIMENT_CREATED: _know_experiment,
-    EXPERIMENT_ARCHIVED: _know_experiment,
-    EXPERIMENT_UNARCHIVED: _know_experiment,
-    EXPERIMENT_DELETED: _know_experiment,
-}
+    return {
+        events.EXPERIMENT_CREATED: keep_experiment,
+        events.EXPERIMENT_ARCHIVED: disable_with_experiment,
+        events.EXPERIMENT_UNARCHIVED: keep_experiment,
+        events.EXPERIMENT_DELETED: keep_experiment,
+    }

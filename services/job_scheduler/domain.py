@@ -1,0 +1,270 @@
+"""What a recurring run ("job") is, and what is refused."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, NewType, assert_never
+
+import msgspec
+
+from shared.errors import AlreadyExists, InvalidInput, NotFound
+
+JobId = NewType("JobId", str)
+ObjectName = NewType("ObjectName", str)
+"""What Kubernetes would call the scheduler object. The names of a job's workflows start with it."""
+
+MOST_CONCURRENT = 10
+LARGEST_PARAMETERS_BYTES = 10_000
+LONGEST_NAME_BYTES = 2_000
+"""As for runs. The original server refuses far shorter ones, as a database error."""
+
+_NAME_LETTERS = "bcdfghjklmnpqrstvwxz2456789"
+_LONGEST_BASE = 25
+_SUFFIX_LENGTH = 5
+_NOT_IN_NAMES = re.compile(r"[^a-z0-9-]")
+
+
+class Status(StrEnum):
+    """API specification, section 11.5."""
+
+    NO_STATUS = "NO_STATUS"
+    ENABLED = "Enabled"
+    DISABLED = "Disabled"
+    RUNNING = "Running"
+
+
+class ResourceType(StrEnum):
+    """What a job may refer to. Sorted by value, references stand in the order that replies use."""
+
+    EXPERIMENT = "EXPERIMENT"
+    JOB = "JOB"
+    NAMESPACE = "NAMESPACE"
+    PIPELINE_VERSION = "PIPELINE_VERSION"
+
+
+class Relationship(StrEnum):
+    OWNER = "OWNER"
+    CREATOR = "CREATOR"
+
+
+class Reference(msgspec.Struct, frozen=True, kw_only=True):
+    type: ResourceType
+    id: str
+    name: str
+    relationship: Relationship
+
+
+class Parameter(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    name: str = ""
+    value: str = ""
+
+
+class OneOff(msgspec.Struct, frozen=True, kw_only=True):
+    """No trigger at all: one run, as soon as the job is enabled."""
+
+
+class CronTrigger(msgspec.Struct, frozen=True, kw_only=True):
+    cron: str
+    """As the client wrote it."""
+    starts_at: datetime | None = None
+    ends_at: datetime | None = None
+
+
+class PeriodicTrigger(msgspec.Struct, frozen=True, kw_only=True):
+    interval_seconds: int
+    starts_at: datetime | None = None
+    ends_at: datetime | None = None
+
+
+Trigger = OneOff | CronTrigger | PeriodicTrigger
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    id: JobId
+    object_name: ObjectName
+    name: str
+    description: str = ""
+    is_enabled: bool
+    no_catchup: bool
+    max_concurrency: int
+    trigger: Trigger
+    experiment_id: str
+    namespace: str
+    references: tuple[Reference, ...]
+    pipeline_id: str | None = None
+    """What the client sent; a job made from a version reference alone has none."""
+    pipeline_name: str | None = None
+    pipeline_version_id: str | None = None
+    referred_job_id: str | None = None
+    service_account: str
+    parameters: tuple[Parameter, ...] = ()
+    manifest_digest: str
+    version: int = 1
+    created_at: datetime
+    updated_at: datetime
+
+    @property
+    def status(self) -> Status:
+        match self.trigger:
+            case OneOff():
+                # It has not run yet: nothing fires.
+                return Status.RUNNING
+            case CronTrigger() | PeriodicTrigger():
+                return Status.ENABLED if self.is_enabled else Status.DISABLED
+            case _ as unreachable:
+                assert_never(unreachable)
+
+
+class AskedReference(msgspec.Struct, frozen=True, kw_only=True):
+    """A resource reference as a client sent it: the words are not checked."""
+
+    type: str
+    id: str
+    relationship: str
+
+
+class NewJob(msgspec.Struct, frozen=True, kw_only=True):
+    """A request for a job. Empty texts are absent."""
+
+    name: str
+    description: str = ""
+    is_enabled: bool = False
+    no_catchup: bool = False
+    max_concurrency: int = 0
+    trigger: Trigger
+    service_account: str = ""
+    pipeline_id: str = ""
+    manifest: str = ""
+    parameters: tuple[Parameter, ...] = ()
+    references: tuple[AskedReference, ...] = ()
+
+    @property
+    def version_id(self) -> str:
+        """The version to run: the last one that is referred to as the creator."""
+        ids = [each.id for each in self.references if (each.type, each.relationship) == ("PIPELINE_VERSION", "CREATOR")]
+        return ids[-1] if ids else ""
+
+    @property
+    def experiment_id(self) -> str:
+        ids = [each.id for each in self.references if (each.type, each.relationship) == ("EXPERIMENT", "OWNER")]
+        return ids[0] if ids else ""
+
+
+class View(msgspec.Struct, frozen=True, kw_only=True):
+    """A job with what replies show beside its row."""
+
+    job: Job
+    status: Status
+    manifest: str
+
+
+def object_name(name: str) -> ObjectName:
+    """The scheduler object's name, with a random ending (API specification, section 10.2).
+
+    Kubernetes takes no name that starts with a hyphen; the original server fails there.
+    """
+    base = _NOT_IN_NAMES.sub("", name.lower()).lstrip("-") or "job-"
+    ending = "".join(secrets.choice(_NAME_LETTERS) for _ in range(_SUFFIX_LENGTH))
+    return ObjectName(base[:_LONGEST_BASE] + ending)
+
+
+# Refusals, in the words of the API specification, sections 6, 9.2, 9.3 and 10.2.
+
+
+def check_name(name: str) -> None:
+    """A job may be called by nothing at all."""
+    if len(name.encode()) > LONGEST_NAME_BYTES:
+        raise InvalidInput(f"The job name is longer than {LONGEST_NAME_BYTES} bytes. Please specify a valid name.")
+
+
+def check_source(*, has_manifest: bool, has_pipeline: bool, has_version: bool) -> None:
+    if not (has_manifest or has_pipeline or has_version):
+        raise InvalidInput(
+            "Please specify a pipeline by providing a (workflow manifest) or (pipeline id or/and pipeline version)."
+        )
+    if has_manifest and (has_pipeline or has_version):
+        raise InvalidInput(
+            "Please don't specify a pipeline version or pipeline ID when you specify a workflow manifest."
+        )
+
+
+class _Arguments(msgspec.Struct, frozen=True):
+    parameters: list[dict[str, Any]] | None = None
+
+
+class _Spec(msgspec.Struct, frozen=True):
+    arguments: _Arguments | None = None
+    templates: list[dict[str, Any]] | None = None
+
+
+class _Workflow(msgspec.Struct, frozen=True):
+    metadata: dict[str, Any] | None = None
+    spec: _Spec | None = None
+
+
+def check_is_workflow(manifest: str) -> None:
+    """The outline alone: whether it can run is the run service's to say."""
+    try:
+        msgspec.json.decode(manifest, type=_Workflow)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise InvalidInput(f"Invalid argo workflow format. Workflow: {manifest}") from error
+
+
+def check_parameters_size(parameters: tuple[Parameter, ...]) -> None:
+    """The size is that of Go's compact JSON, where `<`, `>` and `&` take six bytes."""
+    text = msgspec.json.encode(parameters)
+    size = len(text) + 5 * sum(text.count(letter) for letter in (b"<", b">", b"&"))
+    if parameters and size > LARGEST_PARAMETERS_BYTES:
+        raise InvalidInput(f"The input parameter length exceed maximum size of {LARGEST_PARAMETERS_BYTES}.")
+
+
+def check_max_concurrency(number: int) -> None:
+    if not 1 <= number <= MOST_CONCURRENT:
+        raise InvalidInput(
+            f"The max concurrency of the job is out of range. Support 1-{MOST_CONCURRENT}. Received {number}."
+        )
+
+
+def check_interval(seconds: int) -> None:
+    if seconds < 1:
+        raise InvalidInput(f"Found invalid period schedule interval {seconds}. Set at interval to least 1 second.")
+
+
+def unsupported_cron(reason: str) -> InvalidInput:
+    return InvalidInput(
+        f"Schedule cron is not a supported format(https://godoc.org/github.com/robfig/cron). Error: {reason}"
+    )
+
+
+def check_parameters(parameters: tuple[Parameter, ...], declared: frozenset[str]) -> None:
+    for parameter in parameters:
+        if parameter.name not in declared:
+            raise InvalidInput(f"Unrecognized input parameter: {parameter.name}")
+
+
+def check_references(references: tuple[Reference, ...]) -> None:
+    if len({reference.type for reference in references}) < len(references):
+        raise InvalidInput("A job refers to at most one resource of each type.")
+
+
+def not_our_kind(reason: str) -> InvalidInput:
+    return InvalidInput(f"Failed to unmarshal workflow spec manifest. {reason}")
+
+
+def invalid_workflow(name: str, reason: str) -> InvalidInput:
+    return InvalidInput(f"Failed to validate workflow for ({name}): {reason}")
+
+
+def unknown(job_id: str) -> NotFound:
+    return NotFound.of("Job", job_id)
+
+
+def manifest_gone(job_name: str) -> NotFound:
+    return NotFound.of("WorkflowSpecManifest", job_name)
+
+
+def names_exhausted(name: str) -> AlreadyExists:
+    return AlreadyExists(f"Failed to create a scheduled workflow for ({name})")

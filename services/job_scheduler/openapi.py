@@ -1,0 +1,102 @@
+"""What the job scheduler publishes about its operations."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from shared.listing import ListRequest
+from shared.openapi import HOST, Operation, captured
+
+from .wire import (
+    WireJob,
+    WireJobs,
+    WireMode,
+    WireRuntimeConfig,
+    WireRuntimeValue,
+)
+
+_TAG: Final = "JobService"
+_COLLECTION: Final = "/apis/v1beta1/jobs"
+_MANIFEST: Final = (
+    '{"apiVersion":"argoproj.io/v1alpha1","kind":"Workflow","metadata":{"generateName":"hello-"},'
+    '"spec":{"entrypoint":"hello","templates":[{"name":"hello",'
+    '"container":{"image":"python:3.11","command":["echo","hello"]}}]}}'
+)
+_CREATE: Final = (
+    f"""curl -sS {HOST}{_COLLECTION} -d '{{"name":"every night","max_concurrency":"1","enabled":false,"""
+    """"trigger":{"cron_schedule":{"cron":"0 30 2 * * *"}},"pipeline_spec":{"workflow_manifest":"%s"}}'"""
+) % _MANIFEST.replace('"', '\\"')
+_NEW: Final = captured("JOB", _CREATE) + "\n"
+_ONE: Final = f"{HOST}{_COLLECTION}/$JOB"
+
+NAMES: Final = {
+    WireJobs: "apiListJobsResponse",
+    WireMode: "JobMode",
+    WireRuntimeConfig: "PipelineSpecRuntimeConfig",
+    WireRuntimeValue: "apiValue",
+}
+
+OPERATIONS: Final = (
+    Operation(
+        id="CreateJob",
+        method="POST",
+        path=_COLLECTION,
+        tag=_TAG,
+        summary="Creates a recurring run.",
+        notes="A `cron` has six fields, seconds first. A job without `enabled` is made disabled.",
+        body=WireJob,
+        body_example={
+            "name": "every night",
+            "max_concurrency": "1",
+            "enabled": False,
+            "trigger": {"cron_schedule": {"cron": "0 30 2 * * *"}},
+            "pipeline_spec": {"workflow_manifest": _MANIFEST},
+        },
+        answer=WireJob,
+        shell=_CREATE,
+    ),
+    Operation(
+        id="ListJobs",
+        method="GET",
+        path=_COLLECTION,
+        tag=_TAG,
+        summary="Lists recurring runs.",
+        query=ListRequest,
+        query_without=frozenset({"resource_key"}),
+        answer=WireJobs,
+        shell=f"curl -sS '{HOST}{_COLLECTION}?page_size=5&sort_by=created_at%20desc'",
+    ),
+    Operation(
+        id="GetJob",
+        method="GET",
+        path=f"{_COLLECTION}/{{id}}",
+        tag=_TAG,
+        summary="Shows a recurring run.",
+        answer=WireJob,
+        shell=f"{_NEW}curl -sS {_ONE}",
+    ),
+    Operation(
+        id="DeleteJob",
+        method="DELETE",
+        path=f"{_COLLECTION}/{{id}}",
+        tag=_TAG,
+        summary="Deletes a recurring run; the runs it made stay.",
+        shell=f"{_NEW}curl -sS -X DELETE {_ONE}",
+    ),
+    Operation(
+        id="EnableJob",
+        method="POST",
+        path=f"{_COLLECTION}/{{id}}/enable",
+        tag=_TAG,
+        summary="Lets a recurring run fire.",
+        shell=f"{_NEW}curl -sS -X POST {_ONE}/enable",
+    ),
+    Operation(
+        id="DisableJob",
+        method="POST",
+        path=f"{_COLLECTION}/{{id}}/disable",
+        tag=_TAG,
+        summary="Keeps a recurring run from firing; what runs already goes on.",
+        shell=f"{_NEW}curl -sS -X POST {_ONE}/disable",
+    ),
+)

@@ -1,0 +1,68 @@
+"""The HTTP door of the job scheduler: J1 to J6 of the API specification's table 1.2."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from litestar import Request, Response
+from litestar.di import NamedDependency
+from litestar.params import FromPath
+
+from shared import protojson
+from shared.errors import layer
+from shared.listing import ListRequest
+from shared.web import delete, get, post, reply
+
+from . import store
+from .usecases import Jobs
+from .wire import WireJob, WireJobs, from_view, to_new_job
+
+Req = Request[Any, Any, Any]
+
+
+@post("/apis/v1beta1/jobs")
+async def create_job(request: Req, jobs: NamedDependency[Jobs]) -> Response[bytes]:
+    body = protojson.decode(await request.body(), WireJob)
+    return reply(from_view(await jobs.create(to_new_job(body))))
+
+
+@get("/apis/v1beta1/jobs")
+async def list_jobs(request: Req, jobs: NamedDependency[Jobs]) -> Response[bytes]:
+    asked = protojson.query(ListRequest, request.scope["query_string"])
+    page = await jobs.list(store.LISTING.query(asked))
+    return reply(
+        WireJobs(
+            jobs=tuple(from_view(view) for view in page.rows),
+            total_size=page.total_size,
+            next_page_token=page.next_page_token,
+        )
+    )
+
+
+@get("/apis/v1beta1/jobs/{job_id:str}")
+async def get_job(job_id: FromPath[str], jobs: NamedDependency[Jobs]) -> Response[bytes]:
+    return reply(from_view(await jobs.get(job_id)))
+
+
+@delete("/apis/v1beta1/jobs/{job_id:str}")
+async def delete_job(job_id: FromPath[str], jobs: NamedDependency[Jobs]) -> Response[bytes]:
+    with layer("Delete job failed"):
+        await jobs.delete(job_id)
+    return reply()
+
+
+@post("/apis/v1beta1/jobs/{job_id:str}/enable")
+async def enable_job(job_id: FromPath[str], jobs: NamedDependency[Jobs]) -> Response[bytes]:
+    with layer("Enable/Disable job failed"), layer("Check job exist failed"):
+        await jobs.enable(job_id)
+    return reply()
+
+
+@post("/apis/v1beta1/jobs/{job_id:str}/disable")
+async def disable_job(job_id: FromPath[str], jobs: NamedDependency[Jobs]) -> Response[bytes]:
+    with layer("Enable/Disable job failed"), layer("Check job exist failed"):
+        await jobs.disable(job_id)
+    return reply()
+
+
+ROUTES = (create_job, list_jobs, get_job, delete_job, enable_job, disable_job)

@@ -1,0 +1,198 @@
+"""v1beta1 JSON of jobs (API specification, sections 2 and 10.1), to and from the domain."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import IntEnum
+from typing import assert_never
+
+import msgspec
+
+from shared.errors import InvalidInput
+from shared.protojson import Int64
+from shared.references import Relationship, ResourceType, WireReference, WireReferenceKey
+
+from .domain import (
+    AskedReference,
+    CronTrigger,
+    Job,
+    NewJob,
+    OneOff,
+    Parameter,
+    PeriodicTrigger,
+    Reference,
+    Trigger,
+    View,
+)
+
+
+class WireMode(IntEnum):
+    """Clients send it and the API reads `enabled` alone."""
+
+    UNKNOWN_MODE = 0
+    ENABLED = 1
+    DISABLED = 2
+
+
+class WireParameter(msgspec.Struct, frozen=True, kw_only=True):
+    name: str = ""
+    value: str = ""
+
+
+class WireRuntimeValue(msgspec.Struct, frozen=True, kw_only=True):
+    string_value: str | None = None
+
+
+class WireRuntimeConfig(msgspec.Struct, frozen=True, kw_only=True):
+    parameters: dict[str, WireRuntimeValue] = {}
+    pipeline_root: str = ""
+
+
+class WirePipelineSpec(msgspec.Struct, frozen=True, kw_only=True):
+    pipeline_id: str = ""
+    pipeline_name: str = ""
+    workflow_manifest: str = ""
+    pipeline_manifest: str = ""
+    parameters: tuple[WireParameter, ...] = ()
+    runtime_config: WireRuntimeConfig | None = None
+
+
+class WireCronSchedule(msgspec.Struct, frozen=True, kw_only=True):
+    start_time: datetime | None = None
+    end_time: datetime | None = None
+    cron: str = ""
+
+
+class WirePeriodicSchedule(msgspec.Struct, frozen=True, kw_only=True):
+    start_time: datetime | None = None
+    end_time: datetime | None = None
+    interval_second: Int64 = 0
+
+
+class WireTrigger(msgspec.Struct, frozen=True, kw_only=True):
+    """A oneof."""
+
+    cron_schedule: WireCronSchedule | None = None
+    periodic_schedule: WirePeriodicSchedule | None = None
+
+
+class WireJob(msgspec.Struct, frozen=True, kw_only=True):
+    id: str = ""
+    name: str = ""
+    description: str = ""
+    pipeline_spec: WirePipelineSpec | None = None
+    resource_references: tuple[WireReference, ...] = ()
+    service_account: str = ""
+    max_concurrency: Int64 = 0
+    trigger: WireTrigger | None = None
+    mode: WireMode = WireMode.UNKNOWN_MODE
+    created_at: datetime | None = None
+    updated_at: datetime | None = None
+    status: str = ""
+    error: str = ""
+    enabled: bool = False
+    no_catchup: bool = False
+
+
+class WireJobs(msgspec.Struct, frozen=True, kw_only=True):
+    jobs: tuple[WireJob, ...] = ()
+    total_size: int = 0
+    next_page_token: str = ""
+
+
+def to_new_job(wire: WireJob) -> NewJob:
+    """Raises InvalidInput for two triggers at once, and for what only pipelines of the second generation have."""
+    spec = wire.pipeline_spec or WirePipelineSpec()
+    _check_generation(spec)
+    return NewJob(
+        name=wire.name,
+        description=wire.description,
+        is_enabled=wire.enabled,
+        no_catchup=wire.no_catchup,
+        max_concurrency=wire.max_concurrency,
+        trigger=_to_trigger(wire.trigger or WireTrigger()),
+        service_account=wire.service_account,
+        pipeline_id=spec.pipeline_id,
+        manifest=spec.workflow_manifest,
+        parameters=tuple(Parameter(name=each.name, value=each.value) for each in spec.parameters),
+        references=tuple(_asked(each) for each in wire.resource_references),
+    )
+
+
+def from_view(view: View) -> WireJob:
+    job = view.job
+    return WireJob(
+        id=job.id,
+        name=job.name,
+        description=job.description,
+        pipeline_spec=_spec(job, view.manifest),
+        resource_references=tuple(_reference(each) for each in job.references),
+        service_account=job.service_account,
+        max_concurrency=job.max_concurrency,
+        trigger=_from_trigger(job.trigger),
+        created_at=job.created_at,
+        updated_at=job.updated_at,
+        status=view.status.value,
+        enabled=job.is_enabled,
+        no_catchup=job.no_catchup,
+    )
+
+
+def _check_generation(spec: WirePipelineSpec) -> None:
+    config = spec.runtime_config
+    if config is not None and (config.parameters or config.pipeline_root):
+        if spec.parameters:
+            raise InvalidInput("Please don't specify both parameters and runtime config.")
+        raise InvalidInput("A runtime config belongs to a v2 pipeline, which is not supported.")
+    if spec.pipeline_manifest:
+        if spec.workflow_manifest:
+            raise InvalidInput("Please don't specify both workflow manifest and pipeline manifest.")
+        raise InvalidInput("A pipeline manifest belongs to a v2 pipeline, which is not supported.")
+
+
+def _to_trigger(wire: WireTrigger) -> Trigger:
+    cron, periodic = wire.cron_schedule, wire.periodic_schedule
+    if cron is not None and periodic is not None:
+        raise InvalidInput("A trigger is either a cron schedule or a periodic schedule, not both.")
+    if cron is not None:
+        return CronTrigger(cron=cron.cron, starts_at=cron.start_time, ends_at=cron.end_time)
+    if periodic is not None:
+        return PeriodicTrigger(
+            interval_seconds=periodic.interval_second, starts_at=periodic.start_time, ends_at=periodic.end_time
+        )
+    return OneOff()
+
+
+def _from_trigger(trigger: Trigger) -> WireTrigger:
+    match trigger:
+        case OneOff():
+            return WireTrigger()
+        case CronTrigger(cron=cron, starts_at=start, ends_at=end):
+            return WireTrigger(cron_schedule=WireCronSchedule(start_time=start, end_time=end, cron=cron))
+        case PeriodicTrigger(interval_seconds=seconds, starts_at=start, ends_at=end):
+            periodic = WirePeriodicSchedule(start_time=start, end_time=end, interval_second=seconds)
+            return WireTrigger(periodic_schedule=periodic)
+        case _ as unreachable:
+            assert_never(unreachable)
+
+
+def _asked(wire: WireReference) -> AskedReference:
+    key = wire.key or WireReferenceKey()
+    return AskedReference(type=key.type.name, id=key.id, relationship=wire.relationship.name)
+
+
+def _spec(job: Job, manifest: str) -> WirePipelineSpec:
+    return WirePipelineSpec(
+        pipeline_id=job.pipeline_id or "",
+        pipeline_name=job.pipeline_name or "",
+        workflow_manifest=manifest,
+        parameters=tuple(WireParameter(name=each.name, value=each.value) for each in job.parameters),
+    )
+
+
+def _reference(reference: Reference) -> WireReference:
+    return WireReference(
+        key=WireReferenceKey(type=ResourceType[reference.type.value], id=reference.id),
+        name=reference.name,
+        relationship=Relationship[reference.relationship.value],
+    )

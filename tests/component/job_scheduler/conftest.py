@@ -1,0 +1,208 @@
+"""The job scheduler on real backing services, with its peers faked at the bus."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+import pytest
+
+from services.job_scheduler.app import create_app
+from services.job_scheduler.settings import Settings
+from shared.blobs import Blobs
+from shared.bus import Bus
+from shared.contracts.questions import (
+    CHECK_MANIFEST,
+    GET_DEFAULT_EXPERIMENT,
+    GET_DEFAULT_VERSION,
+    GET_EXPERIMENT,
+    GET_VERSION,
+    AppliedAnswer,
+    AppliedRequest,
+    ById,
+    ManifestAnswer,
+    ManifestRequest,
+    Nothing,
+    VersionAnswer,
+    VersionRequest,
+    applied,
+)
+from shared.contracts.states import ExperimentId, ExperimentState, PipelineId, PipelineVersionId
+from shared.database import Database, Row
+from shared.errors import InvalidInput, NotFound
+from tests.support.peers import Peer, open_buses
+from tests.support.servers import ObjectStoreAccess
+from tests.support.service import Client, serving
+
+DEFAULT_EXPERIMENT = "e-default"
+
+MANIFEST = msgspec.json.encode(
+    {
+        "apiVersion": "argoproj.io/v1alpha1",
+        "kind": "Workflow",
+        "metadata": {"generateName": "two-steps-"},
+        "spec": {
+            "entrypoint": "main",
+            "arguments": {"parameters": [{"name": "greeting", "value": "hello"}, {"name": "whom"}]},
+            "templates": [{"name": "main", "container": {"image": "busybox", "command": ["echo"]}}],
+        },
+    }
+).decode()
+
+JOB: Mapping[str, Any] = {
+    "name": "a job",
+    "pipeline_spec": {"workflow_manifest": MANIFEST},
+    "max_concurrency": "1",
+    "trigger": {"periodic_schedule": {"interval_second": "60"}},
+}
+
+
+@dataclass
+class Peers:
+    """The other services, as far as the job scheduler sees them."""
+
+    buses: dict[str, Bus]
+    experiment: Peer
+    blobs: Blobs
+    experiments: dict[str, ExperimentState] = field(default_factory=dict)
+    versions: dict[str, VersionAnswer] = field(default_factory=dict)
+    defaults: dict[str, str | None] = field(default_factory=dict)
+    waited: list[AppliedRequest] = field(default_factory=list)
+
+    async def answer(self) -> None:
+        experiment, registry, run = (self.buses[name] for name in ("experiment", "pipeline-registry", "run"))
+        await experiment.answer(GET_EXPERIMENT, self._experiment)
+        await experiment.answer(GET_DEFAULT_EXPERIMENT, self._default_experiment)
+        await registry.answer(GET_VERSION, self._version)
+        await registry.answer(GET_DEFAULT_VERSION, self._default_version)
+        await run.answer(CHECK_MANIFEST, self._check_manifest)
+        await run.answer(applied("run"), self._applied)
+
+    def has_experiment(self, experiment_id: str, name: str) -> None:
+        self.experiments[experiment_id] = experiment_state(experiment_id, name)
+
+    def has_version(self, pipeline_id: str, version_id: str, digest: str) -> None:
+        """The newest one is the default."""
+        self.versions[version_id] = VersionAnswer(
+            version_id=PipelineVersionId(version_id),
+            version_name=f"{version_id} name",
+            pipeline_id=PipelineId(pipeline_id),
+            pipeline_name=f"{pipeline_id} name",
+            manifest_digest=digest,
+        )
+        self.defaults[pipeline_id] = version_id
+
+    async def _experiment(self, question: ById) -> ExperimentState:
+        if question.id not in self.experiments:
+            raise NotFound.of("Experiment", question.id)
+        return self.experiments[question.id]
+
+    async def _default_experiment(self, _: Nothing) -> ExperimentState:
+        return self.experiments[DEFAULT_EXPERIMENT]
+
+    async def _version(self, question: VersionRequest) -> VersionAnswer:
+        if question.version_id not in self.versions:
+            raise NotFound.of("Version", question.version_id)
+        version = self.versions[question.version_id]
+        if question.pipeline_id not in (None, version.pipeline_id):
+            raise InvalidInput("pipeline ID should be parent of pipeline version.")
+        return version
+
+    async def _default_version(self, question: ById) -> VersionAnswer:
+        if question.id not in self.defaults:
+            raise NotFound.of("Pipeline", question.id)
+        version_id = self.defaults[question.id]
+        if version_id is None:
+            raise InvalidInput("No pipeline version.")
+        return self.versions[version_id]
+
+    async def _check_manifest(self, question: ManifestRequest) -> ManifestAnswer:
+        workflow = msgspec.json.decode(await self.blobs.get_manifest(question.manifest_digest))
+        if workflow.get("kind", "Workflow") != "Workflow":
+            return ManifestAnswer(malformation=f"Unexpected resource type: {workflow['kind']}")
+        spec = workflow.get("spec") or {}
+        return ManifestAnswer(
+            refusal="" if spec.get("entrypoint") else "spec.entrypoint is required",
+            parameters=tuple(each["name"] for each in spec.get("arguments", {}).get("parameters", ())),
+            service_account=spec.get("serviceAccountName", "pipeline-runner"),
+        )
+
+    async def _applied(self, question: AppliedRequest) -> AppliedAnswer:
+        self.waited.append(question)
+        return AppliedAnswer(is_applied=True)
+
+
+@dataclass
+class World:
+    """Everything around the service under test: two replicas of it, on one database."""
+
+    client: Client
+    replica: Client
+    peers: Peers
+    database: Database
+    blobs: Blobs
+
+    async def create(self, **fields: Any) -> dict[str, Any]:
+        """A job like JOB unless the fields say otherwise; the reply."""
+        return dict(await self.client.post("/jobs", {**JOB, **fields}))
+
+    async def get(self, job_id: str) -> dict[str, Any]:
+        return dict(await self.client.get(f"/jobs/{job_id}"))
+
+    async def facts(self, job_id: str) -> list[str]:
+        """What the service has told of a job, in order."""
+        rows = await self.database.fetch("select what from outbox where resource_id = $1 order by seq", job_id)
+        return [row["what"] for row in rows]
+
+    async def row(self, job_id: str) -> Row:
+        row = await self.database.fetchrow("select * from jobs where id = $1", job_id)
+        assert row is not None
+        return row
+
+
+def experiment_state(experiment_id: str, name: str = "e", version: int = 1, **fields: Any) -> ExperimentState:
+    return ExperimentState(
+        id=ExperimentId(experiment_id), version=version, name=name, created_at=datetime.now(UTC), **fields
+    )
+
+
+def reference(kind: str, resource_id: str, relationship: str = "OWNER") -> dict[str, Any]:
+    return {"key": {"type": kind, "id": resource_id}, "relationship": relationship}
+
+
+@pytest.fixture
+async def world(
+    database_urls: Mapping[str, str], nats_urls: Mapping[str, str], object_store_access: ObjectStoreAccess
+) -> AsyncIterator[World]:
+    blobs = Blobs(
+        object_store_access.endpoint_url,
+        access_key=object_store_access.access_key,
+        secret_key=object_store_access.secret_key,
+        bucket=object_store_access.bucket,
+    )
+    buses = await open_buses(nats_urls, "experiment", "pipeline-registry", "run")
+    peers = Peers(buses, Peer("experiment", buses["experiment"]), blobs)
+    peers.has_experiment(DEFAULT_EXPERIMENT, "Default")
+    await peers.answer()
+    settings = Settings(
+        database_url=database_urls["job_scheduler"],
+        nats_url=nats_urls["job-scheduler"],
+        object_store_url=object_store_access.endpoint_url,
+        object_store_access_key=object_store_access.access_key,
+        object_store_secret_key=object_store_access.secret_key,
+        object_store_bucket=object_store_access.bucket,
+        ask_seconds=1,
+    )
+    database = await Database(settings.database_url, name="test", max_size=4).open()
+    async with contextlib.AsyncExitStack() as replicas:
+        client = await replicas.enter_async_context(serving(create_app(settings)))
+        replica = await replicas.enter_async_context(serving(create_app(settings)))
+        yield World(client=client, replica=replica, peers=peers, database=database, blobs=blobs)
+    for bus in buses.values():
+        await bus.close()
+    await database.close()
+    blobs.close()
