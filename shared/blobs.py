@@ -11,12 +11,13 @@ import hashlib
 import io
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 from urllib.parse import urlsplit
 
+import msgspec
 from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from shared.errors import Unavailable
@@ -34,6 +35,14 @@ _THREADS = 8
 
 class NoSuchObject(Exception):
     """Nothing is stored under this key."""
+
+
+class Stored(msgspec.Struct, frozen=True, kw_only=True):
+    """What the store says of an object."""
+
+    size: int
+    etag: str
+    """Changes with the content."""
 
 
 class Blobs:
@@ -99,17 +108,14 @@ class Blobs:
 
     async def get(self, key: str, *, largest_bytes: int | None = None) -> bytes:
         """The whole object, or its first `largest_bytes` (at least one)."""
-        from minio.error import S3Error
 
         def get(client: Minio) -> bytes:
+            response = self._open(client, key, 0, largest_bytes)
+            if response is None:
+                return b""
             try:
-                response = client.get_object(self.bucket, key, length=largest_bytes or 0)
-            except S3Error as error:
-                if error.code == "InvalidRange":  # An empty object has no first byte to ask for.
-                    return b""
-                raise
-            try:
-                return response.read()
+                data: bytes = response.read()
+                return data
             finally:
                 response.close()
                 response.release_conn()
@@ -120,15 +126,27 @@ class Blobs:
         """Download into `file`, streaming; the file is whole or absent."""
         await self._call(lambda client: client.fget_object(self.bucket, key, str(file)))
 
-    async def stream(self, key: str) -> AsyncIterator[bytes]:
-        """The object in chunks. Raises NoSuchObject before the first one."""
-        response = await self._call(lambda client: client.get_object(self.bucket, key))
+    async def stream(self, key: str, *, offset: int = 0, length: int | None = None) -> AsyncGenerator[bytes, None]:
+        """The object in chunks, from the byte `offset` on, at most `length` bytes. Raises NoSuchObject before the
+        first chunk. From its end on, an object has no bytes."""
+        response = await self._call(lambda client: self._open(client, key, offset, length))
+        if response is None:
+            return
         try:
             while chunk := await self._call(lambda _: response.read(_CHUNK_BYTES)):
                 yield chunk
         finally:
             response.close()
             response.release_conn()
+
+    async def stat(self, key: str) -> Stored:
+        """Raises NoSuchObject."""
+
+        def stat(client: Minio) -> Stored:
+            found = client.stat_object(self.bucket, key)
+            return Stored(size=int(found.size or 0), etag=str(found.etag or ""))
+
+        return await self._call(stat)
 
     async def exists(self, key: str) -> bool:
         def stat(client: Minio) -> bool:
@@ -159,6 +177,17 @@ class Blobs:
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _open(self, client: Minio, key: str, offset: int, length: int | None) -> Any:
+        """The answer to read from and to release; None where the object ends before the first byte asked for."""
+        from minio.error import S3Error
+
+        try:
+            return client.get_object(self.bucket, key, offset=offset, length=length or 0)
+        except S3Error as error:
+            if error.code == "InvalidRange":
+                return None
+            raise
 
     async def _call(self, work: Callable[[Minio], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._translated, work)
