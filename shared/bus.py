@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Self, TypeVar
@@ -414,6 +414,17 @@ class Bus:
                 await earlier.unsubscribe()
             if self.is_connected:
                 await self._connection.flush(timeout=2)
+
+    @contextlib.asynccontextmanager
+    async def answering(self, question: Question[Q, A], handler: Callable[[Q], Awaitable[A]]) -> AsyncIterator[None]:
+        """Answer `question` for as long as the body lasts; for whoever is the one to answer only for a time."""
+        await self.answer(question, handler)
+        try:
+            yield
+        finally:
+            subscription = self._answers.pop(question.subject)
+            with contextlib.suppress(*_UNREACHABLE, nats.errors.Error):
+                await subscription.unsubscribe()
 
     def _require_connection(self) -> None:
         """The client would keep what we say until it is connected again, and let us wait for the answer."""

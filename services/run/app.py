@@ -17,6 +17,7 @@ from .manifests import Manifests, Validator
 from .responders import answer_questions
 from .routes import ROUTES
 from .settings import Settings
+from .step_logs import StepLogs
 from .subscribers import handlers
 from .usecases import Installation, Runs
 
@@ -66,7 +67,10 @@ def create_app(settings: Settings, *, validate: Validator | None = None) -> Serv
         on_shutdown=[stop],
         ready=plumbing.checks,
         tasks=plumbing.tasks,
-        dependencies={"runs": runs},
+        dependencies={
+            "runs": runs,
+            "logs": StepLogs(plumbing.database, plumbing.bus, blobs, ask_seconds=settings.ask_seconds),
+        },
     )
 
 

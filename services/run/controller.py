@@ -10,15 +10,18 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TypeVar
 
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential_jitter
 
 from shared.bus import Bus
+from shared.contracts.questions import READ_LOG
 from shared.errors import Unavailable
 from shared.leases import Lease, LeaseLost
 from shared.telemetry import continue_trace
 
+from . import step_logs
 from .engine import Engine, NameTaken, Observation, WorkflowName
 from .records import Due, Records
 from .step_metrics import StepMetrics, artifacts_of
@@ -73,7 +76,8 @@ class Controller:
                 await asyncio.sleep(self._poll_seconds)
 
     async def _control(self, work: Callable[[], Awaitable[None]]) -> None:
-        async with asyncio.TaskGroup() as group:
+        answering = self._bus.answering(READ_LOG, partial(step_logs.answer, self._engine))
+        async with answering, asyncio.TaskGroup() as group:
             group.create_task(_forever(work()), name="engine")
             group.create_task(self._tell(), name="tell the engine")
             group.create_task(self._observe(), name="observe the engine")

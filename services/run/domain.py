@@ -259,6 +259,10 @@ def artifact_unknown(run_id: str, node_id: str, artifact_name: str) -> NotFound:
     return NotFound.of("artifact", f"runs/{run_id}/nodes/{node_id}/artifacts/{artifact_name}")
 
 
+def log_unknown(run_id: str, node_id: str) -> NotFound:
+    return NotFound.of("log", f"runs/{run_id}/nodes/{node_id}/log")
+
+
 def not_terminable(run_id: str) -> InvalidInput:
     return InvalidInput(f"Failed to terminate run {run_id}. Row not found.")
 

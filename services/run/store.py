@@ -320,6 +320,29 @@ async def find_node(connection: Connection, run_id: str, node_id: str) -> str | 
     return body
 
 
+class RunNode(msgspec.Struct, frozen=True, kw_only=True):
+    """A node with what is known of its run. Without a body there is no such node."""
+
+    workflow_name: str
+    is_final: bool
+    body: str | None
+
+
+async def find_run_node(connection: Connection, run_id: str, node_id: str) -> RunNode | None:
+    row = await connection.fetchrow(
+        """
+        select workflow_name, finished_at is not null as is_final, body
+        from runs left join nodes on nodes.run_id = runs.id and nodes.id = $2
+        where runs.id = $1
+        """,
+        run_id,
+        node_id,
+    )
+    if row is None:
+        return None
+    return RunNode(workflow_name=row["workflow_name"], is_final=row["is_final"], body=row["body"])
+
+
 # Manifests.
 
 

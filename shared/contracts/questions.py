@@ -98,6 +98,20 @@ class ReportAnswer(Ask, frozen=True, kw_only=True, omit_defaults=True):
     """The position of the fact that recorded them; 0 where nothing new was recorded."""
 
 
+class LogRequest(Ask, frozen=True, kw_only=True, omit_defaults=True):
+    workflow_name: str
+    node_id: str
+    offset: int = 0
+    """The first byte that is asked for."""
+    within_seconds: float = 0
+    """How long to wait for it where the step has not written it yet."""
+
+
+class LogAnswer(Ask, frozen=True, kw_only=True, omit_defaults=True):
+    text: bytes = b""
+    """Some bytes from the offset on; none where there are none yet, or the step is not at hand."""
+
+
 class AppliedRequest(Ask, frozen=True, kw_only=True):
     owner: str
     position: int
@@ -124,6 +138,7 @@ GET_DEFAULT_VERSION = Question("pipeline-registry", "get-default-version", ById,
 GET_RUN = Question("run", "get", ById, RunState)
 CHECK_MANIFEST = Question("run", "check-manifest", ManifestRequest, ManifestAnswer)
 GET_JOB = Question("job-scheduler", "get", ById, JobState)
+READ_LOG = Question("run-controller", "log", LogRequest, LogAnswer)
 REPORT_METRICS = Question("metrics", "report", ReportRequest, ReportAnswer)
 
 

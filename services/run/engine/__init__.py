@@ -9,7 +9,7 @@ controller submits again together with the nodes on record, and the engine goes 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from datetime import datetime
 from typing import Any, NewType, Protocol
 
@@ -87,8 +87,10 @@ class Engine(Protocol):
     async def recorded(self, observation: Observation) -> None:
         """The observation is durable. An engine without records of its own starts nothing before this."""
 
-    def logs(self, workflow_name: WorkflowName, node_id: NodeId, *, follow: bool) -> AsyncIterator[bytes]:
-        """The text a step wrote, while the engine still holds it. Empty when unknown."""
+    def logs(
+        self, workflow_name: WorkflowName, node_id: NodeId, *, follow: bool, offset: int = 0
+    ) -> AsyncGenerator[bytes, None]:
+        """The text a step wrote, from the byte `offset` on, while the engine still holds it. Empty when unknown."""
 
     async def check(self) -> None:
         """Raise Unavailable when the engine cannot work."""

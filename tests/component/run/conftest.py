@@ -250,7 +250,7 @@ async def world(
 ) -> AsyncIterator[World]:
     buses = {
         owner: Bus(nats_urls[owner], name=owner)
-        for owner in ("experiment", "pipeline-registry", "metrics", "job-scheduler")
+        for owner in ("experiment", "pipeline-registry", "metrics", "run-controller", "job-scheduler")
     }
     for bus in buses.values():
         await bus.open()

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import shutil
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
@@ -125,10 +125,10 @@ class Steps:
     async def keys_patiently(self) -> set[str]:
         return await _patiently(self.keys)
 
-    async def log(self, key: str, *, follow: bool) -> AsyncIterator[bytes]:
-        """What the step wrote; nothing where it is unknown. Raises Unavailable."""
+    async def log(self, key: str, *, follow: bool, offset: int = 0) -> AsyncGenerator[bytes, None]:
+        """What the step wrote, from the byte `offset` on; nothing where it is unknown. Raises Unavailable."""
         with _runner_needed(), contextlib.suppress(RunnerRefused):
-            async with contextlib.aclosing(self._runner.read_log(key, follow=follow)) as chunks:
+            async with contextlib.aclosing(self._runner.read_log(key, offset, follow)) as chunks:
                 async for chunk in chunks:
                     yield chunk
 
