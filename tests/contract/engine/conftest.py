@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import AsyncIterator, Iterator
 
+import msgspec
 import pytest
 
 from tests.contract.engine.engines import EngineFactory, EngineUnderTest, RunnerProcess, embedded, runner_process
 from tests.contract.engine.recorder import Recorder
 from tests.support.servers import ObjectStoreAccess
+
+
+@pytest.fixture(scope="session")
+def object_store_access(object_store: ObjectStoreAccess) -> ObjectStoreAccess:
+    """One bucket for all: keys hold the workflow's name, and some stores reserve a lot of room for each bucket."""
+    return msgspec.structs.replace(object_store, bucket=f"engines-{secrets.token_hex(6)}")
 
 
 @pytest.fixture(scope="session")
