@@ -2,16 +2,16 @@
 
 Pure, and meant to run where time and memory are bounded: YAML can say very much in very few bytes.
 
-It checks what can be said without knowing an engine: that this is a workflow and that its parts are the kind of thing
-they should be. Whether it could run is decided when a run is created.
+It checks what can be said without knowing an engine: that this is a workflow, and that it holds together. Whether it
+could run is decided when a run is created.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator
 from decimal import Decimal
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 import yaml
@@ -19,6 +19,8 @@ import yaml
 from shared.errors import InvalidInput
 
 from .domain import Parameter, unparsable
+from .lint import lint
+from .shapes import Document, mapping, mappings
 
 LARGEST_PARAMETERS_BYTES: Final = 10_000
 LARGEST_EXPANDED_BYTES: Final = 64 * 1024 * 1024
@@ -41,6 +43,7 @@ def read_template(text: str, pipeline_name: str) -> Template:
     document = _plain(_load(text))
     _check_kind(document)
     _check_shape(document)
+    lint(document)
     if _annotations(document).get(_V2_COMPATIBLE) == "true":
         _set_pipeline_name(document, pipeline_name)
     parameters = _parameters(document)
@@ -199,38 +202,10 @@ def _check_kind(document: Any) -> None:
         raise InvalidInput(f"Unexpected resource type. Expected: {_KIND}. Received: {kind or ''}")
 
 
-def _check_shape(document: Mapping[str, Any]) -> None:
-    _mapping(document, "metadata", "metadata")
-    for name, text in _mapping(_mapping(document, "metadata", "metadata"), "annotations", "annotations").items():
-        if not isinstance(text, (str, type(None))):
+def _check_shape(document: Document) -> None:
+    for name, value in _annotations(document).items():
+        if not isinstance(value, (str, type(None))):
             raise unparsable(f"metadata.annotations.{name} must be text")
-    spec = _mapping(document, "spec", "spec")
-    for nth, template in enumerate(_list(spec, "templates", "spec.templates")):
-        if not isinstance(template, dict):
-            raise unparsable(f"spec.templates[{nth}] must be a mapping")
-    arguments = _mapping(spec, "arguments", "spec.arguments")
-    for nth, parameter in enumerate(_list(arguments, "parameters", "spec.arguments.parameters")):
-        if not isinstance(parameter, dict) or not isinstance(parameter.get("name"), str):
-            raise unparsable(f"spec.arguments.parameters[{nth}] must be a mapping with a name")
-
-
-def _mapping(parent: Mapping[str, Any], key: str, path: str) -> Mapping[str, Any]:
-    """What stands under the key, and an empty mapping where nothing does."""
-    value = parent.get(key)
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise unparsable(f"{path} must be a mapping")
-    return value
-
-
-def _list(parent: Mapping[str, Any], key: str, path: str) -> list[Any]:
-    value = parent.get(key)
-    if value is None:
-        return []
-    if not isinstance(value, list):
-        raise unparsable(f"{path} must be a list")
-    return value
 
 
 def _check_size(parameters: tuple[Parameter, ...]) -> None:
@@ -244,19 +219,20 @@ def _check_size(parameters: tuple[Parameter, ...]) -> None:
 # Parts.
 
 
-def _annotations(document: Mapping[str, Any]) -> Mapping[str, Any]:
-    return _mapping(_mapping(document, "metadata", ""), "annotations", "")
+def _annotations(document: Document) -> Document:
+    return mapping(mapping(document, "metadata", "metadata"), "annotations", "metadata.annotations")
 
 
-def _declared(document: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return _list(_mapping(_mapping(document, "spec", ""), "arguments", ""), "parameters", "")
+def _declared(document: Document) -> Iterator[dict[str, Any]]:
+    arguments = mapping(mapping(document, "spec", "spec"), "arguments", "spec.arguments")
+    return (cast("dict[str, Any]", each) for _, each in mappings(arguments, "parameters", "spec.arguments.parameters"))
 
 
-def _parameters(document: Mapping[str, Any]) -> tuple[Parameter, ...]:
+def _parameters(document: Document) -> tuple[Parameter, ...]:
     return tuple(Parameter(name=given["name"], value=given.get("value")) for given in _declared(document))
 
 
-def _set_pipeline_name(document: Mapping[str, Any], pipeline_name: str) -> None:
+def _set_pipeline_name(document: Document, pipeline_name: str) -> None:
     for parameter in _declared(document):
         if parameter["name"] == _PIPELINE_NAME:
             parameter["value"] = f"pipeline/{pipeline_name}"

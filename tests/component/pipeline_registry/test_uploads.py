@@ -101,6 +101,11 @@ async def test_every_method_uploads(registry: Client) -> None:
         ("p.yaml", b"\xff\xfe", "The pipeline file is not UTF-8 text."),
         ("p.yaml", b"a: [", "Error creating pipeline: Create pipeline failed: InvalidInputError: Failed to parse the"),
         ("p.yaml", b"kind: Pod", "unknown template format"),
+        (
+            "p.yaml",
+            TEXT.replace(b"entrypoint: main", b"entrypoint: other"),
+            "Error creating pipeline: Create pipeline failed: Invalid input error: template name 'other' undefined",
+        ),
         ("p.yaml", TEXT.replace(b"v1alpha1", b"v9"), "Unsupported argo version. Expected: argoproj.io/v1alpha1."),
         ("p.yaml", TEXT.replace(b"hello}", b"'" + b"x" * 10_000 + b"'}"), "exceed maximum size of 10000."),
         ("p.yaml", alias_bomb().encode(), "Failed to parse the workflow template."),

@@ -54,8 +54,9 @@ spec:
     dag:
       tasks:
       - {{name: t, template: x, withItems: [1, {{a: 2}}], arguments: {{parameters: [{{name: a, value: true}}]}}}}
+  - {{name: x, suspend: {{}}}}
 """
-    (template,) = manifest_of(text)["spec"]["templates"]
+    template, _ = manifest_of(text)["spec"]["templates"]
     (task,) = template["dag"]["tasks"]
     assert template["inputs"] == {"parameters": [{"name": "a", "default": "1"}]}
     assert task["arguments"] == {"parameters": [{"name": "a", "value": "true"}]}
@@ -125,7 +126,9 @@ def test_only_the_first_document_counts() -> None:
         (f"{HEAD}spec: {{templates: {{}}}}", "Failed to parse the workflow template."),
         (f"{HEAD}spec: {{templates: [text]}}", "Failed to parse the workflow template."),
         (f"{HEAD}metadata: []", "Failed to parse the workflow template."),
-        (f"{HEAD}spec: {{arguments: {{parameters: [{{value: 1}}]}}}}", "Failed to parse the workflow template."),
+        (f"{HEAD}spec: {{arguments: {{parameters: [{{value: 1}}]}}}}", "spec.arguments.parameters[0].name is required"),
+        (f"{HEAD}spec: {{arguments: {{parameters: [text]}}}}", "Failed to parse the workflow template."),
+        (f"{HEAD}spec: {{arguments: {{parameters: [{{name: 1}}]}}}}", "Failed to parse the workflow template."),
         (alias_bomb(), "Failed to parse the workflow template."),
     ],
 )
@@ -163,7 +166,10 @@ spec: {{arguments: {{parameters: [{{name: pipeline-name, value: x}}, {{name: b, 
     )
 
 
-@pytest.mark.parametrize("file", sorted(CORPUS.glob("*/*.yaml")), ids=lambda file: f"{file.parent.name}/{file.stem}")
+GOOD = [file for file in sorted(CORPUS.glob("*/*.yaml")) if not file.stem.startswith("own-invalid")]
+
+
+@pytest.mark.parametrize("file", GOOD, ids=lambda file: f"{file.parent.name}/{file.stem}")
 def test_every_compiled_pipeline_is_read(file: Any) -> None:
     template = read_template(file.read_text(), "p")
     # The manifest is a fixed point: reading it again changes nothing.
