@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import lzma
 import tarfile
 import zipfile
 import zlib
@@ -27,7 +28,16 @@ _YAML: Final = (".yaml", ".yml")
 _NO_TARBALL: Final = "Error extracting pipeline from the tarball file. Not a valid tarball file."
 _NO_ZIP: Final = "Error extracting pipeline from the zip file. Not a valid zip file."
 _BROKEN_TAR: Final = (tarfile.TarError, OSError, EOFError, zlib.error, ValueError)
-_BROKEN_ZIP: Final = (zipfile.BadZipFile, OSError, EOFError, zlib.error, ValueError, NotImplementedError, RuntimeError)
+_BROKEN_ZIP: Final = (
+    zipfile.BadZipFile,
+    OSError,
+    EOFError,
+    zlib.error,
+    lzma.LZMAError,
+    ValueError,
+    NotImplementedError,
+    RuntimeError,
+)
 """RuntimeError: the entry is encrypted."""
 
 
@@ -96,7 +106,7 @@ def _read_zip(data: bytes, largest_bytes: int) -> bytes:
         if not entries:
             raise InvalidInput("Error extracting pipeline from the zip file. Empty zip file.")
         entry = next((entry for entry in entries if entry.filename == _PIPELINE), entries[0])
-        if entry.is_dir() or not entry.filename.endswith(_YAML):
+        if not entry.filename.endswith(_YAML):
             raise InvalidInput(
                 "Error extracting pipeline from the zip file. "
                 f"Expecting a pipeline.yaml file inside the zip. Got: {entry.filename}"
