@@ -8,7 +8,7 @@ from litestar import Request, Response
 from litestar.di import NamedDependency
 from litestar.params import FromPath
 
-from shared import protojson
+from shared import idempotency, protojson
 from shared.errors import InvalidInput, layer
 from shared.listing import ListRequest
 from shared.references import ResourceType, WireReferenceKey
@@ -23,12 +23,14 @@ Req = Request[Any, Any, Any]
 
 @post("/apis/v1beta1/experiments")
 async def create_experiment(request: Req, experiments: NamedDependency[Experiments]) -> Response[bytes]:
-    body = protojson.decode(await request.body(), WireExperiment)
+    data = await request.body()
+    body = protojson.decode(data, WireExperiment)
     if body.resource_references:
         raise InvalidInput(
             "In single-user mode, CreateExperimentRequest shouldn't contain resource references."
         ).inside("Validate experiment request failed.")
-    return reply(from_domain(await experiments.create(body.name, body.description)))
+    keyed = idempotency.keyed("POST /experiments", request.headers.get(idempotency.HEADER), data)
+    return reply(from_domain(await experiments.create(body.name, body.description, keyed)))
 
 
 @get("/apis/v1beta1/experiments")

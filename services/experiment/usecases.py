@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from functools import partial
 
 from shared.bus import Bus
 from shared.contracts import events
@@ -11,6 +12,7 @@ from shared.contracts.states import ExperimentState
 from shared.contracts.states import StorageState as PublicStorageState
 from shared.database import ConstraintViolated, Database, Transaction
 from shared.errors import layer
+from shared.idempotency import Keep, Keyed, once
 from shared.listing import Page, Query
 from shared.outbox import Outbox
 from shared.subscriptions import until_published_and_applied
@@ -29,12 +31,18 @@ class Experiments:
         self._bus = bus
         self._applied_wait_seconds = applied_wait_seconds
 
-    async def create(self, name: str, description: str) -> Experiment:
+    async def create(self, name: str, description: str, keyed: Keyed | None = None) -> Experiment:
+        """A new experiment, or the one that the same request created before."""
+        return await once(self._database, keyed, partial(self._create, name, description), self.get)
+
+    async def _create(self, name: str, description: str, keep: Keep) -> Experiment:
         domain.check_name(name)
+        experiment_id = ExperimentId(str(uuid.uuid4()))
         with layer("Create experiment failed."):
             try:
                 async with self._database.transaction() as tx:
-                    return await self._insert(tx, name, description)
+                    await keep(tx, experiment_id)
+                    return await self._insert(tx, experiment_id, name, description)
             except ConstraintViolated as violation:
                 if violation.constraint == store.NAME_KEY:
                     raise domain.name_taken(name) from violation
@@ -59,7 +67,9 @@ class Experiments:
             experiment = (
                 await store.find_default(tx)
                 or await store.find_by_name(tx, domain.DEFAULT_NAME)
-                or await self._insert(tx, domain.DEFAULT_NAME, domain.DEFAULT_DESCRIPTION)
+                or await self._insert(
+                    tx, ExperimentId(str(uuid.uuid4())), domain.DEFAULT_NAME, domain.DEFAULT_DESCRIPTION
+                )
             )
             await store.set_default(tx, experiment.id)
             return experiment
@@ -92,8 +102,8 @@ class Experiments:
             self._bus, self._database, fact_id, FOLLOWERS, "experiment", within_seconds=self._applied_wait_seconds
         )
 
-    async def _insert(self, tx: Transaction, name: str, description: str) -> Experiment:
-        experiment = await store.insert(tx, ExperimentId(str(uuid.uuid4())), name, description)
+    async def _insert(self, tx: Transaction, experiment_id: ExperimentId, name: str, description: str) -> Experiment:
+        experiment = await store.insert(tx, experiment_id, name, description)
         await self._outbox.add(tx, events.EXPERIMENT_CREATED, to_state(experiment))
         return experiment
 

@@ -12,7 +12,7 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath
 from litestar.response import Stream
 
-from shared import protojson
+from shared import idempotency, protojson
 from shared.errors import InvalidInput, NotSupported, PermissionDenied, layer
 from shared.listing import ListRequest
 from shared.web import delete, get, post, reply
@@ -27,8 +27,10 @@ Req = Request[Any, Any, Any]
 
 @post("/apis/v1beta1/runs")
 async def create_run(request: Req, runs: NamedDependency[Runs]) -> Response[bytes]:
-    body = protojson.decode(await request.body(), WireRun)
-    return reply(from_detail(await runs.create(to_new_run(body))))
+    body = await request.body()
+    asked = to_new_run(protojson.decode(body, WireRun))
+    keyed = idempotency.keyed("POST /runs", request.headers.get(idempotency.HEADER), body)
+    return reply(from_detail(await runs.create(asked, keyed)))
 
 
 @get("/apis/v1beta1/runs")
@@ -124,9 +126,10 @@ async def read_log(
 ) -> Response[bytes] | Stream:
     """Section 13, X7. Where the original takes every method, so do we."""
     asked = protojson.query(LogQuery, request.scope["query_string"])
-    chunks = await logs.open(run_id, node_id, follow=asked.follow)
     if request.method == HttpMethod.HEAD:
+        await logs.check(run_id, node_id)
         return Response(b"", media_type=MediaType.TEXT)
+    chunks = await logs.open(run_id, node_id, follow=asked.follow)
     return Stream(chunks, media_type=MediaType.TEXT, headers={"X-Content-Type-Options": "nosniff"})
 
 

@@ -46,14 +46,16 @@ class StepLogs:
         self._blobs = blobs
         self._ask_seconds = ask_seconds
 
+    async def check(self, run_id: str, node_id: str) -> None:
+        """Raises NotFound."""
+        await self._get(run_id, node_id)
+
     async def open(self, run_id: str, node_id: str, *, follow: bool) -> AsyncIterator[bytes]:
         """What there is now; with `follow`, all of it until the step is over.
 
         Raises NotFound, and Unavailable, before the first chunk. One who follows waits for outages.
         """
-        step = await self._find(run_id, await self._leaf(run_id, node_id))
-        if step is None:
-            raise domain.log_unknown(run_id, node_id)
+        step = await self._get(run_id, node_id)
         if follow:
             return self._follow(run_id, step)
         chunks = self._so_far(run_id, step)
@@ -107,6 +109,12 @@ class StepLogs:
             workflow_name=step.workflow_name, node_id=step.node_id, offset=offset, within_seconds=within_seconds
         )
         return (await self._bus.ask(READ_LOG, request, within_seconds=within_seconds + self._ask_seconds)).text
+
+    async def _get(self, run_id: str, node_id: str) -> _Step:
+        step = await self._find(run_id, await self._leaf(run_id, node_id))
+        if step is None:
+            raise domain.log_unknown(run_id, node_id)
+        return step
 
     async def _leaf(self, run_id: str, node_id: str) -> str:
         """The step itself, or the last attempt of one that is retried: attempts have texts of their own."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Mapping
+from functools import partial
 from typing import Any, cast
 
 import msgspec
@@ -32,6 +33,7 @@ from shared.contracts.questions import (
 from shared.contracts.states import ExperimentState
 from shared.database import ConstraintViolated, Database, Transaction
 from shared.errors import InvalidInput, NotFound, layer
+from shared.idempotency import Keep, Keyed, once
 from shared.listing import Page, Query
 from shared.outbox import Outbox
 from shared.telemetry import current_traceparent
@@ -89,8 +91,12 @@ class Runs:
         )
         self._default_experiment_id = ""
 
-    async def create(self, asked: NewRun) -> Detail:
-        """Record a run (API specification, section 9.2, in the order of its checks). Nothing is started here."""
+    async def create(self, asked: NewRun, keyed: Keyed | None = None) -> Detail:
+        """Record a run, or show the one that the same request recorded before. Nothing is started here."""
+        return await once(self._database, keyed, partial(self._create, asked), self.get)
+
+    async def _create(self, asked: NewRun, keep: Keep) -> Detail:
+        """API specification, section 9.2, in the order of its checks."""
         digest = digest_of(asked.manifest)
         with layer("Validate create run request failed."):
             domain.check_name(asked.name)
@@ -108,7 +114,7 @@ class Runs:
             with layer("Unable to convert resource references."):
                 references = await self._references(asked, version, experiment)
             await self._manifests.keep(prepared.text, prepared.digest)
-            run = await self._insert(_with_references(draft, references), names)
+            run = await self._insert(_with_references(draft, references), names, keep)
         return Detail(
             # The reply to a creation keeps the order of the request; what is read later stands in storage order.
             view=View(run=msgspec.structs.replace(run, references=references), manifest=prepared.text),
@@ -384,11 +390,12 @@ class Runs:
                 request = ById(id=resource_id)
                 return (await self._bus.ask(GET_JOB, request, within_seconds=self._installation.ask_seconds)).name
 
-    async def _insert(self, draft: Run, names: tuple[WorkflowName, ...]) -> Run:
+    async def _insert(self, draft: Run, names: tuple[WorkflowName, ...], keep: Keep) -> Run:
         for name in names:
             run = msgspec.structs.replace(draft, workflow_name=name)
             try:
                 async with self._database.transaction() as tx:
+                    await keep(tx, run.id)
                     run = msgspec.structs.replace(run, created_at=await store.insert(tx, run))
                     await self._outbox.add(tx, events.RUN_CREATED, to_state(run))
             except ConstraintViolated as violation:

@@ -183,8 +183,20 @@ class Client:
     base: str
 
     async def call(self, method: str, path: str, body: Any = None, **query: str) -> Answer:
+        return await self.send(method, path, body, query=query)
+
+    async def send(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        query: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Answer:
         data = body if isinstance(body, bytes) or body is None else msgspec.json.encode(body)
-        async with self.session.request(method, f"{self.base}{V1}{path}", data=data, params=query) as response:
+        url = f"{self.base}{V1}{path}"
+        async with self.session.request(method, url, data=data, params=query, headers=headers) as response:
             return Answer(response.status, msgspec.json.decode(await response.read()))
 
     async def create(self, **fields: Any) -> dict[str, Any]:

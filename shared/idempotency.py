@@ -1,0 +1,145 @@
+"""Creations that may be repeated: the same `Idempotency-Key` creates once and is answered alike for a day.
+
+The key is kept in the transaction that creates, so the two are never apart; of requests at the same moment one creates
+and the others wait for it. Only success is kept: what was refused may be tried again under the same key. This module
+knows no resource: what is kept as the answer is an id, and the service shows what the id stands for by then.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Final, TypeVar
+
+import msgspec
+
+from shared.database import Connection, Database, Transaction
+from shared.errors import AlreadyExists, InvalidInput
+from shared.identity import current_caller
+
+T = TypeVar("T")
+
+HEADER: Final = "Idempotency-Key"
+KEPT_HOURS: Final = 24
+
+_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+_FORGOTTEN_AT_ONCE = 10
+
+Keep = Callable[[Transaction, str], Awaitable[None]]
+"""To be called first in the transaction that creates, with the id of what it creates."""
+
+
+class Keyed(msgspec.Struct, frozen=True, kw_only=True):
+    """A request that a client may repeat."""
+
+    caller: str
+    route: str
+    key: str
+    request: bytes
+    """SHA-256 of its body."""
+
+
+def keyed(route: str, key: str | None, body: bytes) -> Keyed | None:
+    """The request under the key that its header named; None without the header. Raises InvalidInput."""
+    if key is None:
+        return None
+    if not _KEY.fullmatch(key):
+        raise InvalidInput(f"The {HEADER} must be 1 to 255 visible ASCII characters.")
+    caller = current_caller()
+    return Keyed(
+        caller="" if caller is None else caller.subject, route=route, key=key, request=hashlib.sha256(body).digest()
+    )
+
+
+async def once(
+    database: Database,
+    request: Keyed | None,
+    create: Callable[[Keep], Awaitable[T]],
+    show: Callable[[str], Awaitable[T]],
+) -> T:
+    """What `create` makes, or what it made for the same request before, as `show` tells by its id.
+
+    Raises AlreadyExists where the key came with another request.
+    """
+    if request is None:
+        return await create(_keep_nothing)
+    created = await _find(database, request)
+    if created is None:
+        try:
+            return await create(partial(_keep, request))
+        except _Taken as taken:
+            created = taken.answer
+    return await show(created)
+
+
+class _Taken(Exception):
+    """The same request was faster."""
+
+    def __init__(self, answer: str) -> None:
+        super().__init__(answer)
+        self.answer = answer
+
+
+async def _keep_nothing(_tx: Transaction, _answer: str) -> None:
+    return
+
+
+async def _keep(request: Keyed, tx: Transaction, answer: str) -> None:
+    # Waits for whoever holds the same key; afterwards the key is ours, or a later statement sees whose it is.
+    kept = await tx.fetchval(
+        """
+        insert into idempotency_keys (caller, route, key, request, answer) values ($1, $2, $3, $4, $5)
+        on conflict (caller, route, key) do update
+        set request = excluded.request, answer = excluded.answer, kept_at = excluded.kept_at
+        where idempotency_keys.kept_at < clock_timestamp() - make_interval(hours => $6)
+        returning 1
+        """,
+        request.caller,
+        request.route,
+        request.key,
+        request.request,
+        answer,
+        KEPT_HOURS,
+    )
+    if kept is None:
+        found = await _find(tx, request)
+        assert found is not None, "the row that was in the way has not expired"
+        raise _Taken(found)
+    await _forget_some(tx)
+
+
+async def _find(connection: Connection, request: Keyed) -> str | None:
+    row = await connection.fetchrow(
+        """
+        select request, answer from idempotency_keys
+        where caller = $1 and route = $2 and key = $3
+          and kept_at >= clock_timestamp() - make_interval(hours => $4)
+        """,
+        request.caller,
+        request.route,
+        request.key,
+        KEPT_HOURS,
+    )
+    if row is None:
+        return None
+    if row["request"] != request.request:
+        raise AlreadyExists(f"The {HEADER} {request.key} was used before with another request.")
+    answer: str = row["answer"]
+    return answer
+
+
+async def _forget_some(tx: Transaction) -> None:
+    """More than one for each that is kept: the table holds a day, and nobody has to sweep it."""
+    await tx.execute(
+        """
+        delete from idempotency_keys where (caller, route, key) in (
+            select caller, route, key from idempotency_keys
+            where kept_at < clock_timestamp() - make_interval(hours => $1)
+            order by kept_at limit $2 for update skip locked
+        )
+        """,
+        KEPT_HOURS,
+        _FORGOTTEN_AT_ONCE,
+    )
