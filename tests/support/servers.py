@@ -149,9 +149,33 @@ def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectSto
 
 
 @pytest.fixture
-def object_store_access(object_store: ObjectStoreAccess) -> ObjectStoreAccess:
-    """The object store, with a bucket name that no other test uses."""
-    return msgspec.structs.replace(object_store, bucket=f"t-{secrets.token_hex(6)}")
+def object_store_access(object_store: ObjectStoreAccess) -> Iterator[ObjectStoreAccess]:
+    """The object store, with a bucket name that no other test uses. The bucket goes with the test.
+
+    A store of this size has room for some ninety buckets, and then takes nothing more.
+    """
+    access = msgspec.structs.replace(object_store, bucket=f"t-{secrets.token_hex(6)}")
+    yield access
+    _remove_bucket(access)
+
+
+def _remove_bucket(access: ObjectStoreAccess) -> None:
+    from minio import Minio
+    from minio.deleteobjects import DeleteObject
+
+    client = Minio(
+        endpoint=access.endpoint_url.removeprefix("http://"),
+        access_key=access.access_key,
+        secret_key=access.secret_key,
+        secure=False,
+        region="us-east-1",
+    )
+    if not client.bucket_exists(access.bucket):
+        return
+    objects = client.list_objects(access.bucket, recursive=True)
+    doomed = [DeleteObject(each.object_name) for each in objects if each.object_name]
+    assert not list(client.remove_objects(access.bucket, doomed))
+    client.remove_bucket(access.bucket)
 
 
 @contextmanager
