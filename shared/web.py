@@ -6,7 +6,7 @@ health, metrics, request ids and traces. This module knows no resource and no ru
 
 Three layers, from the outside in:
 
-* `Service.__call__` sees every request before routing: ids, metrics, and the path as the router should read it.
+* `Service.__call__` sees every request before routing: ids, metrics, who asks, the path as the router should read it.
 * `_after_routing` sees every routed request: it undoes what only the router needed.
 * Litestar calls the handler.
 
@@ -23,12 +23,13 @@ How a path is read:
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import logging
 import posixpath
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from types import FrameType
 from typing import Any, Final
 from urllib.parse import quote
@@ -45,8 +46,9 @@ from litestar.types import ASGIApp, ControllerRouterHandler, LifespanHook, Recei
 from prometheus_client import Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from shared import protojson, telemetry
+from shared import identity, protojson, telemetry
 from shared.errors import Internal, MalformedRequest, NotSupported, Refusal, Unavailable, http_body
+from shared.settings import load
 from shared.tasks import Tasks
 
 _log = logging.getLogger(__name__)
@@ -69,6 +71,9 @@ LONGEST_FORM_BYTES: Final = 1 << 20
 
 _FORM: Final = "application/x-www-form-urlencoded"
 _EMPTY_SEGMENT: Final = "\x00"
+_IDENTITY: Final = identity.HEADER.encode("ascii")
+_OPEN_PATHS: Final = frozenset({"/livez", "/readyz", "/startupz", "/metrics", "/openapi.json"})
+"""Answered to everybody: those who watch the process have no identity, and the description holds no data."""
 _METHODS: Final = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"})
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 _SUCCESS_HEADERS: Final = {"Grpc-Metadata-Content-Type": "application/grpc"}
@@ -108,19 +113,24 @@ def create_app(
     dependencies: Mapping[str, object] | None = None,
     state: Mapping[str, object] | None = None,
     largest_body_bytes: int | None = None,
+    identity_key: str | None = None,
 ) -> Service:
     """The application of one service.
 
     `dependencies`: the objects that handlers receive by name (`runs: NamedDependency[Runs]`; path parameters are
     `run_id: FromPath[str]`); they live as long as the
     process.
+    `identity_key`: what identities must be signed with; from the environment unless given, and nobody is asked where it
+    is empty.
     `tasks`: what `/livez` watches. `ready`: what `/readyz` asks, all at once, bounded by `READINESS_TIMEOUT_SECONDS`.
     """
     health = Health(ready, tasks)
+    key = load(identity.Settings).identity_key if identity_key is None else identity_key
     return Service(
         service=service,
         health=health,
-        route_handlers=[*routes, *_health_routes(health)],
+        verifier=identity.Verifier(key) if key else None,
+        route_handlers=[*routes, *_health_routes(health), _openapi_route(service, routes)],
         on_startup=list(on_startup),
         on_shutdown=list(on_shutdown),
         dependencies={name: _provide(thing) for name, thing in (dependencies or {}).items()},
@@ -203,10 +213,13 @@ class Health:
 class Service(Litestar):
     """A Litestar application behind the layer that sees every request before it is routed."""
 
-    __slots__ = ("_service", "health")
+    __slots__ = ("_service", "_verifier", "health")
 
-    def __init__(self, *, service: str, health: Health, **options: Any) -> None:
+    def __init__(
+        self, *, service: str, health: Health, verifier: identity.Verifier | None = None, **options: Any
+    ) -> None:
         self._service = service
+        self._verifier = verifier
         self.health = health
         super().__init__(**options)
 
@@ -236,13 +249,26 @@ class Service(Litestar):
         in_flight = _in_flight.labels(self._service)
         in_flight.inc()
         try:
-            await self._routed(scope, receive, send_with_ids)
+            if self._verifier is None or scope["path"] in _OPEN_PATHS:
+                await self._routed(scope, receive, send_with_ids)
+            else:
+                await self._identified(self._verifier, scope, receive, send_with_ids)
         finally:
             in_flight.dec()
             method = scope["method"] if scope["method"] in _METHODS else "other"
             route = scope.get("path_template") or "unknown"
             _requests.labels(self._service, method, route, str(code)).inc()
             _durations.labels(self._service, method, route).observe(time.perf_counter() - started)
+
+    async def _identified(self, verifier: identity.Verifier, scope: Any, receive: Any, send: Any) -> None:
+        header = next((value.decode("latin-1") for name, value in scope["headers"] if name == _IDENTITY), None)
+        try:
+            caller = verifier.caller_of(header)
+        except Refusal as refusal:
+            await _send(send, refusal.status, msgspec.json.encode(http_body(refusal)), "application/json")
+            return
+        with identity.calling(caller):
+            await self._routed(scope, receive, send)
 
     async def _routed(self, scope: Any, receive: Any, send: Any) -> None:
         path = scope["path"].replace("\x00", "\ufffd")
@@ -308,11 +334,15 @@ class _Server(uvicorn.Server):
 
 
 async def _send_text(send: Send, status: int, body: str, *headers: tuple[str, str]) -> None:
+    await _send(send, status, body.encode(), "text/plain; charset=utf-8", *headers)
+
+
+async def _send(send: Send, status: int, body: bytes, content_type: str, *headers: tuple[str, str]) -> None:
     """Answer from outside Litestar."""
-    lines = [("content-type", "text/plain; charset=utf-8"), ("content-length", str(len(body))), *headers]
+    lines = [("content-type", content_type), ("content-length", str(len(body))), *headers]
     encoded = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in lines]
     await send({"type": "http.response.start", "status": status, "headers": encoded})
-    await send({"type": "http.response.body", "body": body.encode(), "more_body": False})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
 def _request_id_of(headers: Mapping[str, str]) -> str:
@@ -422,6 +452,29 @@ def _health_routes(health: Health) -> list[ControllerRouterHandler]:
         return Response(generate_latest(telemetry.metrics), media_type=_METRICS_TYPE)
 
     return [livez, readyz, startupz, metrics]
+
+
+def _openapi_route(service: str, routes: Sequence[ControllerRouterHandler]) -> ControllerRouterHandler:
+    """What the service publishes about its operations, as the module `openapi` beside its routes describes them.
+
+    That module is imported and the document built when somebody asks: other processes do not hold either.
+    """
+    package = next((handler.fn.__module__.rpartition(".")[0] for handler in routes if hasattr(handler, "fn")), "")
+
+    @cache
+    def document() -> bytes:
+        from shared.openapi import describe
+
+        if not package or importlib.util.find_spec(f"{package}.openapi") is None:
+            return describe(service, (), {})
+        described = importlib.import_module(f"{package}.openapi")
+        return describe(service, described.OPERATIONS, described.NAMES)
+
+    @get("/openapi.json", sync_to_thread=False)
+    def openapi() -> Response[bytes]:
+        return Response(document(), media_type=MediaType.JSON)
+
+    return openapi
 
 
 def _verdict(why_not: str | None) -> Response[bytes]:

@@ -53,7 +53,7 @@ OPERATIONS: Final = (
             "pipeline_spec": {"workflow_manifest": _MANIFEST},
         },
         answer=WireJob,
-        shell=_CREATE,
+        example=_CREATE,
     ),
     Operation(
         id="ListJobs",
@@ -64,7 +64,7 @@ OPERATIONS: Final = (
         query=ListRequest,
         query_without=frozenset({"resource_key"}),
         answer=WireJobs,
-        shell=f"curl -sS '{HOST}{_COLLECTION}?page_size=5&sort_by=created_at%20desc'",
+        example=f"curl -sS '{HOST}{_COLLECTION}?page_size=5&sort_by=created_at%20desc'",
     ),
     Operation(
         id="GetJob",
@@ -73,7 +73,7 @@ OPERATIONS: Final = (
         tag=_TAG,
         summary="Shows a recurring run.",
         answer=WireJob,
-        shell=f"{_NEW}curl -sS {_ONE}",
+        example=f"{_NEW}curl -sS {_ONE}",
     ),
     Operation(
         id="DeleteJob",
@@ -81,7 +81,7 @@ OPERATIONS: Final = (
         path=f"{_COLLECTION}/{{id}}",
         tag=_TAG,
         summary="Deletes a recurring run; the runs it made stay.",
-        shell=f"{_NEW}curl -sS -X DELETE {_ONE}",
+        example=f"{_NEW}curl -sS -X DELETE {_ONE}",
     ),
     Operation(
         id="EnableJob",
@@ -89,7 +89,7 @@ OPERATIONS: Final = (
         path=f"{_COLLECTION}/{{id}}/enable",
         tag=_TAG,
         summary="Lets a recurring run fire.",
-        shell=f"{_NEW}curl -sS -X POST {_ONE}/enable",
+        example=f"{_NEW}curl -sS -X POST {_ONE}/enable",
     ),
     Operation(
         id="DisableJob",
@@ -97,6 +97,6 @@ OPERATIONS: Final = (
         path=f"{_COLLECTION}/{{id}}/disable",
         tag=_TAG,
         summary="Keeps a recurring run from firing; what runs already goes on.",
-        shell=f"{_NEW}curl -sS -X POST {_ONE}/disable",
+        example=f"{_NEW}curl -sS -X POST {_ONE}/disable",
     ),
 )
