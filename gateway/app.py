@@ -1,4 +1,4 @@
-"""Puts the gateway together, and answers what no service is asked: health, figures, redirects, unknown paths.
+"""Puts the gateway together, and answers what no service is asked: health, figures, documentation, unknown paths.
 
 Requests do not pass Litestar's router: the routing rules of the API are not its rules (`table`), and every layer in
 front of the proxy is paid by every request. Litestar holds the process's life: what starts, what stops, what is ready.
@@ -6,11 +6,12 @@ front of the proxy is paid by every request. Litestar holds the process's life: 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, assert_never
 from urllib.parse import parse_qsl, urlencode
 from uuid import uuid4
@@ -20,11 +21,15 @@ from litestar import Litestar
 from prometheus_client import Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
+from gateway.auth import CHALLENGE, CHALLENGE_AFTER_REFUSAL, Authentication, create_authentication
+from gateway.openapi import Description
+from gateway.pages import Pages
 from gateway.proxy import AnswerBroken, Call, ClientLeft, Headers, Proxy, Receive, Replicas, Send, read_form
 from gateway.settings import Settings
 from gateway.table import Finding, Match, MethodNotAllowed, NotFound, Owner, Redirect, find
 from shared import telemetry
-from shared.errors import InvalidInput, Refusal, http_body
+from shared.errors import InvalidInput, Refusal, Unauthenticated, Unavailable, http_body
+from shared.identity import Signer
 from shared.tasks import Tasks
 from shared.web import Health, Service
 
@@ -32,11 +37,15 @@ LARGEST_FORM_BYTES = 60_000
 """A form that stands for a query, as sent and as written into the request line; the services' server reads URLs of up
 to 65,535 bytes."""
 
+ASK_WITHIN_SECONDS = 5.0
+"""For a service's description of itself."""
+
 CLIENT_LEFT = 499
 """Counted, never sent: nobody was there to read it."""
 
 _log = logging.getLogger(__name__)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+_HOST = re.compile(r"[A-Za-z0-9._-]{1,253}(:[0-9]{1,5})?|\[[0-9A-Fa-f:]{2,45}\](:[0-9]{1,5})?")
 _METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"})
 _OF_A_BODY = frozenset({b"content-length", b"content-type", b"transfer-encoding", b"x-http-method-override"})
 
@@ -75,10 +84,26 @@ def create_app(settings: Settings) -> Gateway:
         Owner.METRICS: Replicas(Owner.METRICS.value, settings.metrics_upstreams),
     }
     health = Health((), tasks)
+    authentication = create_authentication(settings)
+
+    async def part_of(owner: Owner) -> bytes:
+        return await _ask(proxy, replicas[owner], b"/openapi.json")
+
+    door = Door(
+        settings=settings,
+        proxy=proxy,
+        replicas=replicas,
+        health=health,
+        authentication=authentication,
+        description=Description(tuple(replicas), part_of, needs_token=settings.authenticates),
+    )
 
     @asynccontextmanager
     async def running(_app: Litestar) -> AsyncIterator[None]:
-        async with proxy:
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(proxy)
+            if authentication is not None:
+                await stack.enter_async_context(authentication.running(tasks))
             for of_service in replicas.values():
                 if of_service.is_named:
                     await of_service.resolve()
@@ -88,7 +113,7 @@ def create_app(settings: Settings) -> Gateway:
             finally:
                 await tasks.stop()
 
-    return Gateway(door=Door(settings, proxy, replicas, health), health=health, lifespan=[running])
+    return Gateway(door=door, health=health, lifespan=[running])
 
 
 class Gateway(Service):
@@ -110,10 +135,23 @@ class Gateway(Service):
 class Door:
     """One request, from its head to its end: name it, find its owner, answer or have it answered, count it."""
 
-    def __init__(self, settings: Settings, proxy: Proxy, replicas: Mapping[Owner, Replicas], health: Health) -> None:
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        proxy: Proxy,
+        replicas: Mapping[Owner, Replicas],
+        health: Health,
+        authentication: Authentication | None,
+        description: Description,
+    ) -> None:
         self._proxy = proxy
         self._replicas = replicas
         self._health = health
+        self._authentication = authentication
+        self._signer = Signer(settings.identity_key)
+        self._description = description
+        self._pages = Pages()
         self._healthz = msgspec.json.encode(
             {"commit_sha": settings.commit_sha, "tag_name": settings.tag_name, "multi_user": False}
         )
@@ -129,7 +167,7 @@ class Door:
         in_flight.inc()
         try:
             with telemetry.in_request(request_id), telemetry.continue_trace(_text(headers.get(b"traceparent"))):
-                code = await self._answer(finding, scope, request_id, receive, send)
+                code = await self._answer(finding, scope, headers, request_id, receive, send)
         except ClientLeft:
             code = CLIENT_LEFT
         except AnswerBroken as broken:
@@ -144,17 +182,28 @@ class Door:
             _durations.labels(service).observe(time.perf_counter() - started)
 
     async def _answer(
-        self, finding: Finding, scope: Mapping[str, Any], request_id: str, receive: Receive, send: Send
+        self,
+        finding: Finding,
+        scope: Mapping[str, Any],
+        headers: Mapping[bytes, bytes],
+        request_id: str,
+        receive: Receive,
+        send: Send,
     ) -> int:
         further = [(b"x-request-id", request_id.encode("ascii"))]
         if self._health.draining:
             further.append((b"connection", b"close"))
         match finding:
-            case Match(owner=Owner.GATEWAY):
-                return await self._answer_ourselves(finding, further, send)
             case Match():
                 try:
-                    return await self._forward(finding, scope, request_id, further, receive, send)
+                    identity = await self._identity_of(finding, headers)
+                    if finding.owner is Owner.GATEWAY:
+                        return await self._answer_ourselves(finding, scope, headers, further, send)
+                    return await self._forward(finding, scope, request_id, identity, further, receive, send)
+                except Unauthenticated as refusal:
+                    challenge = CHALLENGE_AFTER_REFUSAL if headers.get(b"authorization") else CHALLENGE
+                    further.append((b"www-authenticate", challenge.encode("ascii")))
+                    return await _send_refusal(send, refusal, further)
                 except Refusal as refusal:
                     return await _send_refusal(send, refusal, further)
             case NotFound(text=text):
@@ -168,11 +217,18 @@ class Door:
             case _:
                 assert_never(finding)
 
+    async def _identity_of(self, match: Match, headers: Mapping[bytes, bytes]) -> str | None:
+        """Who asks, signed for the services; None where authentication is off. Raises Unauthenticated."""
+        if self._authentication is None or match.route.is_open:
+            return None
+        return self._signer.header_for(await self._authentication.caller_of(headers.get(b"authorization")))
+
     async def _forward(
         self,
         match: Match,
         scope: Mapping[str, Any],
         request_id: str,
+        identity: str | None,
         further: Headers,
         receive: Receive,
         send: Send,
@@ -191,11 +247,19 @@ class Door:
             headers=headers,
             request_id=request_id,
             traceparent=telemetry.current_traceparent(),
+            identity=identity,
             answer_headers=further,
         )
         return await self._proxy.forward(call, self._replicas[match.owner], receive, send)
 
-    async def _answer_ourselves(self, match: Match, further: Headers, send: Send) -> int:
+    async def _answer_ourselves(
+        self,
+        match: Match,
+        scope: Mapping[str, Any],
+        headers: Mapping[bytes, bytes],
+        further: Headers,
+        send: Send,
+    ) -> int:
         match match.route.name:
             case "X1":
                 return await _send(send, 200, self._healthz, [_PLAIN, *further])
@@ -208,6 +272,12 @@ class Door:
                 return await _send_verdict(send, await self._health.why_not_ready(), further)
             case "startupz":
                 return await _send_verdict(send, await self._health.why_not_started(), further)
+            case "openapi":
+                content = await self._description.document(_origin_of(scope, headers))
+                return await _send(send, 200, content, [(b"content-type", b"application/json"), *further])
+            case "docs":
+                page = self._pages.at(match.route.pattern, _origin_of(scope, headers))
+                return await _send(send, page.status, page.content, [*page.headers, *further])
             case name:
                 raise AssertionError(f"the table gives {name} to the gateway, which has no answer to it")
 
@@ -220,6 +290,45 @@ def _find(scope: Mapping[str, Any], headers: Mapping[bytes, bytes]) -> Finding:
         is_form=content_type == b"application/x-www-form-urlencoded",
         method_override=_text(headers.get(b"x-http-method-override")),
     )
+
+
+def _origin_of(scope: Mapping[str, Any], headers: Mapping[bytes, bytes]) -> str | None:
+    """The address that the client sees us at, as far as it may be repeated to it."""
+    host = _text(headers.get(b"x-forwarded-host")) or _text(headers.get(b"host")) or ""
+    scheme = _text(headers.get(b"x-forwarded-proto")) or scope.get("scheme", "http")
+    return f"{scheme}://{host}" if scheme in ("http", "https") and _HOST.fullmatch(host) else None
+
+
+async def _ask(proxy: Proxy, replicas: Replicas, target: bytes) -> bytes:
+    """What a service answers to a GET of ours. Raises Unavailable unless it is a success."""
+    status = 0
+    chunks: list[bytes] = []
+
+    async def receive() -> dict[str, Any]:
+        # There is no body, and nobody who could leave.
+        never: dict[str, Any] = await asyncio.get_running_loop().create_future()
+        return never
+
+    async def keep(message: Mapping[str, Any]) -> None:
+        nonlocal status
+        status = message.get("status", status)
+        chunks.append(message.get("body", b""))
+
+    call = Call(
+        method="GET",
+        target=target,
+        headers=(),
+        request_id=telemetry.current_request_id() or uuid4().hex,
+        traceparent=telemetry.current_traceparent(),
+    )
+    try:
+        async with asyncio.timeout(ASK_WITHIN_SECONDS):
+            await proxy.forward(call, replicas, receive, keep)
+    except (AnswerBroken, TimeoutError) as error:
+        raise Unavailable(f"The {replicas.service} service did not answer.", cause=str(error)) from error
+    if status != 200:
+        raise Unavailable(f"The {replicas.service} service did not answer.", cause=f"status {status}")
+    return b"".join(chunks)
 
 
 def _as_query(form: bytes) -> bytes:

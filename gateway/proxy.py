@@ -42,6 +42,7 @@ import msgspec
 from multidict import CIMultiDict
 from yarl import URL
 
+from shared import identity
 from shared.errors import InvalidInput, Unavailable
 from shared.web import DRAIN_NOTICE_SECONDS
 
@@ -77,7 +78,7 @@ HOP_BY_HOP = frozenset(
         b"upgrade",
     }
 )
-_NOT_FORWARDED = HOP_BY_HOP | {b"expect", b"x-request-id", b"traceparent"}
+_NOT_FORWARDED = HOP_BY_HOP | {b"expect", b"x-request-id", b"traceparent", identity.HEADER.encode("ascii")}
 _NOT_ANSWERED = HOP_BY_HOP | {b"date", b"server"}  # our own server writes both
 
 _log = logging.getLogger(__name__)
@@ -104,6 +105,8 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     headers: Headers
     request_id: str
     traceparent: str
+    identity: str | None = None
+    """Who asks, signed. Whatever a client sent in its place is dropped."""
     answer_headers: Headers = ()
     """Added to the answer, in place of the upstream's of the same name."""
 
@@ -431,6 +434,8 @@ def _forwarded(call: Call) -> CIMultiDict[str]:
     headers = CIMultiDict((name.decode("latin-1"), _text(value)) for name, value in call.headers if name not in dropped)
     headers["X-Request-Id"] = call.request_id
     headers["traceparent"] = call.traceparent
+    if call.identity is not None:
+        headers[identity.HEADER] = call.identity
     return headers
 
 

@@ -36,6 +36,8 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     pattern: str
     """`{x}` takes one segment, also an empty one; `:verb` ends the last segment."""
     owner: Owner
+    is_open: bool = False
+    """Answered to everybody, also where authentication is on: what watches the process, and the documentation."""
 
 
 class Match(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,6 +71,17 @@ Finding = Match | NotFound | MethodNotAllowed | Redirect
 _OUTSIDE = NotFound(text="404 page not found\n")
 _UNKNOWN = NotFound(text="Not Found\n")
 _NOT_ALLOWED = MethodNotAllowed()
+
+
+PAGES = (
+    "/docs",
+    "/docs/",
+    "/docs/start.js",
+    "/docs/hello-world.yaml",
+    "/docs/swagger-ui.css",
+    "/docs/swagger-ui-bundle.js",
+)
+"""The documentation, file by file: nothing else of any folder can be asked for."""
 
 
 def _rows() -> Iterator[Route]:
@@ -116,7 +129,7 @@ def _rows() -> Iterator[Route]:
     yield v1("J5", "POST", "/jobs/{id}/enable", Owner.JOB_SCHEDULER)
     yield v1("J6", "POST", "/jobs/{id}/disable", Owner.JOB_SCHEDULER)
 
-    yield v1("X1", "any", "/healthz", Owner.GATEWAY)
+    yield Route(name="X1", methods=ANY, pattern="/apis/v1beta1/healthz", owner=Owner.GATEWAY, is_open=True)
     yield v1("X2", "POST", "/workflows", Owner.RUN)
     yield v1("X3", "POST", "/scheduledworkflows", Owner.RUN)
     yield v1("X4", "POST", "/visualizations", Owner.RUN)
@@ -126,9 +139,16 @@ def _rows() -> Iterator[Route]:
     yield Route(name="X7", methods=ANY, pattern="/apis/v1alpha1/runs/{run_id}/nodes/{node_id}/log", owner=Owner.RUN)
     yield Route(name="X8", methods=ANY, pattern="/metrics", owner=Owner.GATEWAY)
 
-    yield Route(name="livez", methods=_methods("GET"), pattern="/livez", owner=Owner.GATEWAY)
-    yield Route(name="readyz", methods=_methods("GET"), pattern="/readyz", owner=Owner.GATEWAY)
-    yield Route(name="startupz", methods=_methods("GET"), pattern="/startupz", owner=Owner.GATEWAY)
+    def ours(name: str, pattern: str) -> Route:
+        return Route(name=name, methods=_methods("GET"), pattern=pattern, owner=Owner.GATEWAY, is_open=True)
+
+    yield ours("livez", "/livez")
+    yield ours("readyz", "/readyz")
+    yield ours("startupz", "/startupz")
+    yield ours("openapi", "/openapi.json")
+    yield ours("openapi", "/apis/headrace/v1/openapi.json")
+    for page in PAGES:
+        yield ours("docs", page)
 
 
 EXTENSION_PREFIX = "/apis/headrace/v1/"
@@ -157,9 +177,9 @@ def find(method: str, raw_path: bytes, *, is_form: bool = False, method_override
     clean = _cleaned(path)
     if clean != path:
         return Redirect(location=quote(clean, safe="/:@&=+$,", errors="surrogateescape"))
-    if path.startswith(EXTENSION_PREFIX):
-        return _find_extension(method, path)
     candidates = tuple(_candidates(path))
+    if not candidates and path.startswith(EXTENSION_PREFIX):
+        return _find_extension(method, path)
     if not candidates:
         return _UNKNOWN if path.startswith("/apis/") else _OUTSIDE
     return _by_method(candidates, method, is_form, method_override)

@@ -124,7 +124,7 @@ def running(app: Any, *, lifespan: str = "off") -> Iterator[Running]:
         server.stop()
 
 
-def settings_for(*upstreams: str, connect_timeout_seconds: float = 1.0) -> Settings:
+def settings_for(*upstreams: str, connect_timeout_seconds: float = 1.0, **further: Any) -> Settings:
     """Every service at the same replicas."""
     return Settings(
         experiment_upstreams=upstreams,
@@ -135,6 +135,7 @@ def settings_for(*upstreams: str, connect_timeout_seconds: float = 1.0) -> Setti
         connect_timeout_seconds=connect_timeout_seconds,
         commit_sha="abc123",
         tag_name="1.0",
+        **further,
     )
 
 
@@ -154,8 +155,8 @@ class House:
     def service(self, app: Asgi) -> Running:
         return self._rooms.enter_context(running(app))
 
-    def gateway(self, *upstreams: str) -> GatewayUnderTest:
-        app = create_app(settings_for(*upstreams))
+    def gateway(self, *upstreams: str, **settings: Any) -> GatewayUnderTest:
+        app = create_app(settings_for(*upstreams, **settings))
         return GatewayUnderTest(app, self._rooms.enter_context(running(app, lifespan="on")))
 
 
