@@ -69,8 +69,10 @@ def due_slot(job: Slot, now: datetime) -> datetime | None:
     With `no_catchup` it stands for every slot that was missed before it.
     """
     slot = next_slot(job)
-    if slot is None or slot > now or not job.no_catchup:
-        return slot if slot is not None and slot <= now else None
+    if slot is None or slot > now:
+        return None
+    if not job.no_catchup:
+        return slot
     trigger = job.trigger
     match trigger:
         case OneOff():
