@@ -51,6 +51,10 @@ LISTING = Listing(
             },
         ),
         "status": Column("status", Kind.TEXT),
+        # Beyond the API of the original. Runs that have not finished are neither before nor after anything.
+        "experiment_id": Column("experiment_id", Kind.TEXT),
+        "pipeline_id": Column("pipeline_id", Kind.TEXT, is_nullable=True),
+        "finished_at": Column("finished_at", Kind.TIMESTAMP, is_nullable=True),
     },
     references={
         KeyType.EXPERIMENT: "experiment_id",

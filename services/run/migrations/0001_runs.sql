@@ -59,6 +59,9 @@ create index runs_created_at_idx on runs (created_at, id);
 create index runs_storage_state_idx on runs (storage_state, created_at, id);
 create index runs_experiment_id_idx on runs (experiment_id, created_at, id);
 create index runs_experiment_id_storage_state_idx on runs (experiment_id, storage_state, created_at, id);
+create index runs_status_idx on runs (status, created_at, id);
+create index runs_pipeline_id_idx on runs (pipeline_id, created_at, id) where pipeline_id is not null;
+create index runs_finished_at_idx on runs (finished_at, id) where finished_at is not null;
 create index runs_job_id_idx on runs (job_id, created_at, id) where job_id is not null;
 create index runs_pipeline_version_id_idx on runs (pipeline_version_id, created_at, id)
     where pipeline_version_id is not null;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -19,7 +20,7 @@ ARCHIVED = [{"op": "EQUALS", "key": "storage_state", "string_value": "STORAGESTA
 
 async def names(world: World, predicates: list[dict[str, Any]] | None = None, /, **query: str) -> list[str]:
     if predicates:
-        query["filter"] = msgspec.json.encode({"predicates": predicates}).decode()
+        query["filter"] = filter_of(predicates)
     answer = await world.client.call("GET", "/runs", **query)
     assert answer.status == 200, answer.body
     runs = answer.body.get("runs", [])
@@ -146,3 +147,37 @@ async def test_no_count_is_kept_of_other_columns(world: World, columns: dict[str
 
 async def _is_folded(world: World) -> bool:
     return bool(await world.database.fetchval("select count(*) = 0 from run_count_deltas"))
+
+
+async def test_runs_are_filtered_by_more_than_the_original_knows(world: World) -> None:
+    digest = await world.blobs.put_manifest(MANIFEST)
+    world.peers.has_version("p", "v", digest)
+    mine = world.peers.has_experiment("mine")
+    done = (await world.client.create(name="done", resource_references=[reference("EXPERIMENT", mine)]))["id"]
+    failed = (await world.client.create(name="failed", pipeline_spec={"pipeline_id": "p"}))["id"]
+    await world.client.create(name="open")
+    await world.observe(done, "Succeeded", finished_at=datetime(2026, 1, 2, tzinfo=UTC))
+    await world.observe(failed, "Failed", finished_at=datetime(2026, 1, 3, tzinfo=UTC))
+
+    def where(key: str, op: str, value: str) -> list[dict[str, Any]]:
+        kind = "timestamp_value" if key.endswith("_at") else "string_value"
+        return [{"op": op, "key": key, kind: value}]
+
+    assert await names(world, where("status", "EQUALS", "Failed")) == ["failed"]
+    assert await names(world, where("status", "NOT_EQUALS", "Failed")) == ["done", "open"]
+    assert await names(world, where("experiment_id", "EQUALS", mine)) == ["done"]
+    assert await names(world, where("pipeline_id", "EQUALS", "p")) == ["failed"]
+    assert await names(world, where("pipeline_id", "NOT_EQUALS", "p")) == ["done", "open"]
+    assert await names(world, where("finished_at", "LESS_THAN", "2026-01-03T00:00:00Z")) == ["done"]
+    assert await names(world, where("finished_at", "GREATER_THAN_EQUALS", "2026-01-03T00:00:00Z")) == ["failed"]
+    assert await names(world, where("finished_at", "GREATER_THAN", "1960-01-01T00:00:00Z")) == ["done", "failed"]
+    assert await names(world, sort_by="finished_at desc") == ["failed", "done", "open"]
+    paged = where("status", "IS_SUBSTRING", "e")
+    first = (await world.client.call("GET", "/runs", page_size="1", filter=filter_of(paged))).body
+    assert first["total_size"] == 2
+    second = (await world.client.call("GET", "/runs", page_size="1", page_token=first["next_page_token"])).body
+    assert [page["runs"][0]["name"] for page in (first, second)] == ["done", "failed"]
+
+
+def filter_of(predicates: list[dict[str, Any]]) -> str:
+    return msgspec.json.encode({"predicates": predicates}).decode()
