@@ -5,6 +5,7 @@ from __future__ import annotations
 import binascii
 from collections.abc import AsyncIterator
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 from litestar import HttpMethod, MediaType, Request, Response, route
@@ -13,11 +14,11 @@ from litestar.params import FromPath
 from litestar.response import Stream
 
 from shared import idempotency, protojson
-from shared.errors import InvalidInput, NotSupported, PermissionDenied, layer
+from shared.errors import InvalidInput, NotSupported, PermissionDenied, http_body, layer
 from shared.listing import ListRequest
 from shared.web import delete, get, post, reply
 
-from . import store
+from . import ranges, store
 from .step_logs import StepLogs
 from .usecases import Runs
 from .wire import Resources, Verb, WireAuthorization, WireRun, WireRuns, from_detail, from_view, to_new_run
@@ -109,6 +110,51 @@ async def _artifact_json(first: bytes, chunks: AsyncIterator[bytes]) -> AsyncIte
     yield b'"}'
 
 
+@route(
+    "/apis/headrace/v1/runs/{run_id:str}/nodes/{node_id:str}/artifacts/{artifact_name:str}",
+    http_method=[HttpMethod.GET, HttpMethod.HEAD],
+    status_code=200,
+)
+async def download_artifact(
+    request: Req,
+    run_id: FromPath[str],
+    node_id: FromPath[str],
+    artifact_name: FromPath[str],
+    runs: NamedDependency[Runs],
+) -> Response[bytes] | Stream:
+    """The object as it is stored, whole or in part; an extension of the API."""
+    artifact = await runs.find_artifact(run_id, node_id, artifact_name)
+    etag = f'"{artifact.etag}"'
+    headers = {
+        "Accept-Ranges": "bytes",
+        "ETag": etag,
+        "Content-Disposition": f"attachment; filename*=UTF-8''{quote(artifact.file_name, safe='')}",
+        "X-Content-Type-Options": "nosniff",
+    }
+    is_same = request.headers.get("if-range") in (None, etag)
+    try:
+        part = ranges.part(request.headers.get("range") if is_same else None, artifact.size)
+    except ranges.Unsatisfiable:
+        refusal = http_body(InvalidInput(f"The artifact has {artifact.size} bytes, and none of those asked for."))
+        headers["Content-Range"] = f"bytes */{artifact.size}"
+        return Response(msgspec.json.encode(refusal), status_code=416, media_type=MediaType.JSON, headers=headers)
+    status_code = 200
+    if part is not None and request.method == HttpMethod.GET:
+        status_code = 206
+        headers["Content-Range"] = f"bytes {part.offset}-{part.offset + part.length - 1}/{artifact.size}"
+    else:
+        part = ranges.Part(offset=0, length=artifact.size)
+    headers["Content-Length"] = str(part.length)
+    is_bodiless = request.method == HttpMethod.HEAD or part.length == 0
+    chunks = _no_bytes() if is_bodiless else runs.read_part(artifact, part.offset, part.length)
+    return Stream(chunks, status_code=status_code, media_type="application/octet-stream", headers=headers)
+
+
+async def _no_bytes() -> AsyncIterator[bytes]:
+    return
+    yield b""
+
+
 class LogQuery(msgspec.Struct, frozen=True, kw_only=True):
     follow: bool = False
 
@@ -173,6 +219,7 @@ ROUTES = (
     terminate_run,
     retry_run,
     read_artifact,
+    download_artifact,
     read_log,
     create_visualization,
     create_visualization_in_namespace,

@@ -68,6 +68,18 @@ class Installation(msgspec.Struct, frozen=True, kw_only=True):
     ask_seconds: float
 
 
+class Artifact(msgspec.Struct, frozen=True, kw_only=True):
+    """A stored artifact, as it is to be sent."""
+
+    key: str
+    size: int
+    etag: str
+
+    @property
+    def file_name(self) -> str:
+        return self.key.rpartition("/")[2]
+
+
 class Runs:
     def __init__(
         self,
@@ -212,6 +224,19 @@ class Runs:
         """
         key = await self._artifact_key(run_id, node_id, artifact_name)
         return self._object(key)
+
+    async def find_artifact(self, run_id: str, node_id: str, artifact_name: str) -> Artifact:
+        """Where it lies, for who reads parts of it. Raises NotFound, also where the object is gone."""
+        key = await self._artifact_key(run_id, node_id, artifact_name)
+        try:
+            stored = await self._blobs.stat(key)
+        except NoSuchObject as error:
+            raise domain.artifact_unknown(run_id, node_id, artifact_name) from error
+        return Artifact(key=key, size=stored.size, etag=stored.etag)
+
+    def read_part(self, artifact: Artifact, offset: int, length: int) -> AsyncIterator[bytes]:
+        """Raises NoSuchObject where it went meanwhile."""
+        return self._blobs.stream(artifact.key, offset=offset, length=length)
 
     # Creation.
 
