@@ -1,0 +1,1 @@
+"""The image of every process, and what its containers need beside `headrace serve`."""
