@@ -1,4 +1,7 @@
-"""A plain HTTP client for tests: requests as any client makes them, nothing hidden."""
+"""A plain HTTP client for tests: requests as any client makes them, nothing hidden.
+
+Every answer is held against the published reference on its way in.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ from typing import Any
 
 import msgspec
 import urllib3
+
+from tests.support import swagger
 
 FINAL = frozenset({"Succeeded", "Failed", "Error", "Skipped"})
 
@@ -31,6 +36,7 @@ class Api:
 
     def call(self, method: str, path: str, **how: Any) -> Answer:
         reply = self._http.request(method, self.url + path, redirect=False, **how)
+        swagger.check(method, path, reply.status, reply.headers.get("content-type", ""), reply.data)
         return Answer(status=reply.status, headers=dict(reply.headers), body=reply.data)
 
     def get(self, path: str, **query: str) -> Any:

@@ -253,7 +253,7 @@ class TestIdentityProvider:
         claims = {"iss": provider.url, "aud": "headrace", "sub": "4711", "exp": time.time() + 60}
         secret = provider.jwks["keys"][0]["n"]
         forged = jwt.encode(claims, secret, algorithm="HS256", headers={"kid": "first"})
-        unsigned = jwt.encode(claims, None, algorithm="none", headers={"kid": "first"})
+        unsigned = jwt.encode(claims, "", algorithm="none", headers={"kid": "first"})
 
         assert await self.status(guarded, forged) == 401
         assert await self.status(guarded, unsigned) == 401

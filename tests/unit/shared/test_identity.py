@@ -44,7 +44,7 @@ def test_an_identity_without_a_signature_is_refused(clock: Clock) -> None:
     claims = {"iss": "headrace-gateway", "aud": "headrace-services", "sub": "x", "exp": clock.now + 60}
 
     with pytest.raises(PermissionDenied):
-        Verifier(KEY, clock=clock).caller_of(jwt.encode(claims, None, algorithm="none"))
+        Verifier(KEY, clock=clock).caller_of(jwt.encode(claims, "", algorithm="none"))
 
 
 @pytest.mark.parametrize("claim", ["iss", "aud", "sub", "exp"])
