@@ -53,6 +53,7 @@ def create_app(settings: Settings) -> Service:
         plumbing.database,
         plumbing.outbox,
         blobs,
+        fetcher,
         readers,
         upload_seconds=settings.upload_seconds,
         new_versions_become_default=settings.auto_update_pipeline_default_version,
@@ -80,5 +81,5 @@ def create_app(settings: Settings) -> Service:
         on_shutdown=[stop],
         ready=(*plumbing.checks, blobs.check),
         tasks=plumbing.tasks,
-        dependencies={"pipelines": pipelines, "fetcher": fetcher},
+        dependencies={"pipelines": pipelines},
     )

@@ -17,6 +17,10 @@ LONGEST_NAME_BYTES: Final = 100
 LARGEST_PACKAGE_BYTES: Final = 32 * 1024 * 1024
 
 
+class NameTaken(AlreadyExists):
+    """Uploads answer it with a status of its own."""
+
+
 class Parameter(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A declared parameter; without a default its value is None."""
 
@@ -120,11 +124,11 @@ def missing_pipeline() -> InvalidInput:
     return InvalidInput("Create pipeline version failed due to missing pipeline id")
 
 
-def pipeline_name_taken(name: str) -> AlreadyExists:
-    return AlreadyExists(f"Failed to create a new pipeline. The name {name} already exist. Please specify a new name.")
+def pipeline_name_taken(name: str) -> NameTaken:
+    return NameTaken(f"Failed to create a new pipeline. The name {name} already exist. Please specify a new name.")
 
 
-def version_name_taken(name: str) -> AlreadyExists:
-    return AlreadyExists(
+def version_name_taken(name: str) -> NameTaken:
+    return NameTaken(
         f"Failed to create a new pipeline version. The name {name} already exist. Please specify a new name."
     )

@@ -10,15 +10,16 @@ from litestar import HttpMethod, MediaType, Request, Response
 from litestar.di import NamedDependency
 from litestar.params import FromPath
 
-from shared import protojson
-from shared.errors import AlreadyExists, InvalidInput, NotFound, Refusal, layer
+from shared import idempotency, protojson
+from shared.errors import InvalidInput, NotFound, Refusal, layer
+from shared.idempotency import Keyed
 from shared.listing import ListRequest
 from shared.references import ResourceType
 from shared.web import delete, get, post, reply
 
 from . import store
-from .fetching import Fetcher
-from .uploads import received
+from .domain import NameTaken
+from .uploads import Upload, received
 from .usecases import Pipelines
 from .wire import (
     UploadRefusal,
@@ -45,7 +46,7 @@ def _refuse_upload(_request: Req, refusal: Refusal) -> Response[bytes]:
     A taken name is a 500 for the sake of clients that expect one. The body is JSON in spite of its type.
     """
     match refusal:
-        case AlreadyExists():
+        case NameTaken():
             status = 500
         case NotFound():
             status = 400
@@ -53,6 +54,15 @@ def _refuse_upload(_request: Req, refusal: Refusal) -> Response[bytes]:
             status = refusal.status
     body = UploadRefusal(error_message=refusal.error, error_details=refusal.error)
     return Response(msgspec.json.encode(body), status_code=status, media_type=MediaType.TEXT)
+
+
+async def _keyed_upload(route: str, request: Req, file: Upload, asked: UploadRequest) -> Keyed | None:
+    """A repeated upload has the same file and says the same of it; how the form delimits them differs each time."""
+    key = request.headers.get(idempotency.HEADER)
+    if key is None:
+        return None
+    said = msgspec.json.encode((asked, file.name, file.size_bytes, await file.digest()))
+    return idempotency.keyed(route, key, said)
 
 
 @litestar.route(
@@ -66,7 +76,9 @@ async def upload_pipeline(request: Req, pipelines: NamedDependency[Pipelines]) -
     async with received(
         request, "Failed to read pipeline from file", largest_bytes=pipelines.largest_package_bytes
     ) as file:
-        return reply(from_described(await pipelines.upload(file, name=asked.name, description=asked.description)))
+        keyed = await _keyed_upload("POST /pipelines/upload", request, file, asked)
+        made = await pipelines.upload(file, name=asked.name, description=asked.description, keyed=keyed)
+        return reply(from_described(made))
 
 
 @litestar.route(
@@ -80,17 +92,20 @@ async def upload_version(request: Req, pipelines: NamedDependency[Pipelines]) ->
     async with received(
         request, "Failed to read pipeline version from file", largest_bytes=pipelines.largest_package_bytes
     ) as file:
-        version = await pipelines.upload_version(file, asked.pipelineid, name=asked.name, description=asked.description)
+        keyed = await _keyed_upload("POST /pipelines/upload_version", request, file, asked)
+        version = await pipelines.upload_version(
+            file, asked.pipelineid, name=asked.name, description=asked.description, keyed=keyed
+        )
         return reply(from_version(version))
 
 
 @post("/apis/v1beta1/pipelines")
-async def create_pipeline(
-    request: Req, pipelines: NamedDependency[Pipelines], fetcher: NamedDependency[Fetcher]
-) -> Response[bytes]:
-    asked = protojson.decode(await request.body(), WirePipeline)
-    async with fetcher.fetched(url_of(asked.url)) as file:
-        return reply(from_described(await pipelines.create(file, name=asked.name, description=asked.description)))
+async def create_pipeline(request: Req, pipelines: NamedDependency[Pipelines]) -> Response[bytes]:
+    body = await request.body()
+    keyed = idempotency.keyed("POST /pipelines", request.headers.get(idempotency.HEADER), body)
+    asked = protojson.decode(body, WirePipeline)
+    made = await pipelines.create(url_of(asked.url), name=asked.name, description=asked.description, keyed=keyed)
+    return reply(from_described(made))
 
 
 @get("/apis/v1beta1/pipelines")
@@ -135,19 +150,19 @@ async def set_default_version(
 
 
 @post("/apis/v1beta1/pipeline_versions")
-async def create_version(
-    request: Req, pipelines: NamedDependency[Pipelines], fetcher: NamedDependency[Fetcher]
-) -> Response[bytes]:
-    asked = protojson.decode(await request.body(), WireVersion)
-    async with fetcher.fetched(url_of(asked.package_url)) as file:
-        version = await pipelines.create_version(
-            file,
-            owner_of(asked),
-            name=asked.name,
-            description=asked.description,
-            code_source_url=asked.code_source_url,
-        )
-        return reply(from_version(version))
+async def create_version(request: Req, pipelines: NamedDependency[Pipelines]) -> Response[bytes]:
+    body = await request.body()
+    keyed = idempotency.keyed("POST /pipeline_versions", request.headers.get(idempotency.HEADER), body)
+    asked = protojson.decode(body, WireVersion)
+    version = await pipelines.create_version(
+        url_of(asked.package_url),
+        owner_of(asked),
+        name=asked.name,
+        description=asked.description,
+        code_source_url=asked.code_source_url,
+        keyed=keyed,
+    )
+    return reply(from_version(version))
 
 
 @get("/apis/v1beta1/pipeline_versions")

@@ -6,6 +6,8 @@ never sees why. This module knows the form and nothing of what the file means.
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, BinaryIO, Final
@@ -35,6 +37,10 @@ class Upload(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     size_bytes: int
     content: BinaryIO
+
+    async def digest(self) -> str:
+        """SHA-256 of what was kept."""
+        return await asyncio.to_thread(_digest, self.content)
 
 
 @asynccontextmanager
@@ -71,6 +77,11 @@ async def _receive(request: Request[Any, Any, Any], spool: Spool, most_bytes: in
     if file_name is None:
         raise MalformedRequest("http: no such file")
     return file_name.replace("\x00", "\ufffd")
+
+
+def _digest(content: Any) -> str:
+    content.seek(0)
+    return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _boundary(request: Request[Any, Any, Any]) -> str:

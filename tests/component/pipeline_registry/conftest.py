@@ -20,6 +20,8 @@ from tests.support.packages import PIPELINE
 from tests.support.servers import ObjectStoreAccess
 from tests.support.service import V1, Client, Reply, serving
 
+from .site import Site, serving_site
+
 
 @pytest.fixture
 def settings(
@@ -49,6 +51,12 @@ def replica(settings: Settings) -> Replica:
 async def registry(replica: Replica) -> AsyncIterator[Client]:
     async with replica() as client:
         yield client
+
+
+@pytest.fixture
+async def site() -> AsyncIterator[Site]:
+    async with serving_site() as site:
+        yield site
 
 
 @pytest.fixture
@@ -86,12 +94,14 @@ async def send(
     route: str = "upload",
     method: str = "POST",
     field: str = "uploadfile",
+    key: str | None = None,
     **query: str,
 ) -> Reply:
     form = aiohttp.FormData()
     data = content.encode() if isinstance(content, str) else content
     form.add_field(field, io.BytesIO(data), filename=file_name, content_type="application/octet-stream")
-    return await registry.call(method, f"{V1}/pipelines/{route}", query=query, data=form)
+    headers = {} if key is None else {"Idempotency-Key": key}
+    return await registry.call(method, f"{V1}/pipelines/{route}", query=query, data=form, headers=headers)
 
 
 async def upload(registry: Client, name: str = "hello", content: bytes | str = PIPELINE, **query: str) -> Any:

@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from aiohttp import web
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 from infra.embedded.ports import LOOPBACK
@@ -21,84 +20,10 @@ from tests.support.packages import PIPELINE, padded_to, tarball, tarball_of_zero
 from tests.support.service import V1, Client
 
 from .conftest import Replica, upload, upload_version
+from .site import OTHER_LOOPBACK, TEXT, Site, from_url, version_from_url
 
-TEXT = PIPELINE.encode()
 SMALL = 64 * 1024
 """The largest package of the tests that exceed it."""
-OTHER_LOOPBACK = "127.0.0.2"
-
-
-class Site:
-    """A web server on this machine, and what was asked of it."""
-
-    def __init__(self, port: int) -> None:
-        self.port = port
-        self.asked: list[str] = []
-        self.files: dict[str, bytes] = {"/p.yaml": TEXT}
-        self.may_end = asyncio.Event()
-
-    def url(self, path: str = "/p.yaml", host: str = LOOPBACK) -> str:
-        return f"http://{host}:{self.port}{path}"
-
-    async def answer(self, request: web.Request) -> web.StreamResponse:
-        self.asked.append(request.path)
-        match request.path.split("/")[1:]:
-            case ["status", status]:
-                return web.Response(status=int(status), text="no pipeline here")
-            case ["to"]:
-                return web.Response(status=302, headers={"Location": request.query["url"]})
-            case ["hops", hops, name]:
-                target = f"/hops/{int(hops) - 1}/{name}" if int(hops) > 1 else f"/{name}"
-                return web.Response(status=307, headers={"Location": target})
-            case ["slowly", *_]:
-                return await self._in_parts(request, [TEXT[:10], TEXT[10:50], TEXT[50:]])
-            case ["never", *_]:
-                response = await self._begun(request)
-                await self.may_end.wait()
-                return response
-            case ["cut", *_]:
-                response = web.StreamResponse(headers={"Content-Length": str(len(TEXT))})
-                await response.prepare(request)
-                await response.write(TEXT[:20])
-                assert request.transport is not None
-                request.transport.close()
-                return response
-            case ["endless", *_]:
-                response = await self._begun(request)
-                while request.transport is not None and not request.transport.is_closing():
-                    await response.write(bytes(16 * 1024))
-                return response
-            case _:
-                return web.Response(body=self.files[request.path])
-
-    async def _begun(self, request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse()
-        await response.prepare(request)
-        return response
-
-    async def _in_parts(self, request: web.Request, parts: Sequence[bytes]) -> web.StreamResponse:
-        response = await self._begun(request)
-        for part in parts:
-            await response.write(part)
-            await asyncio.sleep(0)
-        return response
-
-
-@pytest.fixture
-async def site() -> AsyncIterator[Site]:
-    with socket.create_server((LOOPBACK, 0)) as first:
-        port = first.getsockname()[1]
-        with socket.create_server((OTHER_LOOPBACK, port)) as second:
-            site = Site(port)
-            app = web.Application()
-            app.router.add_route("*", "/{path:.*}", site.answer)
-            runner = web.AppRunner(app, shutdown_timeout=0.1)
-            await runner.setup()
-            for listening in (first, second):
-                await web.SockSite(runner, listening).start()
-            yield site
-            site.may_end.set()
-            await runner.cleanup()
 
 
 @pytest.fixture
@@ -106,15 +31,6 @@ async def registry(replica: Replica) -> AsyncIterator[Client]:
     """One that may fetch from this machine's first address, and from no other that is not public."""
     async with replica(fetch_allowed_networks=(f"{LOOPBACK}/32",), fetch_seconds=20.0) as client:
         yield client
-
-
-def from_url(url: str, **others: Any) -> dict[str, Any]:
-    return {"url": {"pipeline_url": url}, **others}
-
-
-def version_from_url(url: str, pipeline_id: str, **others: Any) -> dict[str, Any]:
-    owner = {"key": {"type": "PIPELINE", "id": pipeline_id}, "relationship": "OWNER"}
-    return {"package_url": {"pipeline_url": url}, "resource_references": [owner], **others}
 
 
 async def refusal(registry: Client, document: Any, path: str = "/pipelines") -> tuple[int, str, str]:
