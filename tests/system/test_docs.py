@@ -1,0 +1,171 @@
+"""The published description, held against a whole running stack: its examples are pasted, its page is looked at."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openapi_spec_validator import validate
+
+from gateway.table import ROUTES
+from tests.support.api import Api
+from tests.support.stack import Stack
+from tests.support.swagger import NEWEST, published
+
+METHODS = ("get", "post", "put", "patch", "delete")
+UNTRIED = {
+    "CreateVisualization": "never succeeds",
+    "CreateVisualizationV1": "never succeeds",
+    "ReportScheduledWorkflow": "for agents of an external engine",
+    "ReportWorkflow": "for agents of an external engine",
+    "ReadRunLogV1alpha1": "ReadRunLog, under another path",
+}
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+@pytest.fixture(scope="module")
+def api(stack: Stack) -> Api:
+    return Api(stack.url)
+
+
+@pytest.fixture(scope="module")
+def document(api: Api) -> Any:
+    return api.get("/apis/headrace/v1/openapi.json")
+
+
+def operations_of(document: Any) -> Iterator[tuple[str, str, Any]]:
+    for path, methods in document["paths"].items():
+        for method in METHODS:
+            if method in methods:
+                yield method, path, methods[method]
+
+
+def test_the_document_is_valid_and_the_same_at_both_places(api: Api, document: Any) -> None:
+    validate(document)
+
+    assert api.get("/openapi.json") == document
+
+
+def test_every_route_of_the_table_is_described_and_nothing_else(document: Any) -> None:
+    def shape(path: str) -> str:
+        return re.sub(r"\{[a-z_]+\}", "{}", path)
+
+    described = {(method.upper(), shape(path)) for method, path, _ in operations_of(document)}
+    routed = {
+        (method, shape(route.pattern))
+        for route in ROUTES
+        if route.pattern.startswith("/apis/v1")
+        for method in (route.methods or {"POST" if "upload" in route.pattern else "GET"})
+    }
+
+    assert described == routed
+
+
+def test_operations_have_the_ids_of_the_published_reference(document: Any) -> None:
+    ids = [operation["operationId"] for _, _, operation in operations_of(document)]
+
+    assert len(ids) == len(set(ids))
+    assert {operation.id for _, _, operation in published(NEWEST)} <= set(ids)
+
+
+def test_schemas_hold_every_field_of_the_published_reference(document: Any) -> None:
+    reference = json.loads((Path(__file__).parents[1] / "swagger" / f"{NEWEST}.json").read_text())["definitions"]
+    schemas = document["components"]["schemas"]
+    missing = {
+        name: lacking
+        for name, definition in reference.items()
+        if name != "protobufAny"  # a means of the reference, not a message
+        if (lacking := set(definition.get("properties", {})) - set(schemas.get(name, {}).get("properties", {})))
+    }
+    del missing["apiReportRunMetricsRequest"]  # `run_id`: the path says it, the body's is not read
+    enums = {name: set(each["enum"]) for name, each in reference.items() if "enum" in each}
+
+    assert missing == {}
+    assert {name: set(schemas[name]["enum"]) for name in enums} == enums
+
+
+def test_every_example_works_when_pasted(stack: Stack, document: Any, tmp_path: Path) -> None:
+    tried = set()
+    for _, _, operation in operations_of(document):
+        example = re.search(r"```sh\n(.*?)\n```", operation.get("description", ""), re.DOTALL)
+        if example is None:
+            continue
+        tried.add(operation["operationId"])
+        assert stack.url in example[1]
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", example[1].replace("curl -sS", "curl -sS --fail-with-body")],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            cwd=tmp_path,
+        )
+        assert done.returncode == 0, f"{operation['operationId']}:\n{example[1]}\n{done.stdout}\n{done.stderr}"
+        if "application/json" in operation["responses"]["200"]["content"]:
+            json.loads(done.stdout.splitlines()[-1].replace("}{", "}\n{").splitlines()[-1])
+
+    ids = {operation["operationId"] for _, _, operation in operations_of(document)}
+    assert ids - tried == set(UNTRIED)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_example_of_a_body_is_accepted(api: Api, document: Any) -> None:
+    pipeline = api.upload(
+        "/apis/v1beta1/pipelines/upload?name=of-the-docs", "p.yaml", api.call("GET", "/docs/hello-world.yaml").body
+    )
+    run = api.post(
+        "/apis/v1beta1/runs",
+        document["paths"]["/apis/v1beta1/runs"]["post"]["requestBody"]["content"]["application/json"]["example"],
+    )
+    ids = {"the pipeline's id": pipeline["id"]}
+    tried = 0
+    for method, path, operation in operations_of(document):
+        content = operation.get("requestBody", {}).get("content", {}).get("application/json")
+        if content is None:
+            continue
+        body = json.dumps(content["example"])
+        for placeholder, identity in ids.items():
+            body = body.replace(placeholder, identity)
+        answer = api.call(method.upper(), path.replace("{run_id}", run["run"]["id"]), body=body)
+        assert answer.status == 200, (operation["operationId"], answer.body)
+        tried += 1
+
+    assert tried == 6
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+def test_the_page_shows_every_operation_in_a_browser(stack: Stack, document: Any, tmp_path: Path) -> None:
+    assert CHROMIUM is not None
+    done = subprocess.run(
+        [
+            CHROMIUM,
+            *("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"),
+            f"--user-data-dir={tmp_path}",
+            "--virtual-time-budget=15000",
+            "--dump-dom",
+            f"{stack.url}/docs",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+
+    shown = set(re.findall(r'id="operations-[A-Za-z]+Service-([A-Za-z0-9]+)"', done.stdout))
+    assert shown == {operation["operationId"] for _, _, operation in operations_of(document)}
+
+
+def test_the_page_loads_from_its_own_origin_alone(api: Api) -> None:
+    page = api.call("GET", "/docs")
+    addresses = re.findall(r'(?:src|href)="([^"]+)"', page.body.decode())
+
+    assert len(addresses) == 4
+    for address in addresses:
+        if address != "data:,":
+            assert "//" not in address
+            assert api.call("GET", f"/{address}").status == 200
+    assert "default-src 'none'; script-src 'self'" in page.headers["content-security-policy"]
