@@ -51,6 +51,10 @@ up: setup ## Start everything on this machine until Ctrl-C (HEADRACE_PORT, HEADR
 test: setup-dev clients ## Run the whole test suite
 	@$(BIN)/pytest -q -m "not chaos"
 
+.PHONY: test-containers
+test-containers: setup-dev ## Bring up docker-compose.yml and run a pipeline in it (docker, or root and dockerd)
+	@$(BIN)/pytest -q -s -m containers tests/containers
+
 check: setup-dev ## Lint, types and the import rules
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
