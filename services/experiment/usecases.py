@@ -75,12 +75,16 @@ class Experiments:
             return experiment
 
     async def delete(self, experiment_id: str) -> None:
-        """Nothing cascades: runs and jobs keep their reference to it (API specification, section 7, E4)."""
+        """Nothing cascades: runs and jobs keep their reference to it (API specification, section 7, E4).
+
+        Answers after nobody makes new ones in it any more, or after a bounded wait.
+        """
         async with self._database.transaction() as tx:
             experiment = await store.delete(tx, experiment_id)
             if experiment is None:
                 raise domain.unknown(experiment_id)
-            await self._outbox.add(tx, events.EXPERIMENT_DELETED, to_state(experiment, is_deleted=True))
+            fact_id = await self._outbox.add(tx, events.EXPERIMENT_DELETED, to_state(experiment, is_deleted=True))
+        await self._until_followed(fact_id)
 
     async def archive(self, experiment_id: str) -> None:
         await self._move(experiment_id, StorageState.ARCHIVED)
@@ -98,6 +102,9 @@ class Experiments:
                     raise domain.unknown(experiment_id)
                 return
             fact_id = await self._outbox.add(tx, kind, to_state(experiment))
+        await self._until_followed(fact_id)
+
+    async def _until_followed(self, fact_id: uuid.UUID) -> None:
         await until_published_and_applied(
             self._bus, self._database, fact_id, FOLLOWERS, "experiment", within_seconds=self._applied_wait_seconds
         )

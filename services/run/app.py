@@ -42,7 +42,11 @@ def create_app(settings: Settings, *, validate: Validator | None = None) -> Serv
         blobs,
         manifests,
         validate or validate_for_embedded_engine,
-        Installation(namespace=settings.namespace, ask_seconds=settings.ask_seconds),
+        Installation(
+            namespace=settings.namespace,
+            ask_seconds=settings.ask_seconds,
+            applied_wait_seconds=settings.applied_wait_seconds,
+        ),
     )
 
     async def start() -> None:

@@ -36,6 +36,7 @@ from shared.errors import InvalidInput, NotFound, layer
 from shared.idempotency import Keep, Keyed, once
 from shared.listing import Page, Query
 from shared.outbox import Outbox
+from shared.subscriptions import until_published_and_applied
 from shared.telemetry import current_traceparent
 
 from . import compose, domain, store
@@ -60,12 +61,18 @@ from .manifests import Manifests, Validator, digest_of
 EXPERIMENT = "experiment"
 """The kind under which experiments are replicated."""
 
+LARGEST_REFUSAL = 16_384
+"""In the answer to a question. The reason may quote names from the manifest, of any length."""
+FOLLOWERS = ("metrics",)
+"""Who takes a client's word about a run, and must have heard of its end."""
+
 
 class Installation(msgspec.Struct, frozen=True, kw_only=True):
     """What is the same for every run here."""
 
     namespace: str
     ask_seconds: float
+    applied_wait_seconds: float
 
 
 class Artifact(msgspec.Struct, frozen=True, kw_only=True):
@@ -151,13 +158,24 @@ class Runs:
         return Page(rows=await self._views(page.rows), total_size=page.total_size, next_page_token=page.next_page_token)
 
     async def delete(self, run_id: str) -> None:
-        """The row is gone at once; the engine's object, the nodes and the metrics follow (`Records.due`)."""
+        """The row is gone at once; the engine's object, the nodes and the metrics follow (`Records.due`).
+
+        Answers after nobody takes reports of it any more, or after a bounded wait.
+        """
         async with self._database.transaction() as tx:
             run = await store.delete(tx, run_id)
             if run is None:
                 raise domain.unknown(run_id)
             last = msgspec.structs.replace(run, version=run.version + 1)
-            await self._outbox.add(tx, events.RUN_DELETED, to_state(last, is_deleted=True))
+            fact_id = await self._outbox.add(tx, events.RUN_DELETED, to_state(last, is_deleted=True))
+        await until_published_and_applied(
+            self._bus,
+            self._database,
+            fact_id,
+            FOLLOWERS,
+            "run",
+            within_seconds=self._installation.applied_wait_seconds,
+        )
 
     async def archive(self, run_id: str) -> None:
         await self._move(run_id, StorageState.ARCHIVED)
@@ -165,7 +183,7 @@ class Runs:
     async def unarchive(self, run_id: str) -> None:
         await self._move(run_id, StorageState.AVAILABLE)
 
-    async def check_manifest(self, digest: str) -> ManifestAnswer:
+    async def check_manifest(self, digest: str, parameters: tuple[str, ...]) -> ManifestAnswer:
         """What creation would say of a manifest, for whoever will create runs of it later."""
         text = await self._manifests.find(digest)
         if text is None:
@@ -186,8 +204,8 @@ class Runs:
             created_at=clock.now(),
         )
         return ManifestAnswer(
-            refusal=await self._why_invalid(prepared, nobodys),
-            parameters=tuple(prepared.declared),
+            refusal=(await self._why_invalid(prepared, nobodys))[:LARGEST_REFUSAL],
+            unrecognized=compose.unrecognized(prepared, tuple(Parameter(name=name) for name in parameters)),
             service_account=prepared.service_account,
         )
 
