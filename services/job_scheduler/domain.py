@@ -24,6 +24,7 @@ LONGEST_NAME_BYTES = 2_000
 _NAME_LETTERS = "bcdfghjklmnpqrstvwxz2456789"
 _LONGEST_BASE = 25
 _SUFFIX_LENGTH = 5
+_NAMES_TO_TRY = 3
 _NOT_IN_NAMES = re.compile(r"[^a-z0-9-]")
 
 
@@ -161,14 +162,17 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     manifest: str
 
 
-def object_name(name: str) -> ObjectName:
-    """The scheduler object's name, with a random ending (API specification, section 10.2).
+def object_names(name: str) -> tuple[ObjectName, ...]:
+    """Names to try for the scheduler object, with random endings (API specification, section 10.2).
 
     Kubernetes takes no name that starts with a hyphen; the original server fails there.
     """
     base = _NOT_IN_NAMES.sub("", name.lower()).lstrip("-") or "job-"
-    ending = "".join(secrets.choice(_NAME_LETTERS) for _ in range(_SUFFIX_LENGTH))
-    return ObjectName(base[:_LONGEST_BASE] + ending)
+    return tuple(ObjectName(base[:_LONGEST_BASE] + _ending()) for _ in range(_NAMES_TO_TRY))
+
+
+def _ending() -> str:
+    return "".join(secrets.choice(_NAME_LETTERS) for _ in range(_SUFFIX_LENGTH))
 
 
 # Refusals, in the words of the API specification, sections 6, 9.2, 9.3 and 10.2.
@@ -239,10 +243,8 @@ def unsupported_cron(reason: str) -> InvalidInput:
     )
 
 
-def check_parameters(parameters: tuple[Parameter, ...], declared: frozenset[str]) -> None:
-    for parameter in parameters:
-        if parameter.name not in declared:
-            raise InvalidInput(f"Unrecognized input parameter: {parameter.name}")
+def unrecognized_parameter(name: str) -> InvalidInput:
+    return InvalidInput(f"Unrecognized input parameter: {name}")
 
 
 def check_references(references: tuple[Reference, ...]) -> None:

@@ -40,6 +40,7 @@ from .domain import (
     Job,
     JobId,
     NewJob,
+    ObjectName,
     OneOff,
     PeriodicTrigger,
     Reference,
@@ -56,8 +57,6 @@ EXPERIMENT = "experiment"
 
 FOLLOWERS = ("run",)
 """Who shows to a client that a job is gone."""
-
-_NAMES_TO_TRY = 3
 
 
 class Installation(msgspec.Struct, frozen=True, kw_only=True):
@@ -179,13 +178,12 @@ class Jobs:
 
     async def _checked(self, asked: NewJob, digest: str) -> ManifestAnswer:
         """What the run service says about the manifest; whether it can run is told by a later check."""
-        checked = await self._bus.ask(
-            CHECK_MANIFEST, ManifestRequest(manifest_digest=digest), within_seconds=self._installation.check_seconds
-        )
+        request = ManifestRequest(manifest_digest=digest, parameters=tuple(each.name for each in asked.parameters))
+        checked = await self._bus.ask(CHECK_MANIFEST, request, within_seconds=self._installation.check_seconds)
         if checked.malformation:
             raise domain.not_our_kind(checked.malformation)
-        with layer("Failed to verify parameters."):
-            domain.check_parameters(asked.parameters, frozenset(checked.parameters))
+        if checked.unrecognized is not None:
+            raise domain.unrecognized_parameter(checked.unrecognized).inside("Failed to verify parameters.")
         return checked
 
     async def _experiment(self, experiment_id: str) -> ExperimentState:
@@ -265,12 +263,12 @@ class Jobs:
         experiment: ExperimentState,
         references: tuple[Reference, ...],
     ) -> Job:
-        """The job, but for what the database says: its times and whether its object's name is free."""
+        """The job, but for what the database decides: its times and its object's name are provisional."""
         now = clock.now()
         ids = {reference.type: reference.id for reference in references}
         return Job(
             id=JobId(str(uuid.uuid4())),
-            object_name=domain.object_name(asked.name),
+            object_name=ObjectName(asked.name),
             name=asked.name,
             description=asked.description,
             is_enabled=asked.is_enabled,
@@ -292,15 +290,14 @@ class Jobs:
         )
 
     async def _insert(self, draft: Job) -> Job:
-        for _ in range(_NAMES_TO_TRY):
+        for name in domain.object_names(draft.name):
             try:
                 async with self._database.transaction() as tx:
-                    job = await store.insert(tx, draft)
+                    job = await store.insert(tx, msgspec.structs.replace(draft, object_name=name))
                     await self._outbox.add(tx, events.JOB_CREATED, to_state(job))
             except ConstraintViolated as violation:
                 if violation.constraint != store.OBJECT_NAME_KEY:
                     raise
-                draft = msgspec.structs.replace(draft, object_name=domain.object_name(draft.name))
                 continue
             return job
         raise domain.names_exhausted(draft.name)

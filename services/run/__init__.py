@@ -3,8 +3,8 @@
 owns: runs, their nodes, manifests, where artifacts are; the engine
 emits: `kfp.event.run.` created, started, succeeded, failed, error, skipped, lost, terminating, archived, unarchived,
     deleted
-listens to: experiment.*, metrics.reported
-answers: `kfp.ask.run.get`
+listens to: experiment.*, job-scheduler deleted, metrics.reported
+answers: `kfp.ask.run.` get, check-manifest
 
 Rooms of its own, beyond those of every service: `records.py`, the verbs of the controller (what the engine has to be
 told, and what it was seen doing), beside `usecases.py`, the verbs of the API; `manifests.py`, where the text of a

@@ -14,7 +14,7 @@ async def answer_questions(bus: Bus, runs: Runs) -> None:
         return await runs.get_state(question.id)
 
     async def check_manifest(question: ManifestRequest) -> ManifestAnswer:
-        return await runs.check_manifest(question.manifest_digest)
+        return await runs.check_manifest(question.manifest_digest, question.parameters)
 
     await bus.answer(GET_RUN, get)
     await bus.answer(CHECK_MANIFEST, check_manifest)

@@ -69,6 +69,8 @@ class ManifestRequest(Ask, frozen=True, kw_only=True, omit_defaults=True):
     """A manifest whose text is at `manifests/<manifest_digest>`; NotFound where it is not."""
 
     manifest_digest: str
+    parameters: tuple[str, ...] = ()
+    """The names that runs will be given values for."""
 
 
 class ManifestAnswer(Ask, frozen=True, kw_only=True, omit_defaults=True):
@@ -78,8 +80,8 @@ class ManifestAnswer(Ask, frozen=True, kw_only=True, omit_defaults=True):
     """Why it is no workflow at all; nothing else is said then."""
     refusal: str = ""
     """Why the engine would refuse to run it."""
-    parameters: tuple[str, ...] = ()
-    """The names it declares."""
+    unrecognized: str | None = None
+    """The first of the parameters that it does not declare."""
     service_account: str = ""
     """Whose account its runs use when nobody names one."""
 

@@ -125,9 +125,10 @@ class Peers:
         if workflow.get("kind", "Workflow") != "Workflow":
             return ManifestAnswer(malformation=f"Unexpected resource type: {workflow['kind']}")
         spec = workflow.get("spec") or {}
+        declared = {each["name"] for each in spec.get("arguments", {}).get("parameters", ())}
         return ManifestAnswer(
             refusal="" if spec.get("entrypoint") else "spec.entrypoint is required",
-            parameters=tuple(each["name"] for each in spec.get("arguments", {}).get("parameters", ())),
+            unrecognized=next((name for name in question.parameters if name not in declared), None),
             service_account=spec.get("serviceAccountName", "pipeline-runner"),
         )
 

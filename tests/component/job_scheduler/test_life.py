@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import secrets
 from datetime import datetime
 from typing import Any
 
@@ -211,3 +212,17 @@ async def test_the_manifest_is_in_the_object_store_word_for_word(world: World) -
 
 def of(kind: str, resource_id: str) -> dict[str, str]:
     return {"resource_reference_key.type": kind, "resource_reference_key.id": resource_id}
+
+
+async def test_a_taken_object_name_is_drawn_again_and_not_for_ever(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Three names are drawn for each creation.
+    letters = iter("bbbbb" * 3 + "bbbbb" + "ccccc" * 2 + "bbbbb" * 3)
+    monkeypatch.setattr(secrets, "choice", lambda _: next(letters))
+    jobs = [await world.create(name="same") for _ in range(2)]
+    names = [(await world.row(job["id"]))["object_name"] for job in jobs]
+    assert names == ["samebbbbb", "sameccccc"]
+    status, body = await world.client.refused("POST", "/jobs", {**JOB, "name": "same"})
+    assert (status, body["code"]) == (409, 6)
+    assert len((await world.client.get("/jobs"))["jobs"]) == 2

@@ -25,8 +25,8 @@ NIGHTLY = JobState(
 )
 
 
-async def check(world: World, manifest: str) -> ManifestAnswer:
-    request = ManifestRequest(manifest_digest=await world.blobs.put_manifest(manifest))
+async def check(world: World, manifest: str, *parameters: str) -> ManifestAnswer:
+    request = ManifestRequest(manifest_digest=await world.blobs.put_manifest(manifest), parameters=parameters)
     return await world.peers.buses["job-scheduler"].ask(CHECK_MANIFEST, request, within_seconds=5)
 
 
@@ -34,10 +34,16 @@ async def test_a_manifest_is_checked_without_a_run(world: World) -> None:
     own_account = MANIFEST.replace('"entrypoint"', '"serviceAccountName":"theirs","entrypoint"')
     for manifest, account in ((MANIFEST, "pipeline-runner"), (own_account, "theirs")):
         answer = await check(world, manifest)
-        assert answer == ManifestAnswer(parameters=("greeting", "whom"), service_account=account)
+        assert answer == ManifestAnswer(service_account=account)
         # What was found valid once is not asked again, and is answered the same.
         assert await check(world, manifest) == answer
     assert await world.database.fetchval("select count(*) from runs") == 0
+
+
+async def test_the_first_parameter_that_a_manifest_does_not_declare_is_named(world: World) -> None:
+    assert (await check(world, MANIFEST, "whom", "greeting")).unrecognized is None
+    assert (await check(world, MANIFEST, "whom", "Whom", "greetings")).unrecognized == "Whom"
+    assert (await check(world, MANIFEST, "")).unrecognized == ""
 
 
 async def test_a_manifest_that_creation_would_refuse_is_refused_with_the_reason(world: World) -> None:

@@ -11,7 +11,7 @@ from services.job_scheduler.domain import (
     check_interval,
     check_max_concurrency,
     check_parameters_size,
-    object_name,
+    object_names,
 )
 from shared.errors import InvalidInput
 
@@ -33,8 +33,8 @@ from shared.errors import InvalidInput
     ],
 )
 def test_a_scheduler_object_is_called_after_its_job(name: str, base: str) -> None:
-    names = {object_name(name) for _ in range(20)}
-    assert len(names) == 20
+    names = {each for _ in range(10) for each in object_names(name)}
+    assert len(names) == 30
     for each in names:
         assert each[:-5] == base
         assert re.fullmatch(r"[a-z0-9][-a-z0-9]{0,29}", each)
