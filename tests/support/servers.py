@@ -19,7 +19,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
-from urllib.request import urlopen
 
 import msgspec
 import pytest
@@ -34,7 +33,7 @@ from infra.postgres.roles import ROLES, apply_roles, run_psql
 
 TEMPLATE = "headrace_template"
 POSTGRES_IMAGE = "postgres:18"
-NATS_IMAGE = "nats:2.15"
+NATS_IMAGE = "nats:2.15-alpine"
 MINIO_IMAGE = "minio/minio:RELEASE.2025-09-07T16-13-09Z"
 
 _ROLE_PASSWORDS = {role: f"{role}-secret" for role in ROLES}
@@ -230,14 +229,14 @@ def _containers_wanted() -> bool:
 @contextmanager
 def _postgres_container() -> Iterator[PostgresAccess]:
     from testcontainers.core.container import DockerContainer
-    from testcontainers.core.waiting_utils import wait_for_logs
+    from testcontainers.core.wait_strategies import ExecWaitStrategy
 
     password = secrets.token_hex(16)
     container = DockerContainer(POSTGRES_IMAGE).with_env("POSTGRES_PASSWORD", password).with_exposed_ports(5432)
     options = [text for name, value in _FORGETFUL.items() for text in ("-c", f"{name}={value}")]
-    with container.with_command(["postgres", *options]) as running:
-        # The image serves once to initialise itself and then for good: the second time is the one that counts.
-        wait_for_logs(running, "(?s)ready to accept connections.*ready to accept connections", timeout=60)
+    # By TCP: the server that initialises a new volume listens on a socket alone.
+    serves = ExecWaitStrategy(["pg_isready", "--quiet", "--host=127.0.0.1"])
+    with container.with_command(["postgres", *options]).waiting_for(serves) as running:
         yield PostgresAccess(
             host=running.get_container_host_ip(), port=int(running.get_exposed_port(5432)), password=password
         )
@@ -254,7 +253,7 @@ class _NatsContainer(msgspec.Struct, frozen=True, kw_only=True):
 @contextmanager
 def _nats_container(folder: Path) -> Iterator[_NatsContainer]:
     from testcontainers.core.container import DockerContainer
-    from testcontainers.core.waiting_utils import wait_for_logs
+    from testcontainers.core.wait_strategies import LogMessageWaitStrategy
 
     config = folder / "nats.conf"
     config.write_text(server_config(host="0.0.0.0", port=4222, store_dir="/tmp/store", passwords=_NATS_PASSWORDS))
@@ -264,16 +263,16 @@ def _nats_container(folder: Path) -> Iterator[_NatsContainer]:
         .with_volume_mapping(str(config), "/etc/headrace-nats.conf", "ro")
         .with_command(["--config", "/etc/headrace-nats.conf"])
         .with_exposed_ports(4222)
+        .waiting_for(LogMessageWaitStrategy("Server is ready"))
     )
     with container as running:
-        wait_for_logs(running, "Server is ready", timeout=30)
         yield _NatsContainer(host=running.get_container_host_ip(), port=int(running.get_exposed_port(4222)))
 
 
 @contextmanager
 def _object_store_container() -> Iterator[ObjectStoreAccess]:
     from testcontainers.core.container import DockerContainer
-    from testcontainers.core.waiting_utils import wait_for
+    from testcontainers.core.wait_strategies import HttpWaitStrategy
 
     secret = secrets.token_hex(16)
     container = (
@@ -282,13 +281,9 @@ def _object_store_container() -> Iterator[ObjectStoreAccess]:
         .with_env("MINIO_ROOT_PASSWORD", secret)
         .with_command(["server", "/data"])
         .with_exposed_ports(9000)
+        # Any S3 server is up once it refuses who shows no credentials.
+        .waiting_for(HttpWaitStrategy(9000).for_status_code_matching(lambda status: status < 500))
     )
     with container as running:
         url = f"http://{running.get_container_host_ip()}:{running.get_exposed_port(9000)}"
-
-        def lives() -> bool:
-            with urlopen(f"{url}/minio/health/live", timeout=2) as answer:
-                return bool(answer.status == 200)
-
-        wait_for(lives)
         yield ObjectStoreAccess(endpoint_url=url, access_key="headrace-test", secret_key=secret)
