@@ -1,23 +1,26 @@
 """What the runner keeps of each attempt on disk, so that neither its own death nor the machine's is a lie.
 
-    <steps_dir>/<key>/spec.json    what was asked for
-                      start.json   before the first process; without it nothing ran
-                      exit.json    how it ended; only ever written by who saw it
+    <steps_dir>/<key>/start.json   before the first process; without it nothing ran
+                      exit.json    how it ended; empty until then, only ever written by who saw it
                       log          stdout and stderr, from the first byte
                       stdout       main's stdout alone, where the spec asks for it
                       root, …      the private tree
+    <steps_dir>/.trash/<key>       what was forgotten and is still to be removed
 
-Each JSON file is whole or absent, and on the disk (file and directory) before anybody hears of it. The log is held
+What the JSON files say is on the disk before anybody hears of it, and a half-written one says nothing. Each costs
+every step its way to the disk: the directories go there once, at the start, with both names in them. The log is held
 under an advisory lock by the processes of the step themselves: as long as it cannot be taken, one of them lives.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import os
 import shutil
 import stat
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,17 +28,20 @@ from typing import Any, TypeVar
 import msgspec
 
 from services.run.engine.embedded.runner.protocol import StepExit, StepStart
-from services.run.engine.embedded.runtime import StepSpec
+from services.run.engine.embedded.runtime import process as processes
 from services.run.engine.embedded.runtime.tree import Tree
 
 T = TypeVar("T")
 
-_SPEC = "spec.json"
 _START = "start.json"
 _EXIT = "exit.json"
 _LOG = "log"
 _STDOUT = "stdout"
 _TRASH = ".trash"
+
+_TO_WRITE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+_AT_ONCE = 100
+"""Attempts that one `rm` is told to remove."""
 
 
 class StepsDirectoryInUse(Exception):
@@ -56,7 +62,8 @@ class Journal:
         except BlockingIOError:
             os.close(self._lock)
             raise StepsDirectoryInUse(f"{steps_dir} is in use by another step runner") from None
-        shutil.rmtree(steps_dir / _TRASH, ignore_errors=True)
+        self._trash = steps_dir / _TRASH
+        self._trash.mkdir(mode=0o700, exist_ok=True)
 
     def close(self) -> None:
         os.close(self._lock)
@@ -71,19 +78,17 @@ class Journal:
         """The attempt's directory; until `begin` it counts as nothing. Raises OSError."""
         self.directory_of(key).mkdir(mode=0o700, exist_ok=True)
 
-    def begin(self, spec: StepSpec, start: StepStart) -> None:
+    def begin(self, start: StepStart) -> None:
         """Durably note that the step is about to run."""
-        directory = self.directory_of(spec.key)
-        _write(directory / _SPEC, spec)
+        directory = self.directory_of(start.key)
+        os.close(os.open(directory / _EXIT, _TO_WRITE, 0o600))
         _write(directory / _START, start)
         _sync_directory(directory)
         _sync_directory(self.steps_dir)
 
     def finish(self, exit: StepExit) -> None:
         """Durably note how it ended."""
-        directory = self.directory_of(exit.key)
-        _write(directory / _EXIT, exit)
-        _sync_directory(directory)
+        _write(self.directory_of(exit.key) / _EXIT, exit)
 
     def open_log(self, key: str) -> int:
         """A descriptor for the step's processes to write to; while one of them holds it, `is_alive`."""
@@ -94,8 +99,7 @@ class Journal:
 
     def open_stdout(self, key: str) -> int:
         """A descriptor for the runner to write main's stdout to."""
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-        return os.open(self.directory_of(key) / _STDOUT, flags, 0o600)
+        return os.open(self.directory_of(key) / _STDOUT, _TO_WRITE, 0o600)
 
     def is_alive(self, key: str) -> bool:
         """Whether a process of a former runner's step is still there."""
@@ -128,13 +132,22 @@ class Journal:
         return found
 
     def forget(self, key: str) -> None:
-        """Remove everything of an attempt; a crash in between leaves it whole or out of sight."""
-        trash = self.steps_dir / _TRASH
-        trash.mkdir(mode=0o700, exist_ok=True)
+        """Put everything of an attempt out of sight.
+
+        This need not survive a crash: who forgets has the outcome on record, and forgets again what comes back.
+        """
+        # The same key may have been forgotten, and begun again, before the trash was emptied.
         with contextlib.suppress(FileNotFoundError):
-            self.directory_of(key).rename(trash / key)
-            _sync_directory(self.steps_dir)
-            shutil.rmtree(trash / key, onerror=_make_removable)
+            self.directory_of(key).rename(self._trash / f"{key}.{time.monotonic_ns()}")
+
+    async def empty_trash(self) -> None:
+        """Remove what was forgotten, at no step's expense: an attempt is half a hundred files and directories."""
+        names = os.listdir(self._trash)
+        for at in range(0, len(names), _AT_ONCE):
+            paths = [str(self._trash / name) for name in names[at : at + _AT_ONCE]]
+            await processes.ended(_spawn_quietly("nice", "-n", "19", "rm", "-rf", "--", *paths))
+            for path in filter(os.path.lexists, paths):
+                await asyncio.to_thread(shutil.rmtree, path, onerror=_make_removable)
 
 
 def tree_of(attempt_dir: Path) -> Tree | None:
@@ -149,13 +162,12 @@ def stdout_of(attempt_dir: Path) -> Path:
 
 
 def _write(path: Path, content: object) -> None:
-    partial = path.with_suffix(".partial")
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    """In place: what a crash cuts short cannot be decoded, and counts as absent."""
+    descriptor = os.open(path, _TO_WRITE, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(msgspec.json.encode(content))
         file.flush()
         os.fsync(descriptor)
-    partial.rename(path)
 
 
 def _read(path: Path, kind: type[T]) -> T | None:
@@ -163,6 +175,14 @@ def _read(path: Path, kind: type[T]) -> T | None:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except (FileNotFoundError, msgspec.DecodeError):
         return None
+
+
+def _spawn_quietly(*argv: str) -> int:
+    nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        return processes.spawn(argv, env={"PATH": os.defpath}, cwd="/", log=nowhere)
+    finally:
+        os.close(nowhere)
 
 
 def _sync_directory(directory: Path) -> None:

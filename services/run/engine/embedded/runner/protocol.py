@@ -91,7 +91,7 @@ class Kill(msgspec.Struct, frozen=True, kw_only=True, tag="kill"):
 
 
 class Forget(msgspec.Struct, frozen=True, kw_only=True, tag="forget"):
-    """Answered when the attempt's directory is gone; refused while it runs, harmless when unknown."""
+    """Answered when the attempt's directory is out of sight; refused while it runs, harmless when unknown."""
 
     key: str
 

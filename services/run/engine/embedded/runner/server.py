@@ -70,6 +70,7 @@ _LOST = "pod deleted"
 _LOG_CHUNK_BYTES = 256 * 1024
 _LOG_POLL_SECONDS = 0.1
 _RETRY_WRITE_SECONDS = 1.0
+_TRASH_SECONDS = 2.0
 _HARMLESS_FOR_SIDECARS = (0, 137, 143)
 
 
@@ -89,9 +90,11 @@ async def serve(settings: RunnerSettings, stop: asyncio.Event) -> None:
             _log.warning("weaker: %s", choice.weaker)
         runner = StepRunner(journal, choice, settings)
         runner.remember()
+        sweeper = asyncio.create_task(runner.empty_trash(), name="empty the trash")
         async with _listening(settings.step_runner_socket, runner.answer):
             await stop.wait()
             await runner.stop()
+        sweeper.cancel()
     finally:
         journal.close()
 
@@ -124,7 +127,20 @@ class StepRunner:
         self._attempts: dict[str, Attempt] = {}
         self._watchers: set[asyncio.Queue[Event]] = set()
         self._connections: set[asyncio.Task[None]] = set()
+        self._has_trash = asyncio.Event()
+        self._has_trash.set()  # a former runner's
         self._is_stopping = False
+
+    async def empty_trash(self) -> None:
+        """Until cancelled. In batches: each costs a process."""
+        while True:
+            await self._has_trash.wait()
+            self._has_trash.clear()
+            try:
+                await self._journal.empty_trash()
+            except OSError as error:
+                _log.warning("what was forgotten cannot be removed: %s", error)
+            await asyncio.sleep(_TRASH_SECONDS)
 
     def remember(self) -> None:
         """Take over what a former runner left: its steps are over, or are about to be."""
@@ -219,8 +235,9 @@ class StepRunner:
             return Refused(reason=f"{key} still runs")
         try:
             if attempt is not None:
-                await asyncio.to_thread(self._journal.forget, key)
+                self._journal.forget(key)
                 self._attempts.pop(key, None)
+                self._has_trash.set()
         except OSError as error:
             return Refused(reason=f"{key} cannot be removed: {error}")
         return Done()
@@ -321,7 +338,7 @@ class StepRunner:
             if runtime is not None and tree is not None:
                 # While the disk confirms the start: the tree of what never began is removed with its room.
                 prepared = asyncio.ensure_future(asyncio.to_thread(runtime.prepare, spec, MAIN, home, tree))
-            await asyncio.to_thread(self._journal.begin, spec, started)
+            await asyncio.to_thread(self._journal.begin, started)
         except OSError as error:
             if prepared is not None:
                 await asyncio.wait((prepared,))
