@@ -8,7 +8,7 @@ from litestar import Request, Response
 from litestar.di import NamedDependency
 from litestar.params import FromPath
 
-from shared import protojson
+from shared import idempotency, protojson
 from shared.errors import layer
 from shared.listing import ListRequest
 from shared.web import delete, get, post, reply
@@ -22,8 +22,10 @@ Req = Request[Any, Any, Any]
 
 @post("/apis/v1beta1/jobs")
 async def create_job(request: Req, jobs: NamedDependency[Jobs]) -> Response[bytes]:
-    body = protojson.decode(await request.body(), WireJob)
-    return reply(from_view(await jobs.create(to_new_job(body))))
+    body = await request.body()
+    asked = to_new_job(protojson.decode(body, WireJob))
+    keyed = idempotency.keyed("POST /jobs", request.headers.get(idempotency.HEADER), body)
+    return reply(from_view(await jobs.create(asked, keyed)))
 
 
 @get("/apis/v1beta1/jobs")

@@ -7,6 +7,7 @@ manifest can run at all. Everything remote is fetched before the one transaction
 from __future__ import annotations
 
 import uuid
+from functools import partial
 
 import msgspec
 
@@ -29,6 +30,7 @@ from shared.contracts.questions import (
 from shared.contracts.states import ExperimentState, JobState
 from shared.database import ConstraintViolated, Database, Transaction
 from shared.errors import InvalidInput, layer
+from shared.idempotency import Keep, Keyed, once
 from shared.listing import Page, Query
 from shared.outbox import Outbox
 from shared.subscriptions import until_published_and_applied
@@ -78,8 +80,12 @@ class Jobs:
         self._manifests = manifests
         self._installation = installation
 
-    async def create(self, asked: NewJob) -> View:
-        """Record a job (API specification, section 10.2, in the order of its checks)."""
+    async def create(self, asked: NewJob, keyed: Keyed | None = None) -> View:
+        """Record a job, or show the one that the same request recorded before."""
+        return await once(self._database, keyed, partial(self._create, asked), self.get)
+
+    async def _create(self, asked: NewJob, keep: Keep) -> View:
+        """API specification, section 10.2, in the order of its checks."""
         with layer("Validate create job request failed."):
             domain.check_name(asked.name)
             version = await self._check_source(asked)
@@ -95,7 +101,7 @@ class Jobs:
             if checked.refusal:
                 raise domain.invalid_workflow(asked.name, checked.refusal)
             await self._manifests.keep(text, digest)
-            job = await self._insert(self._draft(asked, version, digest, checked, experiment, references))
+            job = await self._insert(self._draft(asked, version, digest, checked, experiment, references), keep)
         # Only later does anybody look at its schedule. The reply keeps the order of the request; what is read later
         # stands in storage order.
         shown = msgspec.structs.replace(job, references=references)
@@ -289,10 +295,11 @@ class Jobs:
             updated_at=now,
         )
 
-    async def _insert(self, draft: Job) -> Job:
+    async def _insert(self, draft: Job, keep: Keep) -> Job:
         for name in domain.object_names(draft.name):
             try:
                 async with self._database.transaction() as tx:
+                    await keep(tx, draft.id)
                     job = await store.insert(tx, msgspec.structs.replace(draft, object_name=name))
                     await self._outbox.add(tx, events.JOB_CREATED, to_state(job))
             except ConstraintViolated as violation:
