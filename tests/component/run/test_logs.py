@@ -124,6 +124,8 @@ async def test_a_step_that_ends_while_it_is_asked_about_is_read_from_the_archive
 
 async def test_nobody_to_ask_about_a_running_step_is_an_outage(world: World) -> None:
     run_id = await running(world)
+    async with world.peers.buses["run-controller"].answering(READ_LOG, Step(b"x").answer):
+        assert await text_of(world.client, run_id) == b"x"
 
     answer = await world.client.call("GET", f"/runs/{run_id}/nodes/a/log")
 
@@ -194,6 +196,10 @@ async def test_unknown_runs_and_nodes_have_no_text(world: World) -> None:
     assert (unknown.status, unknown.message) == (404, "Run nope not found.")
     unknown = await world.client.call("GET", f"/runs/{run_id}/nodes/b/log", follow="true")
     assert (unknown.status, unknown.message) == (404, f"log runs/{run_id}/nodes/b/log not found.")
+    async with world.client.session.head(f"{world.client.base}/apis/v1beta1/runs/{run_id}/nodes/b/log") as head:
+        assert head.status == 404
+    async with world.client.session.head(f"{world.client.base}/apis/v1beta1/runs/{run_id}/nodes/a/log") as head:
+        assert (head.status, head.headers["content-type"]) == (200, "text/plain; charset=utf-8")
     malformed = await world.client.call("GET", f"/runs/{run_id}/nodes/a/log", follow="perhaps")
     assert malformed.status == 400
 

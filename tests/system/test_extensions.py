@@ -1,0 +1,81 @@
+"""What there is beyond the API of the original, through the gateway."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from tests.support.api import Answer, Api, workflow_of
+from tests.support.stack import Stack
+
+_WITHIN_SECONDS = 45
+
+
+def test_creations_repeated_through_the_gateway_make_one_run(stack: Stack) -> None:
+    api = Api(stack.url)
+    name, key = f"once-{uuid.uuid4().hex}", uuid.uuid4().hex
+
+    def create(_: int) -> Answer:
+        return api.call("POST", "/apis/v1beta1/runs", body=_request(name), headers={"Idempotency-Key": key})
+
+    with ThreadPoolExecutor(8) as threads:
+        answers = list(threads.map(create, range(16)))
+
+    assert {answer.status for answer in answers} == {200}
+    assert len({answer.json["run"]["id"] for answer in answers}) == 1
+    assert _count(api, {"op": "EQUALS", "key": "name", "string_value": name}) == 1
+    other = api.call("POST", "/apis/v1beta1/runs", body=_request("another"), headers={"Idempotency-Key": key})
+    assert (other.status, other.json["code"]) == (409, 6)
+
+
+def test_an_artifact_is_downloaded_in_parts(stack: Stack) -> None:
+    api = Api(stack.url)
+    run_id = api.post("/apis/v1beta1/runs", json.loads(_request("said")))["run"]["id"]
+    workflow = workflow_of(api.run_when(run_id, within_seconds=_WITHIN_SECONDS))
+    (node_id,) = workflow["status"]["nodes"]
+    path = f"/apis/headrace/v1/runs/{run_id}/nodes/{node_id}/artifacts/main-logs"
+
+    whole = api.call("GET", path)
+    assert whole.status == 200
+    assert whole.body.endswith(b"0123456789\n")
+    head = api.call("HEAD", path)
+    assert (head.status, head.headers["content-length"], head.body) == (200, str(len(whole.body)), b"")
+    end = api.call("GET", path, headers={"Range": "bytes=-6", "If-Range": whole.headers["etag"]})
+    assert (end.status, end.body) == (206, b"56789\n")
+    size = len(whole.body)
+    assert end.headers["content-range"] == f"bytes {size - 6}-{size - 1}/{size}"
+    beyond = api.call("GET", path, headers={"Range": f"bytes={size}-"})
+    assert (beyond.status, beyond.headers["content-range"]) == (416, f"bytes */{size}")
+
+
+def test_runs_are_counted_by_status_and_end(stack: Stack) -> None:
+    api = Api(stack.url)
+    name = f"ended-{uuid.uuid4().hex}"
+    detail = api.run_when(
+        api.post("/apis/v1beta1/runs", json.loads(_request(name)))["run"]["id"], within_seconds=_WITHIN_SECONDS
+    )
+    mine = {"op": "EQUALS", "key": "name", "string_value": name}
+    ended = {"op": "EQUALS", "key": "finished_at", "timestamp_value": detail["run"]["finished_at"]}
+
+    assert _count(api, mine, ended, {"op": "EQUALS", "key": "status", "string_value": "Succeeded"}) == 1
+    assert _count(api, mine, ended, {"op": "EQUALS", "key": "status", "string_value": "Failed"}) == 0
+
+
+def _count(api: Api, *predicates: dict[str, Any]) -> int:
+    listed = api.get("/apis/v1beta1/runs", filter=json.dumps({"predicates": predicates}))
+    return int(listed.get("total_size", 0))
+
+
+def _request(name: str) -> str:
+    manifest = {
+        "apiVersion": "argoproj.io/v1alpha1",
+        "kind": "Workflow",
+        "metadata": {"generateName": "extension-"},
+        "spec": {
+            "entrypoint": "main",
+            "templates": [{"name": "main", "container": {"image": "alpine", "command": ["echo", "0123456789"]}}],
+        },
+    }
+    return json.dumps({"name": name, "pipeline_spec": {"workflow_manifest": json.dumps(manifest)}})
