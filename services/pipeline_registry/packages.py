@@ -23,6 +23,9 @@ from .domain import LARGEST_PACKAGE_BYTES, check_size
 UNPACKED_RATIO: Final = 8
 """How many times the largest package a tarball may hold in front of the pipeline and behind it."""
 
+MOST_ENTRIES: Final = 10_000
+"""Of a tarball: half a million empty ones fit into a few hundred kilobytes, and reading them takes very long."""
+
 _PIPELINE: Final = "pipeline.yaml"
 _YAML: Final = (".yaml", ".yml")
 _NO_TARBALL: Final = "Error extracting pipeline from the tarball file. Not a valid tarball file."
@@ -64,7 +67,9 @@ def _read_tarball(data: bytes, largest_bytes: int) -> bytes:
     try:
         stream = _Bounded(gzip.GzipFile(fileobj=io.BytesIO(data)), largest_bytes)
         with tarfile.open(fileobj=stream, mode="r|") as archive:
-            for entry in archive:
+            for count, entry in enumerate(archive, start=1):
+                if count > MOST_ENTRIES:
+                    raise InvalidInput(_NO_TARBALL, cause=f"it has more than {MOST_ENTRIES} entries")
                 if entry.name == _PIPELINE and entry.isreg():
                     return _content_of(archive, entry, largest_bytes)
                 if first is None:

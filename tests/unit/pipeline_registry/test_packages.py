@@ -13,7 +13,7 @@ from hypothesis import settings as how
 from hypothesis import strategies as st
 
 from services.pipeline_registry.domain import LARGEST_PACKAGE_BYTES
-from services.pipeline_registry.packages import UNPACKED_RATIO, read_package
+from services.pipeline_registry.packages import MOST_ENTRIES, UNPACKED_RATIO, read_package
 from shared.errors import InvalidInput
 from tests.support.packages import PIPELINE, tarball, tarball_of_zeros, zipped
 
@@ -162,6 +162,14 @@ def test_a_path_in_an_archive_is_only_a_name(name: str, tmp_path: Path, monkeypa
         assert read_package("a", data) == PIPELINE
     assert not list(tmp_path.rglob("*"))
     assert not Path("/tmp/evil.yaml").exists()
+
+
+def test_a_tarball_has_only_so_many_entries() -> None:
+    entry = tarfile.TarInfo("note.txt").tobuf()
+    last = gzip.decompress(tarball(("pipeline.yaml", TEXT)))
+    assert read_package("a.tgz", gzip.compress(entry * (MOST_ENTRIES - 1) + last, 1)) == PIPELINE
+    with pytest.raises(InvalidInput, match=r"Not a valid tarball file\.: it has more than 10000 entries"):
+        read_package("a.tgz", gzip.compress(entry * MOST_ENTRIES + last, 1))
 
 
 def test_an_archive_in_an_archive_is_not_opened() -> None:
