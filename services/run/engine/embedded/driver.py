@@ -27,7 +27,7 @@ from services.run.engine.embedded.manifest import ManifestError, parse
 from services.run.engine.embedded.nodes import Node, NodeType, Phase, timestamp, whole_seconds
 from services.run.engine.embedded.objects import Objects
 from services.run.engine.embedded.orders import StepOrder
-from services.run.engine.embedded.reconcile import Event, Kill, State, Terminated, Turn, advance
+from services.run.engine.embedded.reconcile import Event, Kill, State, StepStarted, Terminated, Turn, advance
 from services.run.engine.embedded.runner.client import RunnerClient
 from services.run.engine.embedded.specs import Place
 from services.run.engine.embedded.steps import Past, Step, Steps
@@ -41,6 +41,8 @@ _log = logging.getLogger(__name__)
 
 _KEY = re.compile(r"(?P<run_id>[^.]+)\.(?P<attempt>\d+)\.(?P<node_id>.+)")
 
+_STARTED_SECONDS = 0.05
+"""How long a step's start may go unrecorded, which is longer than a quick step takes."""
 _MOST_CRASHES = 3
 _CHORES_SECONDS = 2.0
 _SWEEP_SECONDS = 10.0
@@ -338,13 +340,19 @@ class _Workflow:
         self._mail.put_nowait(event)
 
     async def next_events(self, wake_at: datetime | None, now: datetime) -> list[Event]:
-        """Everything that happened, waiting for at least one thing or the time to wake."""
+        """Everything that happened, waiting for at least one thing or the time to wake.
+
+        Nobody waits for the news that a step has started: it may come together with what happens next, and the node
+        of a quick step is written once.
+        """
+        events: list[Event] = []
         within = None if wake_at is None else max(0.0, (wake_at - now).total_seconds())
-        try:
-            async with asyncio.timeout(within):
-                events = [await self._mail.get()]
-        except TimeoutError:
-            return []
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within) as limit:
+                while all(isinstance(event, StepStarted) for event in events):
+                    events.append(await self._mail.get())
+                    if len(events) == 1:
+                        _bring_forward(limit, _STARTED_SECONDS)
         while not self._mail.empty():
             events.append(self._mail.get_nowait())
         return events
@@ -368,6 +376,12 @@ class _Workflow:
             self.task.cancel()
             await asyncio.wait([self.task])
         await self.stop_steps()
+
+
+def _bring_forward(limit: asyncio.Timeout, seconds: float) -> None:
+    by = asyncio.get_running_loop().time() + seconds
+    due = limit.when()
+    limit.reschedule(by if due is None else min(by, due))
 
 
 def _open_state(submission: Submission) -> State:
