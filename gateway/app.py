@@ -196,7 +196,8 @@ class Door:
         match finding:
             case Match():
                 try:
-                    identity = await self._identity_of(finding, headers)
+                    must_prove = self._authentication is not None and not finding.route.is_open
+                    identity = await self._identity_of(headers) if must_prove else None
                     if finding.owner is Owner.GATEWAY:
                         return await self._answer_ourselves(finding, scope, headers, further, send)
                     return await self._forward(finding, scope, request_id, identity, further, receive, send)
@@ -217,10 +218,9 @@ class Door:
             case _:
                 assert_never(finding)
 
-    async def _identity_of(self, match: Match, headers: Mapping[bytes, bytes]) -> str | None:
-        """Who asks, signed for the services; None where authentication is off. Raises Unauthenticated."""
-        if self._authentication is None or match.route.is_open:
-            return None
+    async def _identity_of(self, headers: Mapping[bytes, bytes]) -> str:
+        """Who asks, signed for the services. Raises Unauthenticated."""
+        assert self._authentication is not None
         return self._signer.header_for(await self._authentication.caller_of(headers.get(b"authorization")))
 
     async def _forward(

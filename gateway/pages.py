@@ -25,7 +25,8 @@ _TYPES: Final = {
     ".html": b"text/html; charset=utf-8",
     ".js": b"text/javascript; charset=utf-8",
     ".css": b"text/css; charset=utf-8",
-    ".yaml": b"application/yaml",
+    ".yaml": b"text/plain; charset=utf-8",
+    ".md": b"text/plain; charset=utf-8",
 }
 
 

@@ -77,6 +77,7 @@ PAGES = (
     "/docs",
     "/docs/",
     "/docs/start.js",
+    "/docs/authentication.md",
     "/docs/hello-world.yaml",
     "/docs/swagger-ui.css",
     "/docs/swagger-ui-bundle.js",

@@ -7,7 +7,7 @@ import kfp
 from kfp_server_api.exceptions import ApiException
 
 host, token = sys.argv[1:]
-seen: dict = {}
+seen: dict[str, object] = {}
 
 client = kfp.Client(host=host, existing_token=token)
 seen["healthz"] = client.get_kfp_healthz().multi_user
