@@ -40,6 +40,8 @@ _DEDUPLICATION_SECONDS = 10 * 60
 _EVENTS_KEPT_DAYS = 8
 ACK_WAIT_SECONDS = 10.0
 _IN_FLIGHT = 256
+_PING_SECONDS = 0.01
+"""Between two pings of one subject: under load, whoever is woken finds several facts instead of one."""
 _UNACKNOWLEDGED = 1000
 """How many facts a subscriber may hold. More than a relay publishes at once: a fact that overtook another in a broken
 connection waits here for the other, which must still find room."""
@@ -116,6 +118,9 @@ class Bus:
         self._is_closing = False
         self._unacknowledged: list[asyncio.Future[Any]] = []
         self._pinged: dict[str, list[Callable[[], None]]] = {}
+        self._just_pinged: dict[str, bool] = {}
+        """Subjects of the last few milliseconds, and whether there is something to ping them for since."""
+        self._pinging: set[asyncio.Task[None]] = set()
         self._answers: dict[str, Subscription] = {}
         self._answering: set[asyncio.Task[None]] = set()
         self._opened: Client | None = None
@@ -330,10 +335,24 @@ class Bus:
     # Pings: hints that something was committed; losing one costs a poll interval, never a fact.
 
     async def ping(self, subject: str) -> None:
-        if not self.is_connected:
+        """The first ping leaves at once; those that follow it closely leave as one."""
+        if subject in self._just_pinged:
+            self._just_pinged[subject] = True
             return
-        with contextlib.suppress(*_UNREACHABLE, nats.errors.Error):
-            await self._connection.publish(subject)
+        self._just_pinged[subject] = False
+        asyncio.get_running_loop().call_later(_PING_SECONDS, self._ping_again, subject)
+        await self._send_ping(subject)
+
+    def _ping_again(self, subject: str) -> None:
+        if self._just_pinged.pop(subject):
+            task = asyncio.create_task(self.ping(subject))
+            self._pinging.add(task)
+            task.add_done_callback(self._pinging.discard)
+
+    async def _send_ping(self, subject: str) -> None:
+        if self.is_connected:
+            with contextlib.suppress(*_UNREACHABLE, nats.errors.Error):
+                await self._connection.publish(subject)
 
     async def watch(self, subject: str, callback: Callable[[Message], None]) -> None:
         """Live facts on a subject (wildcards allowed), without memory: what happens while nobody watches is missed."""
