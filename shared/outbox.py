@@ -106,6 +106,9 @@ class Relay:
         self._lease = lease or Lease(database, f"relay:{owner}")
         self._woken = asyncio.Event()
         self._must_compare = True
+        # How far the broker had the facts when the last batch began, and how far it has acknowledged them since. The
+        # second is recorded with the next batch, where the first still stands: whoever lowered it wants facts again.
+        self._begun = self._published = 0
         self._compare_seconds = compare_seconds
         self._before_publishing = before_publishing
 
@@ -185,37 +188,57 @@ class Relay:
             raise LeaseLost(self._lease.name)
         accepted = await self._bus.publish(messages)
         if accepted:
-            await self._record_published(messages[accepted - 1].position)
+            self._published = messages[accepted - 1].position
         if accepted < len(messages):
             self._compare_soon()
             raise BusError(f"the broker took {accepted} of {len(messages)} facts")
-        return len(messages) == _BATCH
+        return True
 
     async def _next_messages(self) -> list[Message]:
-        """Give positions to facts that have none, commit them, and return what is not yet published."""
-        async with self._database.transaction() as tx:
-            await self._lease.fence(tx)
-            await tx.execute(
-                """
-                with fresh as (
-                    select seq, row_number() over (order by seq) as nth
-                    from (select seq from outbox where position is null order by seq limit $1) as oldest
-                ), given as (
-                    update outbox set position = (select allocated from relay) + fresh.nth
-                    from fresh where outbox.seq = fresh.seq
+        """Record what was published, give positions to facts that have none, and return what is not yet published.
+
+        Raises LeaseLost.
+        """
+        # One statement is one round trip and one commit for a batch, and the lease is held until that commit.
+        rows = await self._database.fetch(
+            """
+            with held as (
+                select 1 from leases where name = $1 and holder = $2 and epoch = $3 for share
+            ), begun as (
+                select allocated, case published when $4 then $5 else published end as published from relay
+            ), fresh as (
+                select seq, row_number() over (order by seq) as nth
+                from (select seq from outbox where position is null order by seq limit $6) as oldest, held
+            ), given as (
+                update outbox set position = (select allocated from begun) + fresh.nth
+                from fresh where outbox.seq = fresh.seq
+                returning outbox.*
+            ), moved as (
+                update relay set
+                    allocated = relay.allocated + (select count(*) from fresh),
+                    published = case relay.published when $4 then $5 else relay.published end
+                from held where $4 < $5 or exists (select 1 from fresh)
+            ), unpublished as (
+                select * from given
+                union all
+                (
+                    select * from outbox where position > (select published from begun)
+                    order by position limit $6
                 )
-                update relay set allocated = allocated + (select count(*) from fresh)
-                where exists (select 1 from fresh)
-                """,
-                _BATCH,
+                order by position limit $6
             )
-            rows = await tx.fetch(
-                """
-                select id, type, owner, what, resource_id, position, added_at, traceparent, body
-                from outbox where position > (select published from relay) order by position limit $1
-                """,
-                _BATCH,
-            )
+            select begun.published, id, type, owner, what, resource_id, position, added_at, traceparent, body
+            from held cross join begun left join unpublished on true
+            order by position
+            """,
+            *self._lease.proof,
+            self._begun,
+            self._published,
+            _BATCH,
+        )
+        if not rows:
+            raise LeaseLost(self._lease.name)
+        self._begun = self._published = rows[0]["published"]
         return [
             Message(
                 id=str(row["id"]),
@@ -229,16 +252,13 @@ class Relay:
                 body=row["body"],
             )
             for row in rows
+            if row["id"] is not None
         ]
-
-    async def _record_published(self, position: int) -> None:
-        async with self._database.transaction() as tx:
-            await self._lease.fence(tx)
-            await tx.execute("update relay set published = $1 where published < $1", position)
 
     async def _compare(self) -> None:
         """Believe the broker about what it holds: less than we published means that its store was lost."""
         self._must_compare = False
+        self._begun = self._published = 0  # What was not recorded is published again, and the broker knows it by id.
         try:
             await self._bus.declare_streams()
             created_at = await self._bus.stream_created_at()
