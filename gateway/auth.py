@@ -181,6 +181,7 @@ class Provider:
         self._jwks_url = jwks_url
         self._name_claim = name_claim
         self._clock = clock
+        self._document: dict[str, Any] | None = None
         self._keys: dict[str | None, jwt.PyJWK] = {}
         self._fetched_at: float | None = None
         self._fetching = asyncio.Lock()
@@ -269,10 +270,10 @@ class Provider:
             except (aiohttp.ClientError, TimeoutError, ValueError, jwt.PyJWTError) as error:
                 _log.warning("the keys of %s cannot be fetched: %s", self._issuer, str(error) or type(error).__name__)
                 return
-            known = {key.key_id: key for key in keys if key.public_key_use in (None, "sig")}
-            if known.keys() != self._keys.keys():
+            if document != self._document:
                 self._verified.clear()
-            self._keys = known
+                self._document = document
+                self._keys = {key.key_id: key for key in keys if key.public_key_use in (None, "sig")}
 
     async def _discovered(self) -> str:
         content = await self._get(f"{self._issuer.rstrip('/')}/.well-known/openid-configuration")

@@ -15,7 +15,9 @@ from jwt.algorithms import RSAAlgorithm
 from litestar import Response
 
 from gateway import tokens
+from gateway.auth import FETCH_KEYS_NO_SOONER_SECONDS, Provider
 from shared import identity
+from shared.errors import Unauthenticated
 from shared.identity import Verifier, current_caller
 from shared.web import create_app as create_service
 from shared.web import get
@@ -179,11 +181,12 @@ class IdentityProvider:
     def rotate(self, kid: str) -> None:
         self._keys = {kid: rsa.generate_private_key(public_exponent=65537, key_size=2048)}
 
-    def token(self, *, kid: str | None = None, **claims: Any) -> str:
-        kid = kid or next(iter(self._keys))
+    def token(self, *, key_named: str | None = None, **claims: Any) -> str:
+        """Signed with the key there is, whatever it is said to be named."""
+        kid, key = next(iter(self._keys.items()))
         given = {"iss": self.url, "aud": "headrace", "sub": "4711", "email": "anna@example.org"}
         all_claims = {**given, "exp": time.time() + 60, **claims}
-        return jwt.encode(all_claims, self._keys[kid], algorithm="RS256", headers={"kid": kid})
+        return jwt.encode(all_claims, key, algorithm="RS256", headers={"kid": key_named or kid})
 
     @property
     def jwks(self) -> dict[str, Any]:
@@ -267,6 +270,32 @@ class TestIdentityProvider:
             return await self.status(guarded, ends_soon) == 401
 
         await eventually(is_kept_out)
+
+    async def test_a_new_key_counts_at_once_and_a_withdrawn_one_no_longer(self, provider: IdentityProvider) -> None:
+        now = 0.0
+        async with Provider(issuer=provider.url, audience="headrace", clock=lambda: now) as keys:
+            old = provider.token()
+            assert (await keys.caller_of(old)).subject == "oidc:4711"
+            assert (await keys.caller_of(old)).subject == "oidc:4711"
+            assert provider.asked == 1
+
+            provider.rotate("second")
+            now = FETCH_KEYS_NO_SOONER_SECONDS
+            assert (await keys.caller_of(provider.token())).subject == "oidc:4711"
+
+            with pytest.raises(Unauthenticated):
+                await keys.caller_of(old)
+
+    async def test_a_provider_that_stops_answering_takes_nothing_away(self, provider: IdentityProvider) -> None:
+        now = 0.0
+        async with Provider(issuer=provider.url, audience="headrace", clock=lambda: now) as keys:
+            await keys.caller_of(provider.token())
+            provider.answers = False
+            now = FETCH_KEYS_NO_SOONER_SECONDS
+
+            with pytest.raises(Unauthenticated, match="does not have"):
+                await keys.caller_of(provider.token(key_named="another"))
+            assert (await keys.caller_of(provider.token(sub="new"))).subject == "oidc:new"
 
     async def test_unknown_keys_do_not_make_us_flood_the_provider(
         self, guarded: GatewayUnderTest, provider: IdentityProvider
