@@ -64,7 +64,7 @@ async def once(
     Raises AlreadyExists where the key came with another request.
     """
     if request is None:
-        return await create(_keep_nothing)
+        return await create(keep_nothing)
     created = await _find(database, request)
     if created is None:
         try:
@@ -74,16 +74,16 @@ async def once(
     return await show(created)
 
 
+async def keep_nothing(_tx: Transaction, _answer: str) -> None:
+    """What `create` is given for a request without a key; who creates with one statement needs no transaction then."""
+
+
 class _Taken(Exception):
     """The same request was faster."""
 
     def __init__(self, answer: str) -> None:
         super().__init__(answer)
         self.answer = answer
-
-
-async def _keep_nothing(_tx: Transaction, _answer: str) -> None:
-    return
 
 
 async def _keep(request: Keyed, tx: Transaction, answer: str) -> None:

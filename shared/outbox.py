@@ -39,6 +39,17 @@ class FactTooLarge(Exception):
     """The body exceeds what a fact may carry; the fact's shape is wrong, not the request."""
 
 
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
+    """A row of the outbox, as far as its writer knows it."""
+
+    type: str
+    owner: str
+    what: str
+    resource_id: str
+    body: bytes
+    traceparent: str
+
+
 class Outbox:
     """Adds facts of one owner, and wakes its relay after the commit."""
 
@@ -52,6 +63,27 @@ class Outbox:
         The resource's row must be locked by this transaction, so that its facts keep their order.
         Raises FactTooLarge beyond 256 KiB.
         """
+        entry = self.entry(kind, state)
+        fact_id: UUID = await tx.fetchval(
+            """
+            insert into outbox (type, owner, what, resource_id, body, traceparent)
+            values ($1, $2, $3, $4, $5, $6) returning id
+            """,
+            entry.type,
+            entry.owner,
+            entry.what,
+            entry.resource_id,
+            entry.body,
+            entry.traceparent,
+        )
+        tx.after_commit(self.wake)
+        return fact_id
+
+    def entry(self, kind: FactKind[State], state: State) -> Entry:
+        """What `add` would insert, for a statement that writes it together with the change; `wake` after its commit.
+
+        Raises FactTooLarge beyond 256 KiB.
+        """
         if kind.owner != self.owner:
             raise ValueError(f"{kind.type} is not {self.owner}'s to tell")
         if not _SUBJECT_PART.fullmatch(state.id):
@@ -60,20 +92,14 @@ class Outbox:
         body = msgspec.json.encode(state)
         if len(body) > LARGEST_FACT_BYTES:
             raise FactTooLarge(f"{kind.type} of {state.id} has {len(body)} bytes, more than {LARGEST_FACT_BYTES}")
-        fact_id: UUID = await tx.fetchval(
-            """
-            insert into outbox (type, owner, what, resource_id, body, traceparent)
-            values ($1, $2, $3, $4, $5, $6) returning id
-            """,
-            kind.type,
-            kind.owner,
-            kind.what,
-            state.id,
-            body,
-            current_traceparent(),
+        return Entry(
+            type=kind.type,
+            owner=kind.owner,
+            what=kind.what,
+            resource_id=state.id,
+            body=body,
+            traceparent=current_traceparent(),
         )
-        tx.after_commit(self.wake)
-        return fact_id
 
     async def wake(self) -> None:
         if self._bus is not None:

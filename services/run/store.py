@@ -9,6 +9,7 @@ import msgspec
 
 from shared.database import Connection, Row, Transaction
 from shared.listing import Column, Kind, Listing
+from shared.outbox import Entry
 from shared.references import ResourceType as KeyType
 
 from .domain import (
@@ -76,23 +77,31 @@ LISTING = Listing(
 # Runs.
 
 
-async def insert(tx: Transaction, run: Run) -> datetime:
-    """The run, and its share of the kept counts. Returns when it was created.
+async def insert(connection: Connection, run: Run, created: Entry) -> datetime:
+    """The run, its share of the kept counts, and the fact that it was created; one statement, so all or nothing.
 
-    Raises ConstraintViolated(WORKFLOW_NAME_KEY) where the workflow's name is taken.
+    Returns when it was created: the run and the fact as they are given do not know. Raises
+    ConstraintViolated(WORKFLOW_NAME_KEY) where the workflow's name is taken.
     """
-    created_at: datetime = await tx.fetchval(
+    created_at: datetime = await connection.fetchval(
         """
-        with counted as (
+        with inserted as (
+            insert into runs (
+                id, name, description, experiment_id, namespace, resource_references, pipeline_id, pipeline_name,
+                pipeline_version_id, job_id, service_account, parameters, manifest_digest, workflow_name, traceparent,
+                scheduled_at
+            )
+            values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
+            returning created_at
+        ), counted as (
             insert into run_count_deltas (experiment_id, storage_state, delta) values ($4, 'available', 1)
+        ), told as (
+            insert into outbox (type, owner, what, resource_id, body, traceparent)
+            select $17, $18, $19, $1,
+                convert_to(($20::jsonb || jsonb_build_object('created_at', created_at))::text, 'UTF8'), $21
+            from inserted
         )
-        insert into runs (
-            id, name, description, experiment_id, namespace, resource_references, pipeline_id, pipeline_name,
-            pipeline_version_id, job_id, service_account, parameters, manifest_digest, workflow_name, traceparent,
-            scheduled_at
-        )
-        values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
-        returning created_at
+        select created_at from inserted
         """,
         run.id,
         run.name,
@@ -110,6 +119,11 @@ async def insert(tx: Transaction, run: Run) -> datetime:
         run.workflow_name,
         run.traceparent,
         run.scheduled_at,
+        created.type,
+        created.owner,
+        created.what,
+        created.body.decode(),
+        created.traceparent,
     )
     return created_at
 

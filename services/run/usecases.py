@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Mapping
+from datetime import datetime
 from functools import partial
 from typing import Any, cast
 
@@ -33,7 +34,7 @@ from shared.contracts.questions import (
 from shared.contracts.states import ExperimentState
 from shared.database import ConstraintViolated, Database, Transaction
 from shared.errors import InvalidInput, NotFound, layer
-from shared.idempotency import Keep, Keyed, once
+from shared.idempotency import Keep, Keyed, keep_nothing, once
 from shared.listing import Page, Query
 from shared.outbox import Outbox
 from shared.subscriptions import until_published_and_applied
@@ -437,16 +438,22 @@ class Runs:
         for name in names:
             run = msgspec.structs.replace(draft, workflow_name=name)
             try:
-                async with self._database.transaction() as tx:
-                    await keep(tx, run.id)
-                    run = msgspec.structs.replace(run, created_at=await store.insert(tx, run))
-                    await self._outbox.add(tx, events.RUN_CREATED, to_state(run))
+                created_at = await self._inserted(run, keep)
             except ConstraintViolated as violation:
                 if violation.constraint != store.WORKFLOW_NAME_KEY:
                     raise
                 continue
-            return run
+            await self._outbox.wake()
+            return msgspec.structs.replace(run, created_at=created_at)
         raise domain.names_exhausted(names[0])
+
+    async def _inserted(self, run: Run, keep: Keep) -> datetime:
+        created = self._outbox.entry(events.RUN_CREATED, to_state(run))
+        if keep is keep_nothing:
+            return await store.insert(self._database, run, created)
+        async with self._database.transaction() as tx:
+            await keep(tx, run.id)
+            return await store.insert(tx, run, created)
 
     async def _reopen_nodes(self, tx: Transaction, run: Run) -> None:
         nodes = await store.list_nodes(tx, run.id)
