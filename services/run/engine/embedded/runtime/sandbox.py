@@ -10,7 +10,8 @@ reaches the host or another step, and all of it can be collected from `home` aft
     home/work/usr/        overlayfs' own scratch
 
 The server's data, and so every other step's tree, is masked; its environment is never passed on; people's homes are
-not there unless a setting says so. As root the step keeps the capabilities a container engine gives, not those that could undo a mount or make a device.
+not there unless a setting says so. As root the step keeps the capabilities a container engine gives, not those that
+could undo a mount or make a device.
 
 Every directory costs one mount and its removal, about 0.4 ms: empty and unreadable ones are not laid over.
 """
