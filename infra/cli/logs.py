@@ -6,7 +6,8 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from graphlib import TopologicalSorter
 from typing import Any
 from urllib.parse import quote
 
@@ -63,8 +64,10 @@ class _Api:
         detail = json.loads(reply.data)
         workflow = json.loads(detail["pipeline_runtime"]["workflow_manifest"])
         nodes = (workflow.get("status") or {}).get("nodes") or {}
+        ranks = _ranks(nodes)
         steps = [each for each in nodes.values() if each["type"] == "Pod"]
-        steps.sort(key=lambda each: (each.get("startedAt") or "~", each["name"]))
+        # Times are whole seconds: of two steps in one second, the one that the other waited for comes first.
+        steps.sort(key=lambda each: (each.get("startedAt") or "~", ranks.get(each["id"], 0)))
         return steps, detail["run"].get("status") in _FINAL
 
     def text(self, run_id: str, node_id: str, *, follow: bool) -> Iterator[bytes]:
@@ -98,6 +101,15 @@ class _in_our_words:  # noqa: N801 - it reads as a verb
 
         if isinstance(error, HTTPError):
             raise LogsFailed(f"the gateway does not answer: {error}") from error
+
+
+def _ranks(nodes: Mapping[str, Any]) -> dict[str, int]:
+    """Each node's place in an order in which every node stands behind those it waited for."""
+    order = TopologicalSorter[str]()
+    for node_id in sorted(nodes):
+        for child in nodes[node_id].get("children") or ():
+            order.add(child, node_id)
+    return {node_id: rank for rank, node_id in enumerate(order.static_order())}
 
 
 def _refusal(status: int, body: bytes) -> str:
