@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from typing import Any
 
 import yaml
@@ -40,6 +41,41 @@ def test_a_retried_run_ends_as_expected_and_repeats_no_finished_step(stack: Stac
 
     again = api.call("POST", f"/apis/v1beta1/runs/{run_id}/retry")
     assert (again.status, again.json["code"]) == (409, 10)
+
+
+def test_the_deadline_of_a_run_counts_from_its_retry(stack: Stack) -> None:
+    api = Api(stack.url)
+    # The first attempt outstays its time; the second needs little of it.
+    work = "if [ -e /mnt/again ]; then exit 0; fi; touch /mnt/again; exec sleep 60"
+    manifest = {
+        "apiVersion": "argoproj.io/v1alpha1",
+        "kind": "Workflow",
+        "metadata": {"generateName": "deadline-"},
+        "spec": {
+            "entrypoint": "main",
+            "activeDeadlineSeconds": 4,
+            "templates": [
+                {
+                    "name": "main",
+                    "container": {
+                        "image": "alpine",
+                        "command": ["sh", "-c", work],
+                        "volumeMounts": [{"name": "claim", "mountPath": "/mnt"}],
+                    },
+                    "volumes": [
+                        {"name": "claim", "persistentVolumeClaim": {"claimName": f"claim-{uuid.uuid4().hex[:8]}"}}
+                    ],
+                }
+            ],
+        },
+    }
+    request = {"name": "deadline", "pipeline_spec": {"workflow_manifest": json.dumps(manifest)}}
+    run_id = api.post("/apis/v1beta1/runs", request)["run"]["id"]
+    assert api.run_when(run_id, within_seconds=_WITHIN_SECONDS)["run"]["status"] == "Failed"
+
+    api.post(f"/apis/v1beta1/runs/{run_id}/retry")
+
+    assert api.run_when(run_id, within_seconds=_WITHIN_SECONDS)["run"]["status"] == "Succeeded"
 
 
 def _differences(detail: Any, expectation: Any) -> list[str]:
