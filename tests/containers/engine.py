@@ -103,7 +103,7 @@ def _own_daemon() -> Iterator[Path]:
         raise NoEngine("no engine answers `docker version`, and there is no dockerd to start one")
     if os.geteuid() != 0:
         raise NoEngine("no engine answers `docker version`, and only root can start one")
-    folder = Path(tempfile.mkdtemp(prefix="headrace-engine-"))
+    folder = Path(tempfile.mkdtemp(prefix="headrace-docker-"))
     socket = folder / "docker.sock"
     with _network_as_it_was(), (folder / "log").open("wb") as log:
         daemon = subprocess.Popen(

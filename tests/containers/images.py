@@ -33,7 +33,8 @@ class NoImages(Exception):
 def public_images() -> list[str]:
     """Every image that docker-compose.yml names and does not build, as it names it."""
     services = yaml.safe_load((PROJECT / "docker-compose.yml").read_text())["services"].values()
-    return sorted({service["image"] for service in services if "build" not in service})
+    built = {service["image"] for service in services if "build" in service}
+    return sorted({service["image"] for service in services} - built)
 
 
 def provide(engine: Engine) -> list[str]:
