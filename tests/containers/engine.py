@@ -60,7 +60,8 @@ class CommandFailed(Exception):
 @contextmanager
 def container_engine() -> Iterator[Engine]:
     """Raises NoEngine."""
-    environment = dict(os.environ)
+    # Compose prefers a variable, even an empty one, to the line of an environment file.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HEADRACE_")}
     if version := _answering(environment):
         yield Engine(environment=_for_clients(environment), version=version, is_ours=False)
         return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 
@@ -24,7 +23,7 @@ def test_tests_on_real_servers_pass_on_containers_and_none_is_skipped(engine: En
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *SOME_OF_EACH_SERVER],
         cwd=PROJECT,
-        env={**os.environ, **engine.environment, "HEADRACE_TEST_BACKING": "containers"},
+        env={**engine.environment, "HEADRACE_TEST_BACKING": "containers"},
         capture_output=True,
         text=True,
         check=False,
