@@ -120,10 +120,18 @@ class Unauthenticated(Refusal):
     code = 16
     status = 401
 
+    @property
+    def innermost(self) -> str:
+        return f"Unauthenticated: {super().innermost}"
+
 
 class PermissionDenied(Refusal):
     code = 7
     status = 403
+
+    @property
+    def innermost(self) -> str:
+        return f"PermissionDenied: {super().innermost}"
 
 
 class NotSupported(Refusal):

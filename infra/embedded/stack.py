@@ -173,7 +173,7 @@ class _Stack:
 
     def _service(self, name: str) -> Row:
         credentials = self._backing.database(name.replace("-", "_")) | self._backing.bus(name) | self._backing.objects()
-        return self._row(name, credentials | self._fetching() | self._listens(name))
+        return self._row(name, credentials | self._fetching() | self._identity() | self._listens(name))
 
     def _fetching(self) -> dict[str, str]:
         """Only this machine reaches the gateway, and its users' pipelines may lie next to them, unless they say not."""
@@ -185,7 +185,16 @@ class _Stack:
             f"HEADRACE_{name.replace('-', '_').upper()}_UPSTREAMS": f"http://{LOOPBACK}:{self._ports[name]}"
             for name in SERVICES
         }
-        return self._row(GATEWAY, upstreams | self._listens(GATEWAY))
+        tokens = os.environ.get("HEADRACE_AUTH_TOKENS_FILE") or str(self._data_dir.path / "tokens.json")
+        authentication = self._identity() | {"HEADRACE_AUTH_TOKENS_FILE": tokens}
+        return self._row(GATEWAY, upstreams | authentication | self._listens(GATEWAY))
+
+    def _identity(self) -> dict[str, str]:
+        """The key by which services believe the gateway, where it asks clients who they are."""
+        if os.environ.get("HEADRACE_AUTH", "none") == "none":
+            return {}
+        key = os.environ.get("HEADRACE_IDENTITY_KEY") or self._data_dir.secrets(["identity"])["identity"]
+        return {"HEADRACE_IDENTITY_KEY": key}
 
     def _listens(self, name: str) -> dict[str, str]:
         return {"HEADRACE_LISTEN_HOST": LOOPBACK, "HEADRACE_LISTEN_PORT": str(self._ports[name])}
