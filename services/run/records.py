@@ -123,6 +123,8 @@ class Records:
     async def record(self, observation: Observation) -> bool:
         """Write what was seen, in one transaction. False where it says nothing to this record: the run is gone or
         final, or the observation is of another attempt."""
+        if await self._record_progress(observation):
+            return True
         async with self._database.transaction() as tx:
             run = await store.lock(tx, observation.run_id)
             if run is None or run.status.is_final or run.attempt != observation.attempt:
@@ -144,11 +146,25 @@ class Records:
             await self._enter(tx, run, Status.ERROR, reason)
         return True
 
+    async def _record_progress(self, observation: Observation) -> bool:
+        """Most of what is seen is nodes of a run that goes on as it did. False, with nothing written, where more is."""
+        if observation.is_complete or observation.is_vanished or observation.finished_at is not None:
+            return False
+        if not observation.nodes:
+            return False
+        return await store.upsert_nodes_of_open(
+            self._database,
+            observation.run_id,
+            observation.attempt,
+            observation.workflow_name,
+            Status(observation.phase),
+            _plain(observation.message),
+            _rows(observation),
+        )
+
     async def _write_nodes(self, tx: Transaction, run: Run, observation: Observation) -> None:
         if observation.nodes:
-            # Of a node that is told twice the later state counts; one statement cannot write a row twice.
-            latest = {str(node["id"]): node for node in observation.nodes}
-            await store.upsert_nodes(tx, run.id, [_row(node_id, node) for node_id, node in latest.items()])
+            await store.upsert_nodes(tx, run.id, _rows(observation))
         if observation.is_complete:
             await store.delete_other_nodes(tx, run.id, (str(node["id"]) for node in observation.nodes))
 
@@ -189,6 +205,12 @@ class Records:
             with continue_trace(run.traceparent):
                 await self._outbox.add(tx, fact, to_state(now))
         return now
+
+
+def _rows(observation: Observation) -> list[tuple[str, str, str]]:
+    """Of a node that is told twice the later state counts: one statement cannot write a row twice."""
+    latest = {str(node["id"]): node for node in observation.nodes}
+    return [_row(node_id, node) for node_id, node in latest.items()]
 
 
 def _row(node_id: str, node: Any) -> tuple[str, str, str]:

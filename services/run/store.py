@@ -312,6 +312,48 @@ async def upsert_nodes(tx: Transaction, run_id: str, nodes: Sequence[tuple[str, 
     )
 
 
+async def upsert_nodes_of_open(
+    connection: Connection,
+    run_id: str,
+    attempt: int,
+    workflow_name: str,
+    status: Status,
+    error: str,
+    nodes: Sequence[tuple[str, str, str]],
+) -> bool:
+    """As `upsert_nodes`, where the run has started, is not over, and is as described; False where it is not.
+
+    One statement by itself: this is what a step costs in the database.
+    """
+    return bool(
+        await connection.fetchval(
+            """
+            with same as materialized (
+                select id from runs
+                where id = $1 and attempt = $2 and workflow_name = $3 and status = $4 and error = $5
+                  and started_at is not null and finished_at is null
+                for no key update
+            ), written as (
+                insert into nodes (run_id, id, phase, body)
+                select same.id, changed.* from same, unnest($6::text[], $7::text[], $8::json[]) as changed
+                on conflict (run_id, id) do update
+                set phase = excluded.phase, body = excluded.body, changed_at = excluded.changed_at
+                where nodes.body::text <> excluded.body::text
+            )
+            select exists (select from same)
+            """,
+            run_id,
+            attempt,
+            workflow_name,
+            status.value,
+            error,
+            [node_id for node_id, _, _ in nodes],
+            [phase for _, phase, _ in nodes],
+            [body for _, _, body in nodes],
+        )
+    )
+
+
 async def delete_other_nodes(tx: Transaction, run_id: str, kept: Iterable[str]) -> None:
     await tx.execute("delete from nodes where run_id = $1 and id <> all($2::text[])", run_id, list(kept))
 
