@@ -52,10 +52,12 @@ def create_app(settings: Settings) -> Service:
     pipelines = Pipelines(
         plumbing.database,
         plumbing.outbox,
+        plumbing.bus,
         blobs,
         fetcher,
         readers,
         upload_seconds=settings.upload_seconds,
+        applied_wait_seconds=settings.applied_wait_seconds,
         new_versions_become_default=settings.auto_update_pipeline_default_version,
         on_doomed=wake_eraser,
     )

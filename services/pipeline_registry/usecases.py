@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import BinaryIO, Protocol
 
 from shared.blobs import Blobs, NoSuchObject
+from shared.bus import Bus
 from shared.contracts import events
 from shared.contracts.states import PipelineId as PublicPipelineId
 from shared.contracts.states import PipelineState, PipelineVersionState
@@ -17,11 +18,15 @@ from shared.errors import InvalidInput, Unavailable, layer
 from shared.idempotency import Keep, Keyed, once
 from shared.listing import Page, Query
 from shared.outbox import Outbox
+from shared.subscriptions import until_published_and_applied
 
 from . import domain, store
 from .domain import Described, Package, Pipeline, PipelineId, Version, VersionId
 from .fetching import Fetcher
 from .readers import PackageReaders, Reading
+
+FOLLOWERS = ("run",)
+"""Who makes something of versions by its own copy, and must have heard of their end."""
 
 _ERASED_AT_ONCE = 100
 
@@ -44,21 +49,25 @@ class Pipelines:
         self,
         database: Database,
         outbox: Outbox,
+        bus: Bus,
         blobs: Blobs,
         fetcher: Fetcher,
         readers: PackageReaders,
         *,
         upload_seconds: float,
+        applied_wait_seconds: float,
         new_versions_become_default: bool,
         on_doomed: Callable[[], Awaitable[None]],
     ) -> None:
         """`on_doomed` is told after the commit when there are objects to erase."""
         self._database = database
         self._outbox = outbox
+        self._bus = bus
         self._blobs = blobs
         self._fetcher = fetcher
         self._readers = readers
         self._upload_seconds = upload_seconds
+        self._applied_wait_seconds = applied_wait_seconds
         self._new_versions_become_default = new_versions_become_default
         self._on_doomed = on_doomed
 
@@ -310,7 +319,10 @@ class Pipelines:
         await self._outbox.add(tx, events.PIPELINE_DEFAULT_CHANGED, to_state(changed))
 
     async def delete(self, pipeline_id: str) -> None:
-        """P4. Runs and jobs keep what they remember of it."""
+        """P4. Runs and jobs keep what they remember of it.
+
+        Answers after no run is made from it any more, or after a bounded wait.
+        """
         with layer("Delete pipelines failed."), layer("Delete pipeline failed"):
             async with self._database.transaction() as tx:
                 pipeline = await self._locked(tx, pipeline_id)
@@ -320,10 +332,11 @@ class Pipelines:
                 for version in versions:
                     state = to_version_state(version, is_deleted=True)
                     await self._outbox.add(tx, events.PIPELINE_VERSION_DELETED, state)
-                await self._outbox.add(tx, events.PIPELINE_DELETED, to_state(pipeline, is_deleted=True))
+                fact_id = await self._outbox.add(tx, events.PIPELINE_DELETED, to_state(pipeline, is_deleted=True))
+        await self._until_followed(fact_id)
 
     async def delete_version(self, version_id: str) -> None:
-        """V4. The newest of those left takes the place of a default that goes."""
+        """V4. The newest of those left takes the place of a default that goes. Answers as `delete` does."""
         version = await store.find_version(self._database, version_id)
         if version is None:
             raise domain.unknown_version(version_id)
@@ -335,7 +348,19 @@ class Pipelines:
             if pipeline.default_version_id == version.id:
                 await self._set_default(tx, pipeline, await store.find_newest_version_id(tx, pipeline.id, version.id))
             await store.delete_version(tx, version.id)
-            await self._outbox.add(tx, events.PIPELINE_VERSION_DELETED, to_version_state(version, is_deleted=True))
+            state = to_version_state(version, is_deleted=True)
+            fact_id = await self._outbox.add(tx, events.PIPELINE_VERSION_DELETED, state)
+        await self._until_followed(fact_id)
+
+    async def _until_followed(self, fact_id: uuid.UUID) -> None:
+        await until_published_and_applied(
+            self._bus,
+            self._database,
+            fact_id,
+            FOLLOWERS,
+            "pipeline-registry",
+            within_seconds=self._applied_wait_seconds,
+        )
 
     async def _locked(self, tx: Transaction, pipeline_id: str) -> Pipeline:
         """The pipeline, which nobody else changes before this transaction ends; its facts keep their order by it."""

@@ -3,7 +3,7 @@
 owns: runs, their nodes, manifests, where artifacts are; the engine
 emits: `kfp.event.run.` created, started, succeeded, failed, error, skipped, lost, terminating, archived, unarchived,
     deleted
-listens to: experiment.*, job-scheduler deleted, metrics.reported
+listens to: experiment.*, job-scheduler deleted, metrics.reported, pipeline-registry version-created, version-deleted
 answers: `kfp.ask.run.` get, check-manifest
 
 Rooms of its own, beyond those of every service: `records.py`, the verbs of the controller (what the engine has to be

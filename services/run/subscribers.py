@@ -8,13 +8,13 @@ from typing import Any
 from shared import replica
 from shared.contracts import events
 from shared.contracts.events import FactKind
-from shared.contracts.states import ExperimentState, JobState, MetricsState
+from shared.contracts.states import ExperimentState, JobState, MetricsState, PipelineVersionState
 from shared.database import Transaction
 from shared.subscriptions import Done, Fact, Handler, Outcome
 
 from . import store
 from .domain import Metric
-from .usecases import EXPERIMENT, Runs
+from .usecases import EXPERIMENT, PIPELINE_VERSION, Runs
 
 
 def handlers(runs: Runs) -> Mapping[FactKind[Any], Handler]:
@@ -25,6 +25,10 @@ def handlers(runs: Runs) -> Mapping[FactKind[Any], Handler]:
     async def archive_with_experiment(tx: Transaction, fact: Fact[ExperimentState]) -> Outcome:
         await replica.keep(tx, EXPERIMENT, fact.state)
         await runs.archive_experiment(tx, fact.state.id)
+        return Done()
+
+    async def keep_version(tx: Transaction, fact: Fact[PipelineVersionState]) -> Outcome:
+        await replica.keep(tx, PIPELINE_VERSION, fact.state, is_deleted=fact.state.is_deleted)
         return Done()
 
     async def keep_metrics(tx: Transaction, fact: Fact[MetricsState]) -> Outcome:
@@ -53,4 +57,6 @@ def handlers(runs: Runs) -> Mapping[FactKind[Any], Handler]:
         events.EXPERIMENT_DELETED: keep_experiment,
         events.JOB_DELETED: forget_job,
         events.METRICS_REPORTED: keep_metrics,
+        events.PIPELINE_VERSION_CREATED: keep_version,
+        events.PIPELINE_VERSION_DELETED: keep_version,
     }

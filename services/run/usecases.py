@@ -31,7 +31,7 @@ from shared.contracts.questions import (
     VersionAnswer,
     VersionRequest,
 )
-from shared.contracts.states import ExperimentState
+from shared.contracts.states import ExperimentState, PipelineVersionState
 from shared.database import ConstraintViolated, Database, Transaction
 from shared.errors import InvalidInput, NotFound, layer
 from shared.idempotency import Keep, Keyed, keep_nothing, once
@@ -61,6 +61,8 @@ from .manifests import Manifests, Validator, digest_of
 
 EXPERIMENT = "experiment"
 """The kind under which experiments are replicated."""
+PIPELINE_VERSION = "pipeline-version"
+"""The kind under which pipeline versions are."""
 
 LARGEST_REFUSAL = 16_384
 """In the answer to a question. The reason may quote names from the manifest, of any length."""
@@ -74,6 +76,16 @@ class Installation(msgspec.Struct, frozen=True, kw_only=True):
     namespace: str
     ask_seconds: float
     applied_wait_seconds: float
+
+
+class Source(msgspec.Struct, frozen=True, kw_only=True):
+    """The pipeline version that a run is made from."""
+
+    version_id: str
+    version_name: str
+    manifest_digest: str
+    pipeline_name: str | None = None
+    """None where nobody has asked for the pipeline."""
 
 
 class Artifact(msgspec.Struct, frozen=True, kw_only=True):
@@ -259,7 +271,7 @@ class Runs:
 
     # Creation.
 
-    async def _check_source(self, asked: NewRun, digest: str) -> VersionAnswer | None:
+    async def _check_source(self, asked: NewRun, digest: str) -> Source | None:
         """Section 9.3. The version to run, or None where the manifest came along."""
         domain.check_source(
             has_manifest=bool(asked.manifest), has_pipeline=bool(asked.pipeline_id), has_version=bool(asked.version_id)
@@ -269,9 +281,11 @@ class Runs:
                 return await self._version(asked.version_id, asked.pipeline_id)
         if asked.pipeline_id:
             with layer("Get pipelineId failed."):
-                return await self._bus.ask(
+                # Of the default no copy will do: a stale one would run the wrong code.
+                answer = await self._bus.ask(
                     GET_DEFAULT_VERSION, ById(id=asked.pipeline_id), within_seconds=self._installation.ask_seconds
                 )
+                return _to_source(answer)
         try:
             self._manifests.prepared(asked.manifest, digest)
         except compose.Malformed as error:
@@ -280,14 +294,20 @@ class Runs:
             return None  # That is told by a later check.
         return None
 
-    async def _version(self, version_id: str, pipeline_id: str = "") -> VersionAnswer:
+    async def _version(self, version_id: str, pipeline_id: str = "") -> Source:
+        """As with experiments; our copy does not know the pipeline."""
+        if not pipeline_id and (known := await self._known_version(version_id)):
+            return Source(version_id=known.id, version_name=known.name, manifest_digest=known.manifest_digest)
         request = VersionRequest(
             version_id=states.PipelineVersionId(version_id),
             pipeline_id=states.PipelineId(pipeline_id) if pipeline_id else None,
         )
-        return await self._bus.ask(GET_VERSION, request, within_seconds=self._installation.ask_seconds)
+        return _to_source(await self._bus.ask(GET_VERSION, request, within_seconds=self._installation.ask_seconds))
 
-    async def _prepared(self, asked: NewRun, version: VersionAnswer | None, digest: str) -> compose.Prepared:
+    async def _known_version(self, version_id: str) -> PipelineVersionState | None:
+        return await replica.find(self._database, PIPELINE_VERSION, version_id, PipelineVersionState)
+
+    async def _prepared(self, asked: NewRun, version: Source | None, digest: str) -> compose.Prepared:
         if version is None:
             text = asked.manifest
         else:
@@ -331,7 +351,7 @@ class Runs:
         return await replica.find(self._database, EXPERIMENT, experiment_id, ExperimentState)
 
     def _draft(
-        self, asked: NewRun, version: VersionAnswer | None, prepared: compose.Prepared, experiment: ExperimentState
+        self, asked: NewRun, version: Source | None, prepared: compose.Prepared, experiment: ExperimentState
     ) -> Run:
         """The run as far as it is known before its references are; the name and the time are provisional."""
         return Run(
@@ -373,7 +393,7 @@ class Runs:
         return ""
 
     async def _references(
-        self, asked: NewRun, version: VersionAnswer | None, experiment: ExperimentState
+        self, asked: NewRun, version: Source | None, experiment: ExperimentState
     ) -> tuple[Reference, ...]:
         """Section 6: in the request's order, then what the server adds."""
         references = [await self._reference(each, version, experiment) for each in asked.references]
@@ -404,9 +424,7 @@ class Runs:
             )
         return tuple(references)
 
-    async def _reference(
-        self, asked: AskedReference, version: VersionAnswer | None, experiment: ExperimentState
-    ) -> Reference:
+    async def _reference(self, asked: AskedReference, version: Source | None, experiment: ExperimentState) -> Reference:
         if asked.type not in ResourceType.__members__:
             raise InvalidInput(f"Unsupported resource type: {asked.type}")
         if asked.relationship not in Relationship.__members__:
@@ -417,7 +435,7 @@ class Runs:
         return Reference(type=kind, id=asked.id, name=name, relationship=Relationship(asked.relationship))
 
     async def _name_of(
-        self, kind: ResourceType, resource_id: str, version: VersionAnswer | None, experiment: ExperimentState
+        self, kind: ResourceType, resource_id: str, version: Source | None, experiment: ExperimentState
     ) -> str:
         match kind:
             case ResourceType.EXPERIMENT:
@@ -515,6 +533,15 @@ class Runs:
                 await self._outbox.add(tx, kind, to_state(run))
             elif not await store.exists(tx, run_id):
                 raise domain.unknown(run_id)
+
+
+def _to_source(answer: VersionAnswer) -> Source:
+    return Source(
+        version_id=answer.version_id,
+        version_name=answer.version_name,
+        manifest_digest=answer.manifest_digest,
+        pipeline_name=answer.pipeline_name,
+    )
 
 
 def _with_references(draft: Run, references: tuple[Reference, ...]) -> Run:

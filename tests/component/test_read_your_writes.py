@@ -9,12 +9,15 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack
 from typing import Any
 
+import aiohttp
 import pytest
 
 from services.experiment.app import create_app as experiment_app
 from services.experiment.settings import Settings as ExperimentSettings
 from services.metrics.app import create_app as metrics_app
 from services.metrics.settings import Settings as MetricsSettings
+from services.pipeline_registry.app import create_app as registry_app
+from services.pipeline_registry.settings import Settings as RegistrySettings
 from services.run.app import create_app as run_app
 from services.run.settings import Settings as RunSettings
 from shared.web import Service
@@ -47,10 +50,11 @@ class Turns:
 
 
 class House:
-    def __init__(self, experiments: Turns, runs: Turns, metrics: Turns) -> None:
+    def __init__(self, experiments: Turns, runs: Turns, metrics: Turns, pipelines: Turns) -> None:
         self._experiments = experiments
         self._runs = runs
         self._metrics = metrics
+        self._pipelines = pipelines
 
     async def create_experiment(self, name: str) -> str:
         return str((await self._experiments.next.post("/experiments", {"name": name}))["id"])
@@ -67,6 +71,22 @@ class House:
             key = {"type": "EXPERIMENT", "id": experiment_id}
             body["resource_references"] = [{"key": key, "relationship": "OWNER"}]
         return await self._runs.next.call("POST", f"{V1}/runs", json=body)
+
+    async def upload(self, name: str) -> dict[str, Any]:
+        form = aiohttp.FormData()
+        form.add_field("uploadfile", MANIFEST.encode(), filename="mine.yaml")
+        answer = await self._pipelines.next.call("POST", f"{V1}/pipelines/upload", query={"name": name}, data=form)
+        assert answer.status == 200, answer.body
+        return dict(answer.json)
+
+    async def delete_pipeline(self, path: str) -> None:
+        await self._pipelines.next.delete(path)
+
+    async def try_version(self, version_id: str) -> Reply:
+        reference = {"key": {"type": "PIPELINE_VERSION", "id": version_id}, "relationship": "CREATOR"}
+        return await self._runs.next.call(
+            "POST", f"{V1}/runs", json={"name": "mine", "resource_references": [reference]}
+        )
 
     async def create_run(self, experiment_id: str | None = None) -> str:
         answer = await self.try_run(experiment_id)
@@ -93,7 +113,7 @@ async def house(
     database_urls: Mapping[str, str], nats_urls: Mapping[str, str], object_store_access: ObjectStoreAccess
 ) -> AsyncIterator[House]:
     def at(owner: str) -> dict[str, Any]:
-        return {"database_url": database_urls[owner], "nats_url": nats_urls[owner], **PATIENT}
+        return {"database_url": database_urls[owner.replace("-", "_")], "nats_url": nats_urls[owner], **PATIENT}
 
     store: dict[str, Any] = {
         "object_store_url": object_store_access.endpoint_url,
@@ -105,6 +125,7 @@ async def house(
         lambda: experiment_app(ExperimentSettings(**at("experiment"))),
         lambda: run_app(RunSettings(**at("run"), **store), validate=lambda _: None),
         lambda: metrics_app(MetricsSettings(**at("metrics"))),
+        lambda: registry_app(RegistrySettings(**at("pipeline-registry"), **store)),
     )
     async with AsyncExitStack() as stack:
         turns = [Turns([await stack.enter_async_context(serving(create())) for _ in range(2)]) for create in services]
@@ -166,6 +187,20 @@ async def test_no_run_is_created_in_an_experiment_that_was_just_deleted(house: H
         assert answer.status == 404, nth
         assert answer.json["details"][0]["error_message"] == f"Experiment {experiment_id} not found."
         assert (await house.get_run(run_id))["resource_references"][0]["name"] == f"e{nth}"
+
+
+@pytest.mark.parametrize("path", ["/pipelines/{pipeline}", "/pipeline_versions/{version}"])
+async def test_no_run_is_made_from_a_version_that_was_just_deleted(house: House, path: str) -> None:
+    for nth in range(ROUNDS):
+        pipeline = await house.upload(f"p{nth}")
+        version_id = pipeline["default_version"]["id"]
+        # From the second on it comes from the copy, or from the owner where the fact was slower.
+        for _ in range(2):
+            assert (await house.try_version(version_id)).status == 200, nth
+
+        await house.delete_pipeline(path.format(pipeline=pipeline["id"], version=version_id))
+
+        assert (await house.try_version(version_id)).status == 404, nth
 
 
 async def test_nothing_is_reported_of_a_run_that_was_just_deleted(house: House) -> None:

@@ -149,6 +149,7 @@ class Peers:
         return self.jobs[question.id]
 
     async def _version(self, question: VersionRequest) -> VersionAnswer:
+        self.asked.append("pipeline-registry.get-version")
         if question.version_id not in self.versions:
             raise NotFound.of("Version", question.version_id)
         version = self.versions[question.version_id]

@@ -8,10 +8,18 @@ import pytest
 
 from shared.contracts import events
 from shared.contracts.questions import GET_RUN, ById
-from shared.contracts.states import ExperimentState, Metric, MetricFormat, MetricsState, StorageState
+from shared.contracts.states import (
+    ExperimentState,
+    Metric,
+    MetricFormat,
+    MetricsState,
+    PipelineId,
+    PipelineVersionState,
+    StorageState,
+)
 from shared.errors import NotFound
 from shared.subscriptions import until_applied
-from tests.component.run.conftest import World
+from tests.component.run.conftest import MANIFEST, World
 from tests.component.run.test_refusals import reference
 
 
@@ -31,6 +39,40 @@ async def test_an_archived_experiment_takes_its_runs_along_and_gives_none_back(w
     await applied(world, await tell(world, mine, 3, StorageState.AVAILABLE))
     assert (await world.client.get(ids[0]))["storage_state"] == "STORAGESTATE_ARCHIVED"
     await world.client.create(resource_references=[reference("EXPERIMENT", mine)])
+
+
+async def test_a_version_is_run_without_asking_once_its_fact_has_come_and_refused_once_it_is_gone(world: World) -> None:
+    digest = await world.blobs.put_manifest(MANIFEST)
+    world.peers.has_version("p1", "v1", digest)
+
+    async def tell(version: int, *, is_deleted: bool) -> None:
+        state = PipelineVersionState(
+            id="v1",
+            version=version,
+            name="v1 name",
+            pipeline_id=PipelineId("p1"),
+            manifest_digest=digest,
+            created_at=datetime.now(UTC),
+            is_deleted=is_deleted,
+        )
+        kind = events.PIPELINE_VERSION_DELETED if is_deleted else events.PIPELINE_VERSION_CREATED
+        await applied(world, await world.peers.tell(kind, state), owner="pipeline-registry")
+
+    async def create() -> int:
+        body = {"name": "a run", "resource_references": [reference("PIPELINE_VERSION", "v1", "CREATOR")]}
+        answer = await world.client.call("POST", "/runs", body)
+        if answer.status == 200:
+            assert "v1 name" in [each.get("name") for each in answer.body["run"]["resource_references"]]
+        return answer.status
+
+    assert await create() == 200
+    assert world.peers.asked.count("pipeline-registry.get-version") == 1
+    await tell(1, is_deleted=False)
+    assert await create() == 200
+    assert world.peers.asked.count("pipeline-registry.get-version") == 1
+    del world.peers.versions["v1"]
+    await tell(2, is_deleted=True)
+    assert await create() == 404
 
 
 async def test_archiving_is_idempotent_and_can_be_undone(world: World) -> None:
