@@ -45,6 +45,7 @@ _STARTED_SECONDS = 0.05
 """How long a step's start may go unrecorded, which is longer than a quick step takes."""
 _MOST_CRASHES = 3
 _CHORES_SECONDS = 2.0
+_CLEARING_SECONDS = 0.3
 _SWEEP_SECONDS = 10.0
 """Longer than a step of an earlier attempt takes to end."""
 
@@ -84,6 +85,8 @@ class EmbeddedEngine:
         self._chores: set[asyncio.Task[None]] = set()
         self._clearing: set[str] = set()
         """Attempts that are over and about to be forgotten, whether the runner has heard of them yet or not."""
+        self._next_cleared: dict[str, asyncio.Task[None]] = {}
+        """Those that are forgotten together next, each with what must have stopped before."""
 
     # The port
 
@@ -260,7 +263,7 @@ class EmbeddedEngine:
 
         for node in turn.changed:
             if node.type is NodeType.POD and node.phase.is_fulfilled:
-                self._soon(self._clean_up(workflow, node))
+                self._clean_up(workflow, node)
         for order in turn.start:
             begin(order, Past.ORDERED if workflow.is_resumed else Past.NONE)
         for order in turn.reattach:
@@ -271,18 +274,27 @@ class EmbeddedEngine:
     async def _kill(self, workflow: _Workflow, kill: Kill) -> None:
         await self._steps.kill(_key(workflow, kill.node_id), kill.reason)
 
-    async def _clean_up(self, workflow: _Workflow, node: Node) -> None:
+    def _clean_up(self, workflow: _Workflow, node: Node) -> None:
         """The node is durable: its attempt is history, and what still works for it need not."""
         key = _key(workflow, node.id)
+        if not self._next_cleared:
+            self._soon(self._clear_away())
         self._clearing.add(key)
+        self._next_cleared[key] = self._soon(workflow.drop(NodeId(node.id)))
+
+    async def _clear_away(self) -> None:
+        """Nobody waits for it, so it is done for many attempts at once."""
+        await asyncio.sleep(_CLEARING_SECONDS)
+        dropped, self._next_cleared = self._next_cleared, {}
         try:
-            await workflow.drop(NodeId(node.id))
-            await self._steps.forget(key)
+            await asyncio.gather(*dropped.values())
+            await self._steps.forget(*dropped)
         finally:
-            self._clearing.discard(key)
+            self._clearing.difference_update(dropped)
 
     async def _forget_all(self, keys: Iterable[str]) -> None:
-        await asyncio.gather(*map(self._steps.forget, keys))
+        if together := tuple(keys):
+            await self._steps.forget(*together)
 
     async def _put_down(self, workflow: _Workflow) -> None:
         """Stop thinking about it. Its processes go on."""

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import shutil
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
@@ -135,19 +135,19 @@ class Steps:
     async def kill(self, key: str, reason: KillReason) -> None:
         await _patiently(lambda: self._runner.kill(key, reason.name))
 
-    async def forget(self, key: str) -> None:
-        """End it where it runs, and remove everything of it. Raises Unavailable where that cannot be done now."""
+    async def forget(self, *keys: str) -> None:
+        """End them where they run, and remove everything of them. Raises Unavailable where that cannot be done now."""
 
         async def forget() -> None:
             try:
-                await self._runner.forget(key)
+                await self._runner.forget(*keys)
             except RunnerRefused as refused:
-                await self._runner.kill(key, KillReason.TERMINATED.name)
-                raise Unavailable("The step is still ending.", cause=str(refused)) from refused
+                await asyncio.gather(*(self._runner.kill(key, KillReason.TERMINATED.name) for key in keys))
+                raise Unavailable("A step is still ending.", cause=str(refused)) from refused
 
         with _runner_needed():
             await _patiently(forget, longest_wait_seconds=0.3, give_up_after_seconds=_FORGET_SECONDS)
-        await asyncio.to_thread(shutil.rmtree, self.scratch_of(key), ignore_errors=True)
+        await asyncio.to_thread(_remove, [self.scratch_of(key) for key in keys])
 
     async def carry_out(self, step: Step, tell: Tell) -> None:
         """Tell how it went, whatever it is. Cancelling it leaves a started step to the runner."""
@@ -201,7 +201,7 @@ class Steps:
 
     async def _finished(self, step: Step, exit_: protocol.StepExit) -> StepFinished:
         directory = self._steps_dir / step.place.key
-        tree = await asyncio.to_thread(tree_of, directory)
+        tree = await asyncio.to_thread(tree_of, directory) if _leaves_files(step.order) else None
         found = await _patiently(lambda: step.artifacts.collect(step.order, tree, directory, step.place.scratch))
         exit_code, error, error_phase = _blame(exit_, found.problem)
         return StepFinished(
@@ -320,6 +320,10 @@ class _Slots:
                 turn.set_result(None)
 
 
+def _leaves_files(order: StepOrder) -> bool:
+    return bool(order.output_artifacts or order.output_parameters)
+
+
 def _started_at(state: protocol.Event) -> datetime | None:
     match state:
         case protocol.StepStarted():
@@ -384,6 +388,11 @@ def _complain(state: RetryCallState) -> None:
     if state.attempt_number % 15 == 0:
         cause = getattr(error, "cause", None) or error
         _log.warning("tried %d times in %.0f s: %s", state.attempt_number, state.seconds_since_start or 0, cause)
+
+
+def _remove(directories: Iterable[Path]) -> None:
+    for directory in directories:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 async def _to_its_end(request: Coroutine[Any, Any, T]) -> T:

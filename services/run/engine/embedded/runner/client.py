@@ -63,9 +63,9 @@ class RunnerClient:
         """Ask for the end; it is observed in `events`. Harmless for a step that is over or unknown."""
         await self._ask(Kill(key=key, reason=reason))
 
-    async def forget(self, key: str) -> None:
-        """Remove the attempt and its files. Raises RunnerRefused while it runs."""
-        await self._ask(Forget(key=key))
+    async def forget(self, *keys: str) -> None:
+        """Remove attempts and their files. Raises RunnerRefused where one still runs; the others are gone."""
+        await self._ask(Forget(keys=keys))
 
     async def list_attempts(self) -> list[Event]:
         """The state of every attempt the runner knows."""

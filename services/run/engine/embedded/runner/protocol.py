@@ -91,9 +91,9 @@ class Kill(msgspec.Struct, frozen=True, kw_only=True, tag="kill"):
 
 
 class Forget(msgspec.Struct, frozen=True, kw_only=True, tag="forget"):
-    """Answered when the attempt's directory is out of sight; refused while it runs, harmless when unknown."""
+    """Answered when the attempts' directories are out of sight; refused for one that runs, harmless when unknown."""
 
-    key: str
+    keys: tuple[str, ...]
 
 
 class List(msgspec.Struct, frozen=True, kw_only=True, tag="list"):

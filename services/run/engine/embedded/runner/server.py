@@ -195,7 +195,7 @@ class StepRunner:
                     self._end(self._attempts[request.key], End.KILLED, request.reason)
                 yield Done()
             case Forget():
-                yield await self._forget(request.key)
+                yield self._forget(request.keys)
             case List():
                 for state in self._states():
                     yield state
@@ -229,18 +229,18 @@ class StepRunner:
             return Refused(reason=attempt.refusal or "the step could not be noted")
         return attempt.state
 
-    async def _forget(self, key: str) -> Reply:
-        attempt = self._attempts.get(key)
-        if attempt is not None and not attempt.over.is_set():
-            return Refused(reason=f"{key} still runs")
-        try:
-            if attempt is not None:
-                self._journal.forget(key)
-                self._attempts.pop(key, None)
-                self._has_trash.set()
-        except OSError as error:
-            return Refused(reason=f"{key} cannot be removed: {error}")
-        return Done()
+    def _forget(self, keys: tuple[str, ...]) -> Reply:
+        known = {key: self._attempts[key] for key in keys if key in self._attempts}
+        refused = [f"{key} still runs" for key, attempt in known.items() if not attempt.over.is_set()]
+        for key, attempt in known.items():
+            if attempt.over.is_set():
+                try:
+                    self._journal.forget(key)
+                    del self._attempts[key]
+                except OSError as error:
+                    refused.append(f"{key} cannot be removed: {error}")
+        self._has_trash.set()
+        return Refused(reason="; ".join(refused)) if refused else Done()
 
     async def _changes(self, reader: asyncio.StreamReader) -> AsyncIterator[Event]:
         queue: asyncio.Queue[Event] = asyncio.Queue()
