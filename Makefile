@@ -7,9 +7,15 @@ BIN := $(VENV)/bin
 UV := $(BIN)/uv
 UV_VERSION := 0.13.9
 CLIENTS := .clients
-KFP := $(CLIENTS)/kfp-1.8.22
-COMPILE = $(UV) pip compile --quiet --generate-hashes --universal --python-version 3.11 --no-header --no-emit-index-url
-SERVER_API := $(CLIENTS)/kfp-server-api-1.8.5
+COMPILE_FOR = $(UV) pip compile --quiet --generate-hashes --universal --no-header --no-emit-index-url --python-version
+COMPILE = $(COMPILE_FOR) 3.11
+
+# The clients that the tests drive, each in an environment of its own. The older SDKs need an older Python.
+CURRENT_CLIENTS := kfp-1.8.22 kfp-server-api-1.8.5 kfp-server-api-0.1.40 kfp-server-api-0.1.37
+OLDER_CLIENTS := kfp-1.0.4 kfp-0.5.1 kfp-0.1.38
+# Tried, not looked up: a shim on the PATH may have nothing behind it.
+OLDER_PYTHON ?= $(shell for each in python3.7 $(HOME)/.pyenv/versions/3.7.*/bin/python3.7; do \
+	$$each -c '' 2>/dev/null && echo $$each && break; done)
 
 export HEADRACE_PORT HEADRACE_DATA_DIR
 
@@ -35,10 +41,21 @@ $(VENV)/.ready-dev: requirements-dev.txt $(VENV)/.ready
 	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements-dev.txt
 	@touch $@
 
-clients: $(KFP)/.ready $(SERVER_API)/.ready
+clients: $(CURRENT_CLIENTS:%=$(CLIENTS)/%/.ready)
+ifneq ($(OLDER_PYTHON),)
+clients: $(OLDER_CLIENTS:%=$(CLIENTS)/%/.ready)
+$(OLDER_CLIENTS:%=$(CLIENTS)/%/.ready): CLIENT_PYTHON := $(OLDER_PYTHON)
+else
+clients: without-older-clients
+endif
 
+.PHONY: without-older-clients
+without-older-clients:
+	@echo "no Python 3.7 here: the tests of $(OLDER_CLIENTS) are skipped; make OLDER_PYTHON=/path/to/python3.7 clients"
+
+$(CLIENTS)/%/.ready: CLIENT_PYTHON ?= $(BIN)/python
 $(CLIENTS)/%/.ready: tests/clients/%.txt $(VENV)/.ready
-	@test -x $(@D)/bin/python || $(BIN)/python -m venv --without-pip $(@D)
+	@test -x $(@D)/bin/python || $(CLIENT_PYTHON) -m venv --without-pip $(@D)
 	@$(UV) pip install --quiet --python $(@D)/bin/python --require-hashes -r $<
 	@touch $@
 
@@ -75,8 +92,9 @@ lock: ## Write the lock files anew (hashes, no index)
 	@$(COMPILE) --extra embedded --extra sandbox pyproject.toml -o requirements.txt
 	@$(COMPILE) --extra embedded --extra sandbox --extra dev -c requirements.txt pyproject.toml -o requirements-dev.txt
 	@$(COMPILE) --extra sandbox -c requirements.txt pyproject.toml -o infra/docker/requirements.txt
-	@for client in $(notdir $(KFP)) $(notdir $(SERVER_API)); do \
-		$(COMPILE) tests/clients/$$client.in -o tests/clients/$$client.txt; done
+	@for client in $(CURRENT_CLIENTS); do $(COMPILE) tests/clients/$$client.in -o tests/clients/$$client.txt; done
+	@for client in $(OLDER_CLIENTS); do \
+		$(COMPILE_FOR) 3.7 tests/clients/$$client.in -o tests/clients/$$client.txt; done
 
 clean: ## Remove what the other commands made, except data
 	@rm -rf $(VENV) $(CLIENTS) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis bench-results.json
