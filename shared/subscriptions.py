@@ -206,8 +206,7 @@ class Subscriber:
         """Apply messages in one transaction, up to a gap in the positions. Returns how many that were."""
         count = 0
         async with self._database.transaction() as tx:
-            await lease.fence(tx)
-            cursor = await self._cursor(tx, owner)
+            cursor = await self._fenced_cursor(tx, owner, lease)
             for message in messages:
                 if message.position < 1:
                     raise _NotYet(Dead("it has no position"))
@@ -333,6 +332,21 @@ class Subscriber:
             "select position from cursors where subscriber = $1 and owner = $2", self._name, owner
         )
         return position or 0
+
+    async def _fenced_cursor(self, tx: Transaction, owner: str, lease: Lease) -> int:
+        """As `Lease.fence`, and the cursor with it: one round trip for what every batch begins with."""
+        position: int | None = await tx.fetchval(
+            """
+            select coalesce((select position from cursors where subscriber = $4 and owner = $5), 0)
+            from leases where name = $1 and holder = $2 and epoch = $3 for share
+            """,
+            *lease.proof,
+            self._name,
+            owner,
+        )
+        if position is None:
+            raise LeaseLost(lease.name)
+        return position
 
     async def _move_cursor(self, tx: Transaction, owner: str, position: int) -> None:
         await tx.execute(
