@@ -93,6 +93,25 @@ def test_a_read_only_mount_takes_nothing(tree: Tree) -> None:
         place_for(tree, "/data/fixed")
 
 
+def test_nothing_is_placed_or_removed_in_a_directory_that_is_the_hosts_own(tmp_path: Path) -> None:
+    """Where no layer can be laid over it, a step sees the host's directory itself, read-only."""
+    host, root = tmp_path / "host", tmp_path / "root"
+    (host / "bin").mkdir(parents=True)
+    (host / "bin" / "dash").touch()
+    (host / "bin" / "sh").symlink_to("dash")
+    root.mkdir()
+    (root / "bin").symlink_to("usr/bin")
+    usr = Branch(target="/usr", source=str(host), lower=str(host), read_only=True)
+    tree = Tree(branches=(Branch(target="/", source=str(root)), usr))
+
+    for path in ("/usr/bin/sh", "/usr/bin/new", "/usr/new", "/bin/sh", "/usr/new/deep"):
+        with pytest.raises(OutsideTree, match="read-only"):
+            place_for(tree, path)
+
+    assert os.readlink(host / "bin" / "sh") == "dash"
+    assert sorted(each.name for each in host.iterdir()) == ["bin"]
+
+
 def test_a_sub_path_stays_inside_its_volume(tmp_path: Path) -> None:
     volume = tmp_path / "volume"
     volume.mkdir()

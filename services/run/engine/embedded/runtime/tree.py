@@ -88,6 +88,9 @@ def place_for(tree: Tree, path: str) -> Path:
             raise OutsideTree(f"{path}: lies in a read-only mount")
         return Path(at_mount.source)
     parent = make_directory(tree, str(clean.parent))
+    if _branch_at(tree, parent).read_only:
+        # It may be the host's own directory: neither a file nor the absence of one is placed there.
+        raise OutsideTree(f"{path}: lies in a read-only part of the tree")
     final = parent / clean.name
     if final.is_symlink():
         # Writing through it would follow it on the host, not in the step.
@@ -177,6 +180,12 @@ def _owner(tree: Tree, here: str) -> Branch:
         (b for b in tree.branches if b.target in ("/", here) or here.startswith(b.target + "/")),
         key=lambda branch: len(branch.target),
     )
+
+
+def _branch_at(tree: Tree, host: Path) -> Branch:
+    """The branch that a place on the host belongs to."""
+    holding = (branch for branch in tree.branches if host.is_relative_to(branch.source))
+    return max(holding, key=lambda branch: len(branch.source))
 
 
 def _below(source: str, owner: Branch, here: str) -> Path:
