@@ -11,10 +11,15 @@ import gzip
 import os
 import shutil
 import stat
-import tarfile
+import sys
 import tempfile
 import zlib
 from pathlib import Path
+
+if sys.version_info >= (3, 12):
+    import tarfile
+else:
+    from backports import tarfile
 
 
 class BadArchive(Exception):
