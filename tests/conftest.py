@@ -1,5 +1,6 @@
 """What every test may ask for by name."""
 
+from tests.coverage.plugin import evidence
 from tests.support.servers import (
     database_urls,
     nats_server,
@@ -10,4 +11,13 @@ from tests.support.servers import (
 )
 from tests.support.stack import stack
 
-__all__ = ["database_urls", "nats_server", "nats_urls", "object_store", "object_store_access", "postgres", "stack"]
+__all__ = [
+    "database_urls",
+    "evidence",
+    "nats_server",
+    "nats_urls",
+    "object_store",
+    "object_store_access",
+    "postgres",
+    "stack",
+]

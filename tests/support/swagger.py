@@ -35,6 +35,8 @@ FIELDS_BEYOND: Final[Mapping[tuple[str, str], str]] = {
     ("protobufAny", "@type"): "a message in an Any is written with its type and its own fields, not as bytes",
     ("protobufAny", "error_message"): "the field of api.Error",
     ("protobufAny", "error_details"): "the field of api.Error",
+    ("apiGetHealthzResponse", "commit_sha"): "the original's own handler writes it, and the interface reads it",
+    ("apiGetHealthzResponse", "tag_name"): "the original's own handler writes it, and the interface reads it",
 }
 """(Definition, field) that answers may have although version 1.8.22 does not know it."""
 

@@ -1,0 +1,101 @@
+"""Stands between a client and the gateway, forwards what passes and keeps a note of it.
+
+So what a client did is known from the wire and not from what it says of itself, and each answer is held against the
+published reference, whatever the client makes of it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Final
+
+import msgspec
+import urllib3
+
+from gateway.table import Match, find
+from tests.support import swagger
+
+_NOT_FORWARDED: Final = frozenset({"connection", "content-length", "date", "host", "server", "transfer-encoding"})
+
+
+class Exchange(msgspec.Struct, frozen=True, kw_only=True):
+    """One request and what came of it. `operation` is the route's number in the API specification."""
+
+    operation: str
+    method: str
+    target: str
+    status: int
+    problem: str = ""
+    """Why the answer is not one of the published reference."""
+
+
+class Recorder(msgspec.Struct, frozen=True, kw_only=True):
+    url: str
+    exchanges: list[Exchange] = msgspec.field(default_factory=list)
+
+    def succeeded(self) -> set[str]:
+        return {each.operation for each in self.exchanges if each.status == 200}
+
+    def problems(self) -> list[str]:
+        return [each.problem for each in self.exchanges if each.problem]
+
+
+@contextmanager
+def recording(upstream: str) -> Iterator[Recorder]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Forwarder)
+    server.daemon_threads = True
+    recorder = Recorder(url=f"http://127.0.0.1:{server.server_address[1]}")
+    with urllib3.PoolManager(timeout=60, retries=False) as pool:
+        _Forwarder.homes[server] = (upstream, pool, recorder.exchanges)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+        thread.start()
+        try:
+            yield recorder
+        finally:
+            server.shutdown()
+            thread.join(timeout=5)
+            server.server_close()
+            del _Forwarder.homes[server]
+
+
+class _Forwarder(BaseHTTPRequestHandler):
+    homes: Final[dict[object, tuple[str, urllib3.PoolManager, list[Exchange]]]] = {}
+
+    def _forward(self) -> None:
+        upstream, pool, exchanges = self.homes[self.server]
+        body = self.rfile.read(int(self.headers.get("content-length") or 0))
+        headers = {name: value for name, value in self.headers.items() if name.lower() not in _NOT_FORWARDED}
+        reply = pool.request(self.command, upstream + self.path, body=body, headers=headers, redirect=False)
+        # Noted first: who has read the answer may look at the notes at once.
+        exchanges.append(_exchange(self.command, self.path, reply))
+        self.send_response_only(reply.status)
+        for name, value in reply.headers.items():
+            if name.lower() not in _NOT_FORWARDED:
+                self.send_header(name, value)
+        self.send_header("content-length", str(len(reply.data)))
+        self.end_headers()
+        self.wfile.write(reply.data)
+
+    do_GET = do_POST = do_DELETE = do_PUT = do_PATCH = do_HEAD = do_OPTIONS = _forward
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Nothing: the exchanges are the log."""
+
+
+def _exchange(method: str, target: str, reply: urllib3.BaseHTTPResponse) -> Exchange:
+    found = find(method, target.partition("?")[0].encode())
+    problem = ""
+    try:
+        swagger.check(method, target, reply.status, reply.headers.get("content-type", ""), reply.data)
+    except swagger.NotAsPublished as difference:
+        problem = str(difference)
+    return Exchange(
+        operation=found.route.name if isinstance(found, Match) else "",
+        method=method,
+        target=target,
+        status=reply.status,
+        problem=problem,
+    )
