@@ -11,13 +11,24 @@ from typing import Any, NewType, assert_never
 import msgspec
 
 from shared.errors import AlreadyExists, InvalidInput, NotFound
+from shared.pipeline_spec import Asked, not_a_workflow
+from shared.pipeline_spec import AskedReference as AskedReference
+from shared.pipeline_spec import Parameter as Parameter
+from shared.pipeline_spec import Reference as Reference
+from shared.pipeline_spec import Relationship as Relationship
+from shared.pipeline_spec import ResourceType as ResourceType
+from shared.pipeline_spec import check_parameters_size as check_parameters_size
+from shared.pipeline_spec import check_source as check_source
+from shared.pipeline_spec import invalid_workflow as invalid_workflow
+from shared.pipeline_spec import manifest_gone as manifest_gone
+from shared.pipeline_spec import not_our_kind as not_our_kind
+from shared.pipeline_spec import unrecognized_parameter as unrecognized_parameter
 
 JobId = NewType("JobId", str)
 ObjectName = NewType("ObjectName", str)
 """What Kubernetes would call the scheduler object. The names of a job's workflows start with it."""
 
 MOST_CONCURRENT = 10
-LARGEST_PARAMETERS_BYTES = 10_000
 LONGEST_NAME_BYTES = 2_000
 """As for runs. The original server refuses far shorter ones, as a database error."""
 
@@ -35,32 +46,6 @@ class Status(StrEnum):
     ENABLED = "Enabled"
     DISABLED = "Disabled"
     RUNNING = "Running"
-
-
-class ResourceType(StrEnum):
-    """What a job may refer to. Sorted by value, references stand in the order that replies use."""
-
-    EXPERIMENT = "EXPERIMENT"
-    JOB = "JOB"
-    NAMESPACE = "NAMESPACE"
-    PIPELINE_VERSION = "PIPELINE_VERSION"
-
-
-class Relationship(StrEnum):
-    OWNER = "OWNER"
-    CREATOR = "CREATOR"
-
-
-class Reference(msgspec.Struct, frozen=True, kw_only=True):
-    type: ResourceType
-    id: str
-    name: str
-    relationship: Relationship
-
-
-class Parameter(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    name: str = ""
-    value: str = ""
 
 
 class OneOff(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,39 +104,13 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
                 assert_never(unreachable)
 
 
-class AskedReference(msgspec.Struct, frozen=True, kw_only=True):
-    """A resource reference as a client sent it: the words are not checked."""
+class NewJob(Asked, frozen=True, kw_only=True):
+    """A request for a job."""
 
-    type: str
-    id: str
-    relationship: str
-
-
-class NewJob(msgspec.Struct, frozen=True, kw_only=True):
-    """A request for a job. Empty texts are absent."""
-
-    name: str
-    description: str = ""
     is_enabled: bool = False
     no_catchup: bool = False
     max_concurrency: int = 0
     trigger: Trigger
-    service_account: str = ""
-    pipeline_id: str = ""
-    manifest: str = ""
-    parameters: tuple[Parameter, ...] = ()
-    references: tuple[AskedReference, ...] = ()
-
-    @property
-    def version_id(self) -> str:
-        """The version to run: the last one that is referred to as the creator."""
-        ids = [each.id for each in self.references if (each.type, each.relationship) == ("PIPELINE_VERSION", "CREATOR")]
-        return ids[-1] if ids else ""
-
-    @property
-    def experiment_id(self) -> str:
-        ids = [each.id for each in self.references if (each.type, each.relationship) == ("EXPERIMENT", "OWNER")]
-        return ids[0] if ids else ""
 
 
 class View(msgspec.Struct, frozen=True, kw_only=True):
@@ -184,17 +143,6 @@ def check_name(name: str) -> None:
         raise InvalidInput(f"The job name is longer than {LONGEST_NAME_BYTES} bytes. Please specify a valid name.")
 
 
-def check_source(*, has_manifest: bool, has_pipeline: bool, has_version: bool) -> None:
-    if not (has_manifest or has_pipeline or has_version):
-        raise InvalidInput(
-            "Please specify a pipeline by providing a (workflow manifest) or (pipeline id or/and pipeline version)."
-        )
-    if has_manifest and (has_pipeline or has_version):
-        raise InvalidInput(
-            "Please don't specify a pipeline version or pipeline ID when you specify a workflow manifest."
-        )
-
-
 class _Arguments(msgspec.Struct, frozen=True):
     parameters: list[dict[str, Any]] | None = None
 
@@ -214,15 +162,7 @@ def check_is_workflow(manifest: str) -> None:
     try:
         msgspec.json.decode(manifest, type=_Workflow)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-        raise InvalidInput(f"Invalid argo workflow format. Workflow: {manifest}") from error
-
-
-def check_parameters_size(parameters: tuple[Parameter, ...]) -> None:
-    """The size is that of Go's compact JSON, where `<`, `>` and `&` take six bytes."""
-    text = msgspec.json.encode(parameters)
-    size = len(text) + 5 * sum(text.count(letter) for letter in (b"<", b">", b"&"))
-    if parameters and size > LARGEST_PARAMETERS_BYTES:
-        raise InvalidInput(f"The input parameter length exceed maximum size of {LARGEST_PARAMETERS_BYTES}.")
+        raise not_a_workflow(manifest) from error
 
 
 def check_max_concurrency(number: int) -> None:
@@ -243,29 +183,13 @@ def unsupported_cron(reason: str) -> InvalidInput:
     )
 
 
-def unrecognized_parameter(name: str) -> InvalidInput:
-    return InvalidInput(f"Unrecognized input parameter: {name}")
-
-
 def check_references(references: tuple[Reference, ...]) -> None:
     if len({reference.type for reference in references}) < len(references):
         raise InvalidInput("A job refers to at most one resource of each type.")
 
 
-def not_our_kind(reason: str) -> InvalidInput:
-    return InvalidInput(f"Failed to unmarshal workflow spec manifest. {reason}")
-
-
-def invalid_workflow(name: str, reason: str) -> InvalidInput:
-    return InvalidInput(f"Failed to validate workflow for ({name}): {reason}")
-
-
 def unknown(job_id: str) -> NotFound:
     return NotFound.of("Job", job_id)
-
-
-def manifest_gone(job_name: str) -> NotFound:
-    return NotFound.of("WorkflowSpecManifest", job_name)
 
 
 def names_exhausted(name: str) -> AlreadyExists:

@@ -6,13 +6,12 @@ from typing import Final
 
 from shared.listing import ListRequest
 from shared.openapi import HOST, Operation, captured
+from shared.pipeline_spec import WireRuntimeConfig, WireRuntimeValue
 
 from .wire import (
     WireJob,
     WireJobs,
     WireMode,
-    WireRuntimeConfig,
-    WireRuntimeValue,
 )
 
 _TAG: Final = "JobService"

@@ -9,6 +9,7 @@ from typing import assert_never
 import msgspec
 
 from shared.errors import InvalidInput
+from shared.pipeline_spec import WireParameter, WirePipelineSpec, check_generation
 from shared.protojson import Int64
 from shared.references import Relationship, ResourceType, WireReference, WireReferenceKey
 
@@ -32,29 +33,6 @@ class WireMode(IntEnum):
     UNKNOWN_MODE = 0
     ENABLED = 1
     DISABLED = 2
-
-
-class WireParameter(msgspec.Struct, frozen=True, kw_only=True):
-    name: str = ""
-    value: str = ""
-
-
-class WireRuntimeValue(msgspec.Struct, frozen=True, kw_only=True):
-    string_value: str | None = None
-
-
-class WireRuntimeConfig(msgspec.Struct, frozen=True, kw_only=True):
-    parameters: dict[str, WireRuntimeValue] = {}
-    pipeline_root: str = ""
-
-
-class WirePipelineSpec(msgspec.Struct, frozen=True, kw_only=True):
-    pipeline_id: str = ""
-    pipeline_name: str = ""
-    workflow_manifest: str = ""
-    pipeline_manifest: str = ""
-    parameters: tuple[WireParameter, ...] = ()
-    runtime_config: WireRuntimeConfig | None = None
 
 
 class WireCronSchedule(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,7 +81,7 @@ class WireJobs(msgspec.Struct, frozen=True, kw_only=True):
 def to_new_job(wire: WireJob) -> NewJob:
     """Raises InvalidInput for two triggers at once, and for what only pipelines of the second generation have."""
     spec = wire.pipeline_spec or WirePipelineSpec()
-    _check_generation(spec)
+    check_generation(spec)
     return NewJob(
         name=wire.name,
         description=wire.description,
@@ -136,18 +114,6 @@ def from_view(view: View) -> WireJob:
         enabled=job.is_enabled,
         no_catchup=job.no_catchup,
     )
-
-
-def _check_generation(spec: WirePipelineSpec) -> None:
-    config = spec.runtime_config
-    if config is not None and (config.parameters or config.pipeline_root):
-        if spec.parameters:
-            raise InvalidInput("Please don't specify both parameters and runtime config.")
-        raise InvalidInput("A runtime config belongs to a v2 pipeline, which is not supported.")
-    if spec.pipeline_manifest:
-        if spec.workflow_manifest:
-            raise InvalidInput("Please don't specify both workflow manifest and pipeline manifest.")
-        raise InvalidInput("A pipeline manifest belongs to a v2 pipeline, which is not supported.")
 
 
 def _to_trigger(wire: WireTrigger) -> Trigger:

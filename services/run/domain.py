@@ -11,11 +11,23 @@ from typing import NewType
 import msgspec
 
 from shared.errors import AlreadyExists, InvalidInput, NotFound, WrongState
+from shared.pipeline_spec import Asked
+from shared.pipeline_spec import AskedReference as AskedReference
+from shared.pipeline_spec import Parameter as Parameter
+from shared.pipeline_spec import Reference as Reference
+from shared.pipeline_spec import Relationship as Relationship
+from shared.pipeline_spec import ResourceType as ResourceType
+from shared.pipeline_spec import check_parameters_size as check_parameters_size
+from shared.pipeline_spec import check_source as check_source
+from shared.pipeline_spec import invalid_workflow as invalid_workflow
+from shared.pipeline_spec import manifest_gone as manifest_gone
+from shared.pipeline_spec import not_a_workflow as not_a_workflow
+from shared.pipeline_spec import not_our_kind as not_our_kind
+from shared.pipeline_spec import unrecognized_parameter as unrecognized_parameter
 
 RunId = NewType("RunId", str)
 WorkflowName = NewType("WorkflowName", str)
 
-LARGEST_PARAMETERS_BYTES = 10_000
 LONGEST_NAME_BYTES = 2_000
 """What an index can hold. The original server refuses far shorter ones, as a database error."""
 DEFAULT_SERVICE_ACCOUNT = "pipeline-runner"
@@ -64,32 +76,6 @@ def after(current: Status, observed: Status) -> Status:
     return observed if observed in _FOLLOWERS[current] else current
 
 
-class ResourceType(StrEnum):
-    """What a run may refer to. Sorted by value, references stand in the order that replies use."""
-
-    EXPERIMENT = "EXPERIMENT"
-    JOB = "JOB"
-    NAMESPACE = "NAMESPACE"
-    PIPELINE_VERSION = "PIPELINE_VERSION"
-
-
-class Relationship(StrEnum):
-    OWNER = "OWNER"
-    CREATOR = "CREATOR"
-
-
-class Reference(msgspec.Struct, frozen=True, kw_only=True):
-    type: ResourceType
-    id: str
-    name: str
-    relationship: Relationship
-
-
-class Parameter(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    name: str = ""
-    value: str = ""
-
-
 class Metric(msgspec.Struct, frozen=True, kw_only=True):
     run_id: str
     node_id: str
@@ -128,35 +114,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     terminate_requested_at: datetime | None = None
 
 
-class AskedReference(msgspec.Struct, frozen=True, kw_only=True):
-    """A resource reference as a client sent it: the words are not checked."""
-
-    type: str
-    id: str
-    relationship: str
-
-
-class NewRun(msgspec.Struct, frozen=True, kw_only=True):
-    """A request for a run. Empty texts are absent."""
-
-    name: str
-    description: str = ""
-    service_account: str = ""
-    pipeline_id: str = ""
-    manifest: str = ""
-    parameters: tuple[Parameter, ...] = ()
-    references: tuple[AskedReference, ...] = ()
-
-    @property
-    def version_id(self) -> str:
-        """The version to run: the last one that is referred to as the creator."""
-        ids = [each.id for each in self.references if (each.type, each.relationship) == ("PIPELINE_VERSION", "CREATOR")]
-        return ids[-1] if ids else ""
-
-    @property
-    def experiment_id(self) -> str:
-        ids = [each.id for each in self.references if (each.type, each.relationship) == ("EXPERIMENT", "OWNER")]
-        return ids[0] if ids else ""
+class NewRun(Asked, frozen=True, kw_only=True):
+    """A request for a run."""
 
 
 class View(msgspec.Struct, frozen=True, kw_only=True):
@@ -212,47 +171,8 @@ def check_name(name: str) -> None:
         raise InvalidInput(f"The run name is longer than {LONGEST_NAME_BYTES} bytes. Please specify a valid name.")
 
 
-def check_source(*, has_manifest: bool, has_pipeline: bool, has_version: bool) -> None:
-    if not (has_manifest or has_pipeline or has_version):
-        raise InvalidInput(
-            "Please specify a pipeline by providing a (workflow manifest) or (pipeline id or/and pipeline version)."
-        )
-    if has_manifest and (has_pipeline or has_version):
-        raise InvalidInput(
-            "Please don't specify a pipeline version or pipeline ID when you specify a workflow manifest."
-        )
-
-
-def check_parameters_size(parameters: tuple[Parameter, ...]) -> None:
-    """The size is that of Go's compact JSON, where `<`, `>` and `&` take six bytes."""
-    text = msgspec.json.encode(parameters)
-    size = len(text) + 5 * sum(text.count(letter) for letter in (b"<", b">", b"&"))
-    if parameters and size > LARGEST_PARAMETERS_BYTES:
-        raise InvalidInput(f"The input parameter length exceed maximum size of {LARGEST_PARAMETERS_BYTES}.")
-
-
-def not_a_workflow(manifest: str) -> InvalidInput:
-    return InvalidInput(f"Invalid argo workflow format. Workflow: {manifest}")
-
-
-def not_our_kind(reason: str) -> InvalidInput:
-    return InvalidInput(f"Failed to unmarshal workflow spec manifest. {reason}")
-
-
-def unrecognized_parameter(name: str) -> InvalidInput:
-    return InvalidInput(f"Unrecognized input parameter: {name}")
-
-
-def invalid_workflow(name: str, reason: str) -> InvalidInput:
-    return InvalidInput(f"Failed to validate workflow for ({name}): {reason}")
-
-
 def unknown(run_id: str) -> NotFound:
     return NotFound.of("Run", run_id)
-
-
-def manifest_gone(run_name: str) -> NotFound:
-    return NotFound.of("WorkflowSpecManifest", run_name)
 
 
 def artifact_unknown(run_id: str, node_id: str, artifact_name: str) -> NotFound:

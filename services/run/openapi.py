@@ -8,6 +8,7 @@ import msgspec
 
 from shared.listing import ListRequest
 from shared.openapi import HOST, Operation, captured
+from shared.pipeline_spec import WireRuntimeConfig, WireRuntimeValue
 
 from .wire import (
     Resources,
@@ -18,8 +19,6 @@ from .wire import (
     WireRun,
     WireRunDetail,
     WireRuns,
-    WireRuntimeConfig,
-    WireRuntimeValue,
     WireStorageState,
 )
 

@@ -273,9 +273,7 @@ class Runs:
 
     async def _check_source(self, asked: NewRun, digest: str) -> Source | None:
         """Section 9.3. The version to run, or None where the manifest came along."""
-        domain.check_source(
-            has_manifest=bool(asked.manifest), has_pipeline=bool(asked.pipeline_id), has_version=bool(asked.version_id)
-        )
+        domain.check_source(asked)
         if asked.version_id:
             with layer("Get pipelineVersionId failed."):
                 return await self._version(asked.version_id, asked.pipeline_id)

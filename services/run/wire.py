@@ -7,7 +7,7 @@ from enum import IntEnum
 
 import msgspec
 
-from shared.errors import InvalidInput
+from shared.pipeline_spec import WireParameter, WirePipelineSpec, check_generation
 from shared.references import Relationship, ResourceType, WireReference, WireReferenceKey
 
 from .domain import AskedReference, Detail, NewRun, Parameter, Reference, Run, StorageState, View
@@ -26,29 +26,6 @@ class WireMetricFormat(IntEnum):
     UNSPECIFIED = 0
     RAW = 1
     PERCENTAGE = 2
-
-
-class WireParameter(msgspec.Struct, frozen=True, kw_only=True):
-    name: str = ""
-    value: str = ""
-
-
-class WireRuntimeValue(msgspec.Struct, frozen=True, kw_only=True):
-    string_value: str | None = None
-
-
-class WireRuntimeConfig(msgspec.Struct, frozen=True, kw_only=True):
-    parameters: dict[str, WireRuntimeValue] = {}
-    pipeline_root: str = ""
-
-
-class WirePipelineSpec(msgspec.Struct, frozen=True, kw_only=True):
-    pipeline_id: str = ""
-    pipeline_name: str = ""
-    workflow_manifest: str = ""
-    pipeline_manifest: str = ""
-    parameters: tuple[WireParameter, ...] = ()
-    runtime_config: WireRuntimeConfig | None = None
 
 
 class WireMetric(msgspec.Struct, frozen=True, kw_only=True):
@@ -111,7 +88,7 @@ class WireAuthorization(msgspec.Struct, frozen=True, kw_only=True):
 def to_new_run(wire: WireRun) -> NewRun:
     """Raises InvalidInput for what only pipelines of the second generation have."""
     spec = wire.pipeline_spec or WirePipelineSpec()
-    _check_generation(spec)
+    check_generation(spec)
     return NewRun(
         name=wire.name,
         description=wire.description,
@@ -159,18 +136,6 @@ def from_view(view: View) -> WireRun:
             for metric in view.metrics
         ),
     )
-
-
-def _check_generation(spec: WirePipelineSpec) -> None:
-    config = spec.runtime_config
-    if config is not None and (config.parameters or config.pipeline_root):
-        if spec.parameters:
-            raise InvalidInput("Please don't specify both parameters and runtime config.")
-        raise InvalidInput("A runtime config belongs to a v2 pipeline, which is not supported.")
-    if spec.pipeline_manifest:
-        if spec.workflow_manifest:
-            raise InvalidInput("Please don't specify both workflow manifest and pipeline manifest.")
-        raise InvalidInput("A pipeline manifest belongs to a v2 pipeline, which is not supported.")
 
 
 def _asked(wire: WireReference) -> AskedReference:
