@@ -1,4 +1,5 @@
-"""Run the tests that hand in evidence and print what they have shown; ends with 1 where a cell is empty.
+"""Run the tests that hand in evidence and print what they have shown; ends with 1 where a cell is empty or a test
+was skipped.
 
 Usage: python -m tests.coverage
 """
@@ -19,6 +20,13 @@ _TESTS = ("tests/system/test_operations.py", "tests/system/test_all_clients.py")
 class _Keeper:
     """Takes the evidence from the session before it is gone."""
 
+    def __init__(self) -> None:
+        self.rows: list[tuple[str, ...]] = []
+        self.skips = 0
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.skips += report.skipped
+
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         self.rows = list(plugin.of(session.config).rows(OPERATIONS))
 
@@ -29,8 +37,8 @@ def main() -> int:
     heads = ("operation", *(aspect.value for aspect in Aspect), "clients")
     for row in (heads, *keeper.rows):
         print(" | ".join(f"{cell or 'GAP':<11}" for cell in row))
-    gaps = sum(not cell for row in keeper.rows for cell in row)
-    print(f"{len(keeper.rows)} operations, {gaps} gaps")
+    gaps = sum(not cell for row in keeper.rows for cell in row) + keeper.skips
+    print(f"{len(keeper.rows)} operations, {gaps} gaps, {keeper.skips} of them skipped tests")
     return int(ended != 0 or gaps > 0)
 
 

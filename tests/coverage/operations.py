@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, Final
+from urllib.parse import quote
 
 import msgspec
 
 V1: Final = "/apis/v1beta1"
 NOBODY: Final = "00000000-0000-4000-8000-000000000000"
+
+UPLOAD: Final = object()
+"""A body that is a form with a good package."""
 
 
 class Ask(msgspec.Struct, frozen=True):
@@ -48,7 +52,7 @@ def _list(path: str, *, unknown: str, status: int = 200, always: str = "") -> Op
 
 _IN_NO_EXPERIMENT: Final = [{"key": {"type": "EXPERIMENT", "id": NOBODY}, "relationship": "OWNER"}]
 _BY_EXPERIMENT: Final = f"resource_reference_key.type=EXPERIMENT&resource_reference_key.id={NOBODY}"
-_NO_NAME: Final = "filter=%7B%22predicates%22%3A%5B%7B%22op%22%3A1%2C%22key%22%3A%22name%22%2C%22stringValue%22%3A%22nobody%22%7D%5D%7D"
+_NO_NAME: Final = "filter=" + quote('{"predicates":[{"op":1,"key":"name","stringValue":"nobody"}]}', safe="")
 _NO_PIPELINE: Final = [{"key": {"type": "PIPELINE", "id": NOBODY}, "relationship": "OWNER"}]
 _GONE: Final = "{package_url}.gone"
 
@@ -76,7 +80,7 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
     ),
     "P7": Operation(
         refused=Ask("POST", f"{V1}/pipelines/upload_version", 400, b"not a form"),
-        unknown=Ask("POST", f"{V1}/pipelines/upload_version?pipelineid={NOBODY}", 400, b"not a form"),
+        unknown=Ask("POST", f"{V1}/pipelines/upload_version?name=a&pipelineid={NOBODY}", 400, UPLOAD),
     ),
     "P8": Operation(
         refused=Ask("POST", f"{V1}/pipelines/{{pipeline}}/default_version/%00%27", 404),

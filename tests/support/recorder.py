@@ -7,7 +7,7 @@ published reference, whatever the client makes of it.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Final
@@ -79,7 +79,11 @@ class _Forwarder(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(reply.data)
 
-    do_GET = do_POST = do_DELETE = do_PUT = do_PATCH = do_HEAD = do_OPTIONS = _forward
+    def __getattr__(self, name: str) -> Callable[[], None]:
+        """The server asks for a method by the name of the request's."""
+        if name.startswith("do_"):
+            return self._forward
+        raise AttributeError(name)
 
     def log_message(self, format: str, *arguments: object) -> None:
         """Nothing: the exchanges are the log."""

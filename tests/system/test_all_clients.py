@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import threading
 from collections.abc import Iterator, Sequence
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.coverage.evidence import Aspect, Evidence
+from tests.support.package_server import serving_packages
 from tests.support.recorder import Recorder, recording
 from tests.support.stack import Stack
 
@@ -37,20 +35,10 @@ def _workflow(command: str) -> str:
     )
 
 
-class _Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *arguments: object) -> None:
-        """Nothing: what the server of a package says would drown what the tests say."""
-
-
 @pytest.fixture(scope="module")
 def package_url() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(_PACKAGE.parent)))
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}/{_PACKAGE.name}"
-    server.shutdown()
-    thread.join(timeout=5)
-    server.server_close()
+    with serving_packages(_PACKAGE.parent) as folder:
+        yield folder + _PACKAGE.name
 
 
 @pytest.mark.parametrize("client", ["kfp-server-api-0.1.37", "kfp-server-api-0.1.40", "kfp-server-api-1.8.5"])

@@ -3,6 +3,9 @@
 Usage: generated_everything.py HOST PACKAGE PACKAGE_URL FAILING_MANIFEST WAITING_MANIFEST LABEL
 """
 
+# mypy: ignore-errors
+# Written for Python 3.7 too, and for packages that are not in our own environment.
+
 import base64
 import json
 import sys
@@ -12,6 +15,8 @@ import kfp_server_api as kfp
 from kfp_server_api.rest import ApiException
 
 host, package, package_url, failing, waiting, label = sys.argv[1:]
+with open(package) as file:
+    text = file.read()
 configuration = kfp.Configuration()
 configuration.host = host
 client = kfp.ApiClient(configuration)
@@ -90,8 +95,8 @@ version = pipelines.create_pipeline_version(
     )
 )
 seen["default version"] = pipelines.get_pipeline(from_url.id).default_version.id == version.id
-seen["template"] = pipelines.get_template(pipeline.id).template == open(package).read()
-seen["version template"] = pipelines.get_pipeline_version_template(version.id).template == open(package).read()
+seen["template"] = pipelines.get_template(pipeline.id).template == text
+seen["version template"] = pipelines.get_pipeline_version_template(version.id).template == text
 seen["version"] = pipelines.get_pipeline_version(version.id).name
 listed = pipelines.list_pipeline_versions(resource_key_type="PIPELINE", resource_key_id=from_url.id)
 seen["versions"] = [each.name for each in listed.versions]

@@ -3,6 +3,9 @@
 Usage: sdk_everything.py HOST PACKAGE LABEL
 """
 
+# mypy: ignore-errors
+# Written for Python 3.7 too, and for packages that are not in our own environment.
+
 import json
 import sys
 import warnings
