@@ -152,7 +152,7 @@ class Controller:
     async def _drop(self, observation: Observation) -> None:
         """The record has moved on. A run that is over or gone is none the engine may still drive."""
         if await _patiently(lambda: self._records.submission(observation.run_id)) is None:
-            await self._engine.erase(observation.run_id)
+            await self._engine.erase(observation.run_id, up_to_attempt=observation.attempt)
 
     def _report_metrics(self, observation: Observation) -> None:
         for node_id, key in artifacts_of(observation.nodes):
@@ -180,9 +180,10 @@ class Controller:
             missing = active - await self._engine.known()
             for run_id in sorted(missing):
                 await self._submit(run_id)
-            for run_id in await self._engine.leftovers() - await self._active():
+            leftovers = await self._engine.leftovers()
+            for run_id in leftovers.keys() - await self._active():
                 _log.info("what is left of run %s is removed", run_id)
-                await self._engine.erase(run_id)
+                await self._engine.erase(run_id, up_to_attempt=leftovers[run_id])
             await asyncio.sleep(self._compare_seconds)
 
     async def _active(self) -> set[str]:

@@ -72,14 +72,17 @@ class Engine(Protocol):
     async def terminate(self, workflow_name: WorkflowName) -> None:
         """Ask for the stop; the end is observed, not assumed. Harmless when absent."""
 
-    async def erase(self, run_id: str) -> None:
-        """Stop what runs for this run and forget everything. Harmless when there is nothing."""
+    async def erase(self, run_id: str, *, up_to_attempt: int | None = None) -> None:
+        """Stop what runs for this run and forget everything. Harmless when there is nothing.
+
+        With `up_to_attempt` later attempts are left alone: who decides on what was read may be overtaken by a retry.
+        """
 
     async def known(self) -> set[str]:
         """The runs that are being driven now; an open run beyond them has to be submitted again."""
 
-    async def leftovers(self) -> set[str]:
-        """The runs that are not driven and of which something is left; `erase` removes it."""
+    async def leftovers(self) -> dict[str, int]:
+        """The runs that are not driven and of which something is left, with its latest attempt; `erase` removes it."""
 
     def observe(self) -> AsyncIterator[Observation]:
         """What happens from now on, in order per workflow."""

@@ -87,7 +87,7 @@ async def run() -> None:
     blobs.close()
 
 
-async def _settled_leftovers(engine: EmbeddedEngine) -> set[str]:
+async def _settled_leftovers(engine: EmbeddedEngine) -> dict[str, int]:
     """What is left when nothing is being done any more."""
     while await engine.known():  # noqa: ASYNC110 - it tells nobody
         await asyncio.sleep(0.01)

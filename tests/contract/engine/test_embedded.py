@@ -69,7 +69,7 @@ async def test_after_a_crash_of_its_loop_the_engine_knows_no_run_and_steps_go_on
         work.cancel()
         await asyncio.wait([work])
         assert await engine.known() == set()
-        assert await engine.leftovers() == {run.run_id}
+        assert await engine.leftovers() == {run.run_id: 1}
         await begun(marker)
 
         work = asyncio.create_task(engine.run())

@@ -262,7 +262,7 @@ async def test_an_erased_run_is_gone_with_its_processes(recorder: Recorder) -> N
     await recorder.engine.erase(run.run_id)
 
     assert processes_with(marker) == []
-    assert run.run_id not in await recorder.engine.known() | await recorder.engine.leftovers()
+    assert run.run_id not in await recorder.engine.known() | (await recorder.engine.leftovers()).keys()
     assert not run.is_final
 
 
@@ -275,7 +275,7 @@ async def test_a_run_erased_while_it_is_being_started_leaves_nothing_behind(reco
 
     await gone(marker)
     assert await recorder.engine.known() == set()
-    assert await recorder.engine.leftovers() == set()
+    assert await recorder.engine.leftovers() == {}
 
 
 async def test_a_run_erased_before_its_observation_was_recorded_is_not_observed_any_more(recorder: Recorder) -> None:
@@ -292,6 +292,21 @@ async def test_a_run_erased_before_its_observation_was_recorded_is_not_observed_
     assert len(run.history) == 1
 
 
+async def test_whoever_erases_an_earlier_attempt_leaves_a_later_one_alone(recorder: Recorder) -> None:
+    run = new_run(workflow(c("sleep 300")))
+    run.attempt = 2
+    recorder.runs[run.name] = run
+    await recorder.engine.submit(run.submission())
+    await recorder.running(run, "")
+
+    await recorder.engine.erase(run.run_id, up_to_attempt=1)
+
+    assert await recorder.engine.known() == {run.run_id}
+    await recorder.engine.erase(run.run_id, up_to_attempt=2)
+    assert await recorder.engine.known() == set()
+    assert await recorder.engine.leftovers() == {}
+
+
 async def test_erasing_nothing_is_harmless(recorder: Recorder) -> None:
     await recorder.engine.erase("nobody")
 
@@ -303,12 +318,12 @@ async def test_a_run_is_known_for_as_long_as_it_is_driven(recorder: Recorder) ->
     run = await recorder.begin(workflow(c("sleep 300")))
     await recorder.running(run, "")
     assert await recorder.engine.known() == {run.run_id}
-    assert await recorder.engine.leftovers() == set()
+    assert await recorder.engine.leftovers() == {}
 
     await recorder.engine.terminate(run.name)
     await recorder.end_of(run)
     async with asyncio.timeout(5):
-        while await recorder.engine.known() | await recorder.engine.leftovers():  # noqa: ASYNC110
+        while await recorder.engine.known() | (await recorder.engine.leftovers()).keys():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 

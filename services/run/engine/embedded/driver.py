@@ -105,11 +105,16 @@ class EmbeddedEngine:
         if workflow is not None:
             workflow.tell(Terminated(at=self._clock.now()))
 
-    async def erase(self, run_id: str) -> None:
-        for workflow in [each for each in self._workflows.values() if each.submission.run_id == run_id]:
+    async def erase(self, run_id: str, *, up_to_attempt: int | None = None) -> None:
+        def is_meant(its_run_id: str, attempt: int) -> bool:
+            return its_run_id == run_id and (up_to_attempt is None or attempt <= up_to_attempt)
+
+        driven = [(each, each.submission) for each in self._workflows.values()]
+        for workflow in [each for each, submission in driven if is_meant(submission.run_id, submission.attempt)]:
             await self._put_down(workflow)
             self._crashes.pop(workflow.name, None)
-        await self._forget_all(key for key in await self._steps.keys() if _parts(key).run_id == run_id)
+        keys = await self._steps.keys()
+        await self._forget_all(key for key in keys if is_meant(_parts(key).run_id, _parts(key).attempt))
 
     async def observe(self) -> AsyncIterator[Observation]:
         queue = self._observations = asyncio.Queue()
@@ -140,10 +145,13 @@ class EmbeddedEngine:
     async def known(self) -> set[str]:
         return {workflow.submission.run_id for workflow in self._workflows.values()}
 
-    async def leftovers(self) -> set[str]:
-        keys = await self._steps.keys() | self._clearing
-        found = {_parts(key).run_id for key in keys} - {""}
-        return found - await self.known()
+    async def leftovers(self) -> dict[str, int]:
+        known = await self.known() | {""}
+        latest: dict[str, int] = {}
+        for parts in map(_parts, await self._steps.keys() | self._clearing):
+            if parts.run_id not in known:
+                latest[parts.run_id] = max(parts.attempt, latest.get(parts.run_id, 0))
+        return latest
 
     async def check(self) -> None:
         await self._steps.info()
