@@ -25,6 +25,19 @@ CONNECTIONS = 32
 
 REPETITIONS = 3
 
+SMALLEST_MANIFEST = msgspec.json.encode(
+    {
+        "apiVersion": "argoproj.io/v1alpha1",
+        "kind": "Workflow",
+        "metadata": {"generateName": "nothing-"},
+        "spec": {
+            "entrypoint": "main",
+            "templates": [{"name": "main", "container": {"image": "alpine", "command": ["true"]}}],
+        },
+    }
+).decode()
+"""For runs that only have to exist."""
+
 _OPEN_SECONDS = 2.0
 _CLOSED_SECONDS = 1.5
 _WARM_UP_SECONDS = 0.7

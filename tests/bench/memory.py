@@ -23,12 +23,12 @@ async def measure() -> Result:
         async with backing_servers(folder / "data"):
             await rest(_IDLE_SECONDS)
             # The servers are this process's children here; it is not one of them.
-            floor = _held(os.getpid(), without_root=True)
+            floor = held(os.getpid(), without_root=True)
     with standing() as house:
         meter = Meter()
         with meter.running():
             await rest(_IDLE_SECONDS)
-        figure = _held(house.pid)
+        figure = held(house.pid)
     total = Row(
         quantity=f"memory of the idle stack, {_IDLE_SECONDS} s after it was ready",
         unit=Unit.MEBIBYTES,
@@ -50,7 +50,8 @@ async def measure() -> Result:
     return Result(rows=(total, *parts), notes=(note,))
 
 
-def _held(pid: int, *, without_root: bool = False) -> Mapping[str, float]:
+def held(pid: int, *, without_root: bool = False) -> Mapping[str, float]:
+    """Name → MiB, of the process and all that descend from it."""
     held: Counter[str] = Counter()
     for process in processes.family(pid):
         if not (without_root and process.pid == pid):
