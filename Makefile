@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 UV := $(BIN)/uv
 UV_VERSION := 0.13.9
 CLIENTS := .clients
-COMPILE_FOR = $(UV) pip compile --quiet --generate-hashes --universal --no-header --no-emit-index-url --python-version
+COMPILE_FOR = $(UV) pip compile --quiet --generate-hashes --universal --no-header --python-version
 COMPILE = $(COMPILE_FOR) 3.11
 
 # The clients that the tests drive, each in an environment of its own. The older SDKs need an older Python.
