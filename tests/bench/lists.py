@@ -8,6 +8,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import aiohttp
@@ -24,6 +25,7 @@ from tests.bench.creation import client
 from tests.bench.figures import Floor, Result, Row, Unit, median, percentile
 from tests.bench.house import House, rest, standing
 from tests.bench.load import Latencies, Send, at_rate
+from tests.bench.processes import Meter
 
 NAME = "lists"
 ABOUT = "pages of 20 out of 1 M runs at any depth, by substring, and their totals"
@@ -104,13 +106,14 @@ async def measure() -> Result:
             loaded_seconds = time.perf_counter() - begin
             pools = {True: run_pool, False: experiment_pool}
             ways = [await _Way.open(house, session, pools[each.is_of_runs], each) for each in (*LISTS, *SUBSTRINGS)]
-            await _take_turns(ways)
+            cost = await _take_turns(ways)
             totals = await _totals(run_pool)
     sizes = sorted(way.size_bytes / 1024 for way in ways)
     return Result(
         rows=(*(row for way in ways for row in way.rows()), *totals),
         notes=(
             f"lists: loading the rows took {loaded_seconds:.0f} s",
+            f"lists: a page of runs costs {cost}",
             f"lists: answers of {sizes[0]:.0f} to {sizes[-1]:.0f} KiB, median {statistics.median(sizes):.0f}, "
             "the manifests of twenty runs included",
         ),
@@ -121,7 +124,7 @@ class _Way:
     """One list, asked of the gateway and, by the statement of its page, of the database."""
 
     def __init__(self, asked: List, by_gateway: Send, by_sql: Send, size_bytes: int) -> None:
-        self._asked = asked
+        self.asked = asked
         self.by_gateway = by_gateway
         self.by_sql = by_sql
         self.size_bytes = size_bytes
@@ -156,7 +159,7 @@ class _Way:
     def rows(self) -> list[Row]:
         return [
             Row(
-                quantity=f"{self._asked.quantity}: p{percent}",
+                quantity=f"{self.asked.quantity}: p{percent}",
                 unit=Unit.MILLISECONDS,
                 figure=percentile([each.milliseconds for each in self.figures], percent),
                 floors=(
@@ -165,20 +168,24 @@ class _Way:
                         reading=percentile([each.milliseconds for each in self.floors], percent),
                     ),
                 ),
-                budget=_PAGE_P99_MS if percent == 99 and self._asked.has_budget else None,
+                budget=_PAGE_P99_MS if percent == 99 and self.asked.has_budget else None,
             )
             for percent in (50, 99)
         ]
 
 
-async def _take_turns(ways: Sequence[_Way]) -> None:
+async def _take_turns(ways: Sequence[_Way]) -> str:
+    """What a page of runs by key costs, in processor time."""
+    meter = Meter()
     for way in ways:
         await at_rate(way.by_gateway, per_second=_PER_SECOND, seconds=0.25)
     for _ in range(_REPETITIONS):
         for way in ways:
             await rest(0.1)
             way.floors.append(await at_rate(way.by_sql, per_second=_PER_SECOND, seconds=_FLOOR_SECONDS))
-            way.figures.append(await at_rate(way.by_gateway, per_second=_PER_SECOND, seconds=_SECONDS))
+            with meter.running() if way.asked in LISTS else nullcontext():
+                way.figures.append(await at_rate(way.by_gateway, per_second=_PER_SECOND, seconds=_SECONDS))
+    return meter.each(sum(len(each.milliseconds) for way in ways if way.asked in LISTS for each in way.figures))
 
 
 async def _totals(pool: asyncpg.Pool) -> list[Row]:
