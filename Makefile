@@ -19,6 +19,9 @@ OLDER_PYTHON ?= $(shell for each in python3.7 $(HOME)/.pyenv/versions/3.7.*/bin/
 
 export HEADRACE_PORT HEADRACE_DATA_DIR
 
+FAULT_TESTS := tests/integration/nervous_system/test_recovery.py tests/contract/engine/test_durability.py \
+	tests/system/test_durability.py tests/system/test_stack_lifecycle.py
+
 .PHONY: help setup setup-dev clients demo up test check format bench chaos lock clean
 
 help: ## List the commands
@@ -66,7 +69,7 @@ up: setup ## Start everything on this machine until Ctrl-C (HEADRACE_PORT, HEADR
 	@exec $(BIN)/headrace up
 
 test: setup-dev clients ## Run the whole test suite
-	@$(BIN)/pytest -q -m "not chaos"
+	@$(BIN)/pytest -q
 
 .PHONY: test-containers
 test-containers: setup-dev ## Bring up docker-compose.yml and run a pipeline in it (docker, or root and dockerd)
@@ -86,7 +89,7 @@ bench: setup-dev ## Measure against floors taken in the same run; prints a table
 	@$(BIN)/python -m tests.bench
 
 chaos: setup-dev ## Break things on purpose: the fault tests
-	@$(BIN)/pytest -q -m chaos
+	@$(BIN)/pytest -q $(FAULT_TESTS)
 
 lock: ## Write the lock files anew (hashes, no index)
 	@$(COMPILE) --extra embedded --extra sandbox pyproject.toml -o requirements.txt
