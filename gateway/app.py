@@ -31,7 +31,7 @@ from shared import telemetry
 from shared.errors import InvalidInput, Refusal, Unauthenticated, Unavailable, http_body
 from shared.identity import Signer
 from shared.tasks import Tasks
-from shared.web import Health, Service
+from shared.web import Health, Service, request_id_of
 
 LARGEST_FORM_BYTES = 60_000
 """A form that stands for a query, as sent and as written into the request line; the services' server reads URLs of up
@@ -44,7 +44,6 @@ CLIENT_LEFT = 499
 """Counted, never sent: nobody was there to read it."""
 
 _log = logging.getLogger(__name__)
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 _HOST = re.compile(r"[A-Za-z0-9._-]{1,253}(:[0-9]{1,5})?|\[[0-9A-Fa-f:]{2,45}\](:[0-9]{1,5})?")
 _METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"})
 _OF_A_BODY = frozenset({b"content-length", b"content-type", b"transfer-encoding", b"x-http-method-override"})
@@ -158,7 +157,7 @@ class Door:
 
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
         headers = dict(scope["headers"])
-        request_id = _request_id_of(headers)
+        request_id = request_id_of(_text(headers.get(b"x-request-id")))
         finding = _find(scope, headers)
         service = finding.owner.value if isinstance(finding, Match) else "none"
         code = 500
@@ -335,11 +334,6 @@ def _as_query(form: bytes) -> bytes:
     """Parsed and written anew: a body may hold bytes that a request line must not."""
     fields = parse_qsl(form.decode("utf-8", "replace"), keep_blank_values=True)
     return urlencode(fields).encode("ascii")
-
-
-def _request_id_of(headers: Mapping[bytes, bytes]) -> str:
-    given = _text(headers.get(b"x-request-id"))
-    return given if given and _REQUEST_ID.fullmatch(given) else uuid4().hex
 
 
 def _text(value: bytes | None) -> str | None:

@@ -228,7 +228,7 @@ class Service(Litestar):
             await super().__call__(scope, receive, send)
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        request_id = _request_id_of(headers)
+        request_id = request_id_of(headers.get("x-request-id"))
         with telemetry.in_request(request_id), telemetry.continue_trace(headers.get("traceparent")):
             await self._measured(scope, receive, send, request_id)
 
@@ -345,8 +345,8 @@ async def _send(send: Send, status: int, body: bytes, content_type: str, *header
     await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
-def _request_id_of(headers: Mapping[str, str]) -> str:
-    given = headers.get("x-request-id")
+def request_id_of(given: str | None) -> str:
+    """The id that the client gave its request, where that is fit for a header and a log line; else a new one."""
     return given if given and _REQUEST_ID.fullmatch(given) else uuid4().hex
 
 
