@@ -6,7 +6,7 @@ import asyncio
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import httpx
@@ -95,7 +95,7 @@ class RawConnection:
         self.is_closed.set()
 
     def hang_up(self) -> None:
-        if not self.is_closed.is_set():
+        with suppress(OSError):  # The actor or the peer may have ended the connection at this very moment.
             self._socket.shutdown(socket.SHUT_RDWR)
 
 
