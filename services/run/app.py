@@ -84,5 +84,6 @@ def validate_for_embedded_engine(workflow: Mapping[str, object]) -> None:
     from .engine.embedded import manifest, validation
 
     parsed = manifest.parse(workflow)
-    validation.validate(parsed)
+    # First what it is called: whoever uses another engine's feature is told so, not what else is missing without it.
     validation.refuse_unsupported(parsed)
+    validation.validate(parsed)

@@ -1,9 +1,11 @@
 from typing import Any
 
+import msgspec
 import pytest
 
+from services.run.app import validate_for_embedded_engine
 from services.run.engine.embedded.manifest import ManifestError, Workflow, parse
-from services.run.engine.embedded.validation import lint, refuse_unsupported, validate
+from services.run.engine.embedded.validation import refuse_unsupported, validate
 from tests.support.embedded_runs import workflow
 
 
@@ -125,15 +127,13 @@ REFUSED = {
 
 @pytest.mark.parametrize(("reason", "manifest"), REFUSED.items(), ids=list(REFUSED))
 def test_an_invalid_workflow_is_refused_by_the_place_and_the_rule(reason: str, manifest: Workflow) -> None:
-    for check in (validate, lint):
-        with pytest.raises(ManifestError) as caught:
-            check(manifest)
-        assert caught.value.reason.startswith(reason)
+    with pytest.raises(ManifestError) as caught:
+        validate(manifest)
+    assert caught.value.reason.startswith(reason)
 
 
-def test_a_run_needs_an_entrypoint_and_values_and_an_upload_does_not() -> None:
+def test_a_run_needs_an_entrypoint_and_values() -> None:
     nothing = parse({"spec": {}})
-    lint(nothing)
     with pytest.raises(ManifestError, match=r"^spec\.entrypoint is required$"):
         validate(nothing)
     without_value = parse(
@@ -145,7 +145,6 @@ def test_a_run_needs_an_entrypoint_and_values_and_an_upload_does_not() -> None:
             }
         }
     )
-    lint(without_value)
     with pytest.raises(ManifestError, match=r"^spec\.arguments\.p\.value is required$"):
         validate(without_value)
 
@@ -241,6 +240,18 @@ def test_a_feature_of_other_engines_is_refused_by_name(feature: str, manifest: W
     with pytest.raises(ManifestError) as caught:
         refuse_unsupported(manifest)
     assert caught.value.reason == f"{feature} is not supported by the local engine"
+
+
+@pytest.mark.parametrize("manifest", UNSUPPORTED.values(), ids=list(UNSUPPORTED))
+def test_a_feature_of_other_engines_is_named_before_what_is_missing_without_it(manifest: Workflow) -> None:
+    with pytest.raises(ManifestError, match="is not supported by the local engine"):
+        validate_for_embedded_engine(msgspec.to_builtins(manifest))
+
+
+@pytest.mark.parametrize("kind", ["containerSet: {}", "data: {}", "http: {}", "plugin: {}", "templateRef: {name: x}"])
+def test_outputs_of_foreign_template_kinds_are_checked_by_the_rules_of_leaves(kind: str) -> None:
+    with pytest.raises(ManifestError, match="valueFrom type unspecified"):
+        validate(leaf(f"{{name: main, {kind}, outputs: {{parameters: [{{name: o}}]}}}}"))
 
 
 def test_an_image_without_a_command_needs_a_known_entrypoint() -> None:

@@ -1,9 +1,8 @@
 """What is refused before anything is stored: workflows that mean nothing, and features this engine does not have.
 
-`validate` is for the creation of a run, after the manifest got its arguments; `lint` for uploads, where an entrypoint
-and values may still be missing; `refuse_unsupported` for the creation of a run on the embedded engine. All raise
-ManifestError with a reason that names template and task (specification §13). None of them looks at anything but the
-manifest.
+`validate` is for the creation of a run, after the manifest got its arguments; `refuse_unsupported`, which comes before,
+for the creation of a run on the embedded engine. Both raise ManifestError with a reason that names template and task
+(specification §13). Neither looks at anything but the manifest.
 """
 
 from __future__ import annotations
@@ -38,21 +37,12 @@ _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 def validate(workflow: Workflow) -> None:
     """Refuse what could not run. The manifest is the one of the run: arguments without value are empty texts by now."""
-    if not workflow.spec.entrypoint:
+    spec = workflow.spec
+    if not spec.entrypoint:
         raise ManifestError("spec.entrypoint is required")
-    for each in workflow.spec.arguments.parameters:
+    for each in spec.arguments.parameters:
         if each.value is None and each.value_from is None:
             raise ManifestError(f"spec.arguments.{each.name}.value is required")
-    _check_workflow(workflow)
-
-
-def lint(workflow: Workflow) -> None:
-    """Refuse what no arguments could make runnable. No entrypoint and arguments without a value pass."""
-    _check_workflow(workflow)
-
-
-def _check_workflow(workflow: Workflow) -> None:
-    spec = workflow.spec
     _check_names("spec.arguments.parameters", spec.arguments.parameters)
     _check_names("spec.arguments.artifacts", spec.arguments.artifacts)
     _check_seconds("spec.activeDeadlineSeconds", spec.active_deadline_seconds)
@@ -232,9 +222,16 @@ def _check_template(template: Template, known: _Known) -> None:
         _check_leaf(place, template, known)
 
 
+_OTHER_KINDS = ("container_set", "data", "http", "plugin")
+"""Template kinds of other engines."""
+
+
+def _kinds(template: Template) -> list[str]:
+    return [kind for kind in (*type_names, *_OTHER_KINDS) if getattr(template, kind) is not None]
+
+
 def _check_kind(place: str, template: Template) -> None:
-    others = ("container_set", "data", "http", "plugin")
-    kinds = [kind for kind in (*type_names, *others) if getattr(template, kind) is not None]
+    kinds = _kinds(template)
     if not kinds and template.template_ref is None:
         raise ManifestError(f"{place} template type unspecified. choose one of: {', '.join(type_names)}")
     if len(kinds) > 1:
@@ -301,7 +298,7 @@ def _check_paths(place: str, template: Template, main: Container | None) -> None
 
 
 def _check_leaf_outputs(place: str, template: Template) -> None:
-    kind = next(kind for kind in (*type_names, "data", "http") if getattr(template, kind, None) is not None)
+    kind = next(iter(_kinds(template)), "referenced")
     for artifact in template.outputs.artifacts:
         if not artifact.path:
             raise ManifestError(
@@ -687,7 +684,10 @@ def _unsupported_resource(template: Template) -> Iterator[str]:
     match = re.search(r"^\s*[\"']?kind[\"']?\s*:\s*(.*)$", resource.manifest, re.MULTILINE)
     if match and "{{" in match[1]:
         return
-    described = _resource_object(resource.manifest)
+    try:
+        described = _resource_object(resource.manifest)
+    except yaml.YAMLError:
+        return  # which is invalid on every engine
     kind = described.get("kind") if isinstance(described, dict) else None
     if kind not in _RESOURCE_KINDS:
         yield f"resource kind {kind}"
