@@ -340,7 +340,7 @@ def _status(run: Run, nodes: Sequence[tuple[str, str]], repository: Repository) 
     if run.error:
         status["message"] = run.error
     if nodes:
-        status["nodes"] = {node_id: msgspec.Raw(body.encode()) for node_id, body in nodes}
+        status["nodes"] = _nodes(nodes)
     if run.status.is_final:
         status["conditions"] = [{"type": "Completed", "status": "True"}]
     status["artifactRepositoryRef"] = {
@@ -357,6 +357,29 @@ def _status(run: Run, nodes: Sequence[tuple[str, str]], repository: Repository) 
         },
     }
     return status
+
+
+class _Links(msgspec.Struct, frozen=True):
+    children: tuple[str, ...] = ()
+
+
+_links_of = msgspec.json.Decoder(_Links).decode
+
+
+def _nodes(nodes: Sequence[tuple[str, str]]) -> dict[str, msgspec.Raw]:
+    """Node id → its document as on record, but for children that wait for room: graphs are drawn of what there is."""
+    known = {node_id for node_id, _ in nodes}
+    return {
+        node_id: msgspec.Raw(
+            body.encode() if known.issuperset(_links_of(body).children) else _with_children_among(known, body)
+        )
+        for node_id, body in nodes
+    }
+
+
+def _with_children_among(known: set[str], body: str) -> bytes:
+    document = msgspec.json.decode(body)
+    return msgspec.json.encode(document | {"children": [each for each in document["children"] if each in known]})
 
 
 def _progress_labels(run: Run) -> dict[str, str]:

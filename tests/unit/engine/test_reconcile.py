@@ -780,6 +780,13 @@ PAIR = """
 """
 
 
+ONE = """
+  - name: g
+    inputs: {parameters: [{name: m}]}
+    container: {image: i, command: [x]}
+"""
+
+
 def test_a_templates_parallelism_counts_its_direct_children() -> None:
     more = PAIR % ""
     tasks = f"[{{name: l, template: g, withItems: [1, 2, 3], {ITEM}}}]"
@@ -803,6 +810,17 @@ def test_retries_take_their_turn_under_a_limit() -> None:
         script=until(1),
     ).run()
     assert (run.max_running, len(run.orders), run.turn.phase) == (1, 4, Phase.SUCCEEDED)
+
+
+@pytest.mark.parametrize("limit", [{"spec": "parallelism: 1"}, {"template": "parallelism: 1"}], ids=["run", "template"])
+def test_a_wide_node_is_not_written_anew_for_each_child_that_finds_room(limit: dict[str, str]) -> None:
+    run = dag(f"[{{name: l, template: g, withItems: [1, 2, 3, 4], {ITEM}}}]", more=ONE, **limit)
+    writes = []
+    while not run.turn.finished:
+        writes += [node.name for node in run.turn.changed if node.type is NodeType.TASK_GROUP]
+        run.step()
+    assert (run.max_running, len(writes), run.turn.phase) == (1, 1, Phase.SUCCEEDED)
+    assert run.children(".l") == [".l(0:1)", ".l(1:2)", ".l(2:3)", ".l(3:4)"]
 
 
 # -- termination -------------------------------------------------------------------------------------------------------

@@ -245,6 +245,12 @@ def test_a_final_run_shows_its_end_its_message_and_its_nodes_as_they_were_writte
     assert document["spec"]["activeDeadlineSeconds"] == 0
 
 
+def test_children_that_wait_for_room_are_not_shown() -> None:
+    group = '{"id":"g","type":"TaskGroup","children":["g-0","g-1"]}'
+    nodes = shown(a_run(status=Status.RUNNING, started_at=NOW), [("g", group), ("g-0", '{"id":"g-0"}')])["status"]["nodes"]
+    assert nodes == {"g": {"id": "g", "type": "TaskGroup", "children": ["g-0"]}, "g-0": {"id": "g-0"}}
+
+
 def test_terminating_is_shown_as_the_phase_that_workflows_know() -> None:
     run = a_run(status=Status.TERMINATING, terminate_requested_at=NOW)
     assert shown(run)["status"]["phase"] == "Pending"

@@ -670,6 +670,8 @@ class _Pass:
             self._tell(call, stored)
             return
         if stored is None and not self._has_room(call):
+            # Now, together with its siblings: a wide node must not be written anew for each child that finds room.
+            self._link_all(call.links, self._id(call.name))
             return
         try:
             inputs = stored.inputs if stored is not None and stored.inputs else None
