@@ -20,6 +20,14 @@ from .domain import DEFAULT_SERVICE_ACCOUNT, Parameter, Run, Status
 API_VERSION = "argoproj.io/v1alpha1"
 KIND = "Workflow"
 RUN_ID_LABEL = "pipeline/runid"
+KEY_FORMAT = "/".join(
+    (
+        "artifacts/{{workflow.name}}",
+        "{{workflow.creationTimestamp.Y}}/{{workflow.creationTimestamp.m}}/{{workflow.creationTimestamp.d}}",
+        "{{pod.name}}",
+    )
+)
+"""Below which key an engine stores what a step leaves (engine specification, section 9)."""
 
 _ISTIO_ANNOTATION = "sidecar.istio.io/inject"
 _CACHE_LABEL = "pipelines.kubeflow.org/cache_enabled"
@@ -67,6 +75,8 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True):
     service_account: str
     """Never empty: the manifest's own or the installation's."""
     pod_metadata: Mapping[str, Any]
+    exports: Mapping[str, Mapping[str, str]]
+    """Template to its outputs that have a globalName: `parameters.NAME` or `artifacts.NAME` to the global one."""
     spec: Mapping[str, msgspec.Raw]
     """Everything else of the spec, in JSON."""
 
@@ -103,6 +113,7 @@ def _prepare(document: Mapping[str, Any], text: str, digest: str, rules: Rules) 
         arguments={key: value for key, value in arguments.items() if key != "parameters"},
         service_account=_service_account(_word(spec, "serviceAccountName"), rules),
         pod_metadata=_pod_metadata(spec),
+        exports={str(each.get("name")): outputs for each in templates if (outputs := _exports(each))},
         spec=rest | {"templates": msgspec.Raw(msgspec.json.encode(templates))},
     )
 
@@ -134,7 +145,7 @@ def workflow_document(prepared: Prepared, run: Run, nodes: Sequence[tuple[str, s
     if run.terminate_requested_at is not None:
         spec["activeDeadlineSeconds"] = 0
     shown = {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "spec": spec}
-    status = msgspec.json.encode(_status(run, nodes, repository))
+    status = msgspec.json.encode(_status(prepared, run, nodes, repository))
     # The status is appended after the run id has been put in: what a step wrote is shown as it was.
     return _with_run_id(shown, run)[:-1] + b',"status":' + status + b"}"
 
@@ -286,6 +297,18 @@ def _template(template: dict[str, Any], rules: Rules) -> dict[str, Any]:
     return changed | {"outputs": outputs | {"artifacts": artifacts}} if artifacts else changed
 
 
+def _exports(template: Mapping[str, Any]) -> dict[str, str]:
+    """Shapes are the validation's business."""
+    outputs = _mapping(template, "outputs")
+    return {
+        f"{kind}.{each.get('name')}": str(each["globalName"])
+        for kind in ("parameters", "artifacts")
+        if isinstance(outputs.get(kind), list)
+        for each in outputs[kind]
+        if isinstance(each, dict) and each.get("globalName")
+    }
+
+
 def _service_account(own: str, rules: Rules) -> str:
     return own if own not in ("", DEFAULT_SERVICE_ACCOUNT) else rules.default_service_account
 
@@ -333,7 +356,7 @@ def _with_run_id(document: Mapping[str, Any], run: Run) -> bytes:
 # Status.
 
 
-def _status(run: Run, nodes: Sequence[tuple[str, str]], repository: Repository) -> dict[str, Any]:
+def _status(prepared: Prepared, run: Run, nodes: Sequence[tuple[str, str]], repository: Repository) -> dict[str, Any]:
     status: dict[str, Any] = {"startedAt": _time(run.started_at), "finishedAt": _time(run.finished_at)}
     if run.status is not Status.NONE:
         status["phase"] = _phase(run)
@@ -341,6 +364,8 @@ def _status(run: Run, nodes: Sequence[tuple[str, str]], repository: Repository) 
         status["message"] = run.error
     if nodes:
         status["nodes"] = _nodes(nodes)
+    if outputs := _outputs(prepared, nodes):
+        status["outputs"] = outputs
     if run.status.is_final:
         status["conditions"] = [{"type": "Completed", "status": "True"}]
     status["artifactRepositoryRef"] = {
@@ -350,7 +375,7 @@ def _status(run: Run, nodes: Sequence[tuple[str, str]], repository: Repository) 
                 "endpoint": repository.endpoint,
                 "bucket": repository.bucket,
                 "insecure": repository.is_insecure,
-                "keyFormat": "artifacts/{{workflow.name}}/{{pod.name}}",
+                "keyFormat": KEY_FORMAT,
                 "accessKeySecret": {"name": "mlpipeline-minio-artifact", "key": "accesskey"},
                 "secretKeySecret": {"name": "mlpipeline-minio-artifact", "key": "secretkey"},
             }
@@ -380,6 +405,24 @@ def _nodes(nodes: Sequence[tuple[str, str]]) -> dict[str, msgspec.Raw]:
 def _with_children_among(known: set[str], body: str) -> bytes:
     document = msgspec.json.decode(body)
     return msgspec.json.encode(document | {"children": [each for each in document["children"] if each in known]})
+
+
+def _outputs(prepared: Prepared, nodes: Sequence[tuple[str, str]]) -> dict[str, list[dict[str, Any]]]:
+    """What succeeded nodes have under a globalName; the last one that did counts."""
+    if not prepared.exports:
+        return {}
+    exported: dict[str, dict[str, dict[str, Any]]] = {"parameters": {}, "artifacts": {}}
+    documents = (msgspec.json.decode(body) for _, body in nodes)
+    succeeded = [each for each in documents if each.get("phase") == "Succeeded" and each.get("type") != "TaskGroup"]
+    for node in sorted(succeeded, key=lambda each: (each.get("finishedAt") or "", each["id"])):
+        names = prepared.exports.get(node.get("templateName", ""), {})
+        for kind, found in exported.items():
+            for output in (node.get("outputs") or {}).get(kind) or ():
+                name = names.get(f"{kind}.{output['name']}")
+                if name is not None and not output.keys().isdisjoint(("value", "s3", "raw")):
+                    shown = {key: value for key, value in output.items() if key in ("value", "s3", "raw", "path")}
+                    found[name] = {"name": name, **shown}
+    return {kind: list(found.values()) for kind, found in exported.items() if found}
 
 
 def _progress_labels(run: Run) -> dict[str, str]:

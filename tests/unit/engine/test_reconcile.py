@@ -812,9 +812,12 @@ def test_retries_take_their_turn_under_a_limit() -> None:
     assert (run.max_running, len(run.orders), run.turn.phase) == (1, 4, Phase.SUCCEEDED)
 
 
-@pytest.mark.parametrize("limit", [{"spec": "parallelism: 1"}, {"template": "parallelism: 1"}], ids=["run", "template"])
-def test_a_wide_node_is_not_written_anew_for_each_child_that_finds_room(limit: dict[str, str]) -> None:
-    run = dag(f"[{{name: l, template: g, withItems: [1, 2, 3, 4], {ITEM}}}]", more=ONE, **limit)
+@pytest.mark.parametrize(
+    ("spec", "template"), [("parallelism: 1", ""), ("", "parallelism: 1")], ids=["run", "template"]
+)
+def test_a_wide_node_is_not_written_anew_for_each_child_that_finds_room(spec: str, template: str) -> None:
+    tasks = f"[{{name: l, template: g, withItems: [1, 2, 3, 4], {ITEM}}}]"
+    run = dag(tasks, more=ONE, spec=spec, template=template)
     writes = []
     while not run.turn.finished:
         writes += [node.name for node in run.turn.changed if node.type is NodeType.TASK_GROUP]

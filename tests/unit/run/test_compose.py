@@ -11,6 +11,7 @@ import pytest
 from services.run import compose
 from services.run.compose import Repository, Rules
 from services.run.domain import Parameter, Run, RunId, Status, WorkflowName
+from services.run.engine.embedded.collection import artifact_prefix
 
 RUN_ID = "8f2c3d1e-0000-4000-8000-000000000001"
 NOW = datetime(1970, 1, 1, 0, 0, 26, tzinfo=UTC)
@@ -245,9 +246,53 @@ def test_a_final_run_shows_its_end_its_message_and_its_nodes_as_they_were_writte
     assert document["spec"]["activeDeadlineSeconds"] == 0
 
 
+def test_what_nodes_export_is_the_runs_own() -> None:
+    outputs = {
+        "parameters": [{"name": "o", "globalName": "all"}, {"name": "own"}],
+        "artifacts": [{"name": "a", "globalName": "file"}, {"name": "b", "globalName": "absent", "optional": True}],
+    }
+    told = {
+        "parameters": [{"name": "o", "value": "%s"}],
+        "artifacts": [{"name": "a", "s3": {"key": "k"}}, {"name": "b"}],
+    }
+    nodes = [
+        (
+            name,
+            msgspec.json.encode(
+                {"id": name, "type": kind, "phase": phase, "finishedAt": at, "templateName": "t", "outputs": told}
+            )
+            .decode()
+            .replace("%s", name),
+        )
+        for name, kind, phase, at in (
+            ("late", "Pod", "Succeeded", "2026-01-02T00:00:09Z"),
+            ("early", "Pod", "Succeeded", "2026-01-02T00:00:01Z"),
+            ("failed", "Pod", "Failed", "2026-01-02T00:00:10Z"),
+            ("group", "TaskGroup", "Succeeded", "2026-01-02T00:00:11Z"),
+        )
+    ]
+    manifest = prepared({"spec": {"templates": [{"name": "t", "outputs": outputs}]}})
+    document = msgspec.json.decode(compose.workflow_document(manifest, a_run(), nodes, REPOSITORY))
+    assert document["status"]["outputs"] == {
+        "parameters": [{"name": "all", "value": "late"}],
+        "artifacts": [{"name": "file", "s3": {"key": "k"}}],
+    }
+
+
+def test_artifacts_lie_where_the_status_says() -> None:
+    values = {"{{workflow.name}}": "w", "{{pod.name}}": "n", "{{workflow.creationTimestamp.Y}}": "2026"}
+    values |= {"{{workflow.creationTimestamp.m}}": "01", "{{workflow.creationTimestamp.d}}": "02"}
+    told = shown(a_run())["status"]["artifactRepositoryRef"]["artifactRepository"]["s3"]["keyFormat"]
+    for tag, value in values.items():
+        told = told.replace(tag, value)
+    assert told == f"{artifact_prefix('w', datetime(2026, 1, 2, tzinfo=UTC))}/n"
+
+
 def test_children_that_wait_for_room_are_not_shown() -> None:
     group = '{"id":"g","type":"TaskGroup","children":["g-0","g-1"]}'
-    nodes = shown(a_run(status=Status.RUNNING, started_at=NOW), [("g", group), ("g-0", '{"id":"g-0"}')])["status"]["nodes"]
+    nodes = shown(a_run(status=Status.RUNNING, started_at=NOW), [("g", group), ("g-0", '{"id":"g-0"}')])["status"][
+        "nodes"
+    ]
     assert nodes == {"g": {"id": "g", "type": "TaskGroup", "children": ["g-0"]}, "g-0": {"id": "g-0"}}
 
 

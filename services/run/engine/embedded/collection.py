@@ -51,7 +51,7 @@ class Artifacts:
 
     def __init__(self, blobs: Blobs, workflow_name: str, created_at: datetime) -> None:
         self._blobs = blobs
-        self._prefix = f"artifacts/{workflow_name}/{created_at:%Y/%m/%d}"
+        self._prefix = artifact_prefix(workflow_name, created_at)
 
     def location(self, key: str) -> dict[str, Any]:
         """An `s3` block, complete enough for the UI of either version (specification §14)."""
@@ -157,6 +157,11 @@ def _checked(key: str) -> str:
     if key.startswith(_RESERVED):
         raise _BadKey(f"the key {key!r} lies among what the server keeps")
     return key
+
+
+def artifact_prefix(workflow_name: str, created_at: datetime) -> str:
+    """Below it each pod has a folder of its own: the key format that `status.artifactRepositoryRef` tells."""
+    return f"artifacts/{workflow_name}/{created_at:%Y/%m/%d}"
 
 
 def _make_empty(directory: Path) -> None:
