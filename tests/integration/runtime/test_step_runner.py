@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -16,7 +17,8 @@ import pytest
 from services.run.engine.embedded.runner.client import RunnerClient, RunnerRefused
 from services.run.engine.embedded.runner.protocol import End, Event, StepExit, StepExited, StepLost, StepStarted
 from services.run.engine.embedded.runtime import Mount
-from tests.integration.runtime.conftest import ROOT, SITE_PACKAGES, Runner
+from tests.integration.runtime.conftest import ROOT, SITE_PACKAGES, Runner, runner_room
+from tests.support.eventually import eventually
 
 FAMILY = """
     trap 'echo main asked; exit 0' TERM
@@ -182,7 +184,7 @@ async def test_a_killed_runner_takes_its_steps_along_and_its_successor_reports_t
     assert isinstance(again, StepLost), "a lost step is not run again under the same key"
     stored = (mortal_runner.steps_dir / finished.key / "exit.json").read_bytes()
     assert msgspec.json.decode(stored, type=StepExit) == exit_before
-    assert (mortal_runner.steps_dir / running.key / "exit.json").read_bytes() == b""
+    assert (mortal_runner.steps_dir / running.key / "exit.json").read_bytes().strip(b"\0") == b""
 
 
 async def test_a_step_that_was_being_made_when_its_runner_died_is_ended_before_it_is_lost(
@@ -223,6 +225,38 @@ async def test_what_was_never_durably_started_runs_when_it_is_started_again(mort
     mortal_runner.start()
     assert (await mortal_runner.run(spec)).exit_code == 0
     assert await mortal_runner.log_of(spec.key) == "ran\n"
+
+
+@pytest.fixture
+def runner_on_a_small_disk() -> Iterator[Runner]:
+    if os.getuid() != 0:
+        pytest.skip("only root can mount a small disk")
+    with runner_room(is_ordinary_user=False) as runner:
+        runner.steps_dir.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", runner.steps_dir], check=True)
+        try:
+            runner.start()
+            yield runner
+            runner.close()
+        finally:
+            subprocess.run(["umount", "--lazy", runner.steps_dir], check=True)
+
+
+async def test_a_step_that_fills_the_disk_ends_and_leaves_room_for_the_next(runner_on_a_small_disk: Runner) -> None:
+    runner = runner_on_a_small_disk
+    spec = runner.spec("sh", "-c", "exec dd if=/dev/zero of=/all bs=4k")
+    assert (await runner.run(spec)).exit_code == 1
+    with pytest.raises(RunnerRefused, match="No space left on device"):
+        await runner.client.start(runner.spec("true"))
+    await runner.client.forget(spec.key)
+
+    async def runs_again() -> bool:
+        try:
+            return (await runner.run(runner.spec("true"))).exit_code == 0
+        except RunnerRefused:
+            return False  # What was forgotten is removed in the background.
+
+    assert await eventually(runs_again)
 
 
 async def test_a_second_runner_over_the_same_directory_is_refused(mortal_runner: Runner) -> None:

@@ -1,7 +1,7 @@
 """What the runner keeps of each attempt on disk, so that neither its own death nor the machine's is a lie.
 
     <steps_dir>/<key>/start.json   before the first process; without it nothing ran
-                      exit.json    how it ended; empty until then, only ever written by who saw it
+                      exit.json    how it ended; reserved room until then, only ever written by who saw it
                       log          stdout and stderr, from the first byte
                       stdout       main's stdout alone, where the spec asks for it
                       root, …      the private tree
@@ -40,6 +40,8 @@ _STDOUT = "stdout"
 _TRASH = ".trash"
 
 _TO_WRITE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+_EXIT_BYTES = 4096
+"""More than the end of a step of a dozen containers takes."""
 _AT_ONCE = 100
 """Attempts that one `rm` is told to remove."""
 
@@ -81,7 +83,7 @@ class Journal:
     def begin(self, start: StepStart) -> None:
         """Durably note that the step is about to run."""
         directory = self.directory_of(start.key)
-        os.close(os.open(directory / _EXIT, _TO_WRITE, 0o600))
+        _reserve(directory / _EXIT)
         _write(directory / _START, start)
         _sync_directory(directory)
         _sync_directory(self.steps_dir)
@@ -162,12 +164,22 @@ def stdout_of(attempt_dir: Path) -> Path:
 
 
 def _write(path: Path, content: object) -> None:
-    """In place: what a crash cuts short cannot be decoded, and counts as absent."""
-    descriptor = os.open(path, _TO_WRITE, 0o600)
+    """In place, over what is reserved: what a crash cuts short cannot be decoded, and counts as absent."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(msgspec.json.encode(content))
+        file.truncate()
         file.flush()
         os.fsync(descriptor)
+
+
+def _reserve(path: Path) -> None:
+    """Room on the disk for what must still be written when a step has filled it: that this step has ended."""
+    descriptor = os.open(path, _TO_WRITE, 0o600)
+    try:
+        os.posix_fallocate(descriptor, 0, _EXIT_BYTES)
+    finally:
+        os.close(descriptor)
 
 
 def _read(path: Path, kind: type[T]) -> T | None:
