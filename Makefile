@@ -89,6 +89,7 @@ bench: setup-dev ## Measure against floors taken in the same run; prints a table
 	@$(BIN)/python -m tests.bench
 
 chaos: setup-dev ## Break things on purpose: the fault tests
+	@HEADRACE_CHAOS_KILLS=$${HEADRACE_CHAOS_KILLS:-60} $(BIN)/pytest -q -s tests/chaos
 	@$(BIN)/pytest -q $(FAULT_TESTS)
 
 lock: ## Write the lock files anew (hashes, no index)

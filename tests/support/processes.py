@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import time
 
@@ -24,6 +25,15 @@ def process_of(stack: Stack, name: str) -> psutil.Process:
         except psutil.Error:
             continue
     raise AssertionError(f"no process {name}")
+
+
+def server_of(stack: Stack, program: str) -> psutil.Process:
+    """The backing server that runs this program; fails where there is none. Its own children are not meant."""
+    for child in psutil.Process(stack.process.pid).children():
+        with contextlib.suppress(psutil.Error):
+            if child.name() == program and child.status() != psutil.STATUS_ZOMBIE:
+                return child
+    raise AssertionError(f"no server {program}")
 
 
 def kill(stack: Stack, name: str, *, within_seconds: float = 20) -> psutil.Process:

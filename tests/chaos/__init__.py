@@ -1,0 +1,1 @@
+"""Faults that come when nobody expects them, again and again."""
