@@ -1,6 +1,7 @@
 """A controller in small, as a process that can be killed: the engine, and a recorder that writes to a file first.
 
-Its orders are in the environment. `HOST_DIE_AT` names the moment at which it kills itself, as `kill -9` would.
+Its orders are in the environment. `HOST_DIE_AT` names the moment at which it kills itself, as `kill -9` would: one of
+those named here, or `before` or `beyond` the record number n of the run, counted from 1.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections.abc import AsyncIterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -70,14 +72,17 @@ async def run() -> None:
         started_at = msgspec.convert(written[0]["started_at"], datetime) if written else None
         nodes = tuple(records.nodes().values())
         await engine.submit(msgspec.structs.replace(submission, nodes=nodes, started_at=started_at))
-        async for observation in engine.observe():
+        async for number, observation in _numbered(engine.observe(), len(written)):
             phases = {node["phase"] for node in observation.nodes if node["type"] == "Pod"}
             if phases & {"Succeeded", "Failed", "Error"}:
                 die_if("ended, not recorded")
+            die_if(f"before {number}")
             records.write(observation)
             if "Pending" in phases:
                 die_if("pending recorded, not started")
             await engine.recorded(observation)
+            await asyncio.sleep(0)  # What waited for the record acts on it.
+            die_if(f"beyond {number}")
             if observation.finished_at is not None:
                 break
     for run_id in await _settled_leftovers(engine):
@@ -85,6 +90,13 @@ async def run() -> None:
     work.cancel()
     await asyncio.wait([work])
     blobs.close()
+
+
+async def _numbered(observations: AsyncIterator[Observation], begun: int) -> AsyncIterator[tuple[int, Observation]]:
+    number = begun
+    async for observation in observations:
+        number += 1
+        yield number, observation
 
 
 async def _settled_leftovers(engine: EmbeddedEngine) -> dict[str, int]:

@@ -134,7 +134,9 @@ def host_of(tmp_path: Path, object_store_access: ObjectStoreAccess, blobs: Blobs
         made: list[Host] = []
 
         def make(manifest: Mapping[str, Any]) -> Host:
-            made.append(Host(tmp_path, runner, object_store_access, new_run(manifest)))
+            room = tmp_path / str(len(made))
+            room.mkdir()
+            made.append(Host(room, runner, object_store_access, new_run(manifest)))
             return made[-1]
 
         yield make
@@ -286,6 +288,27 @@ async def test_with_both_killed_a_running_step_is_a_lost_attempt(host_of: HostMa
     assert host.end()["phase"] == "Succeeded"
     assert host.phases()[".long(0)"] == "Error"
     assert [host.claimed(name) for name in ("first", "done", "last")] == [["x"]] * 3
+
+
+@pytest.mark.parametrize("moment", ["before", "beyond"])
+async def test_a_controller_killed_around_any_of_its_records_runs_each_step_once(
+    host_of: HostMaker, marker: str, moment: str
+) -> None:
+    manifest = workflow(
+        dag(task("a", "a"), task("b", "b", "a")),
+        templates={name: _marked_on_claim(f"echo x >> /v/{name}", marker) for name in "ab"},
+    )
+    number, killed = 0, True
+    while killed:
+        number += 1
+        host = host_of(manifest)
+        host.start(die_at=f"{moment} {number}")
+        killed = await host.ended() == KILLED
+        if killed:
+            await host.finish()
+        assert host.end()["phase"] == "Succeeded", f"killed {moment} record {number}"
+        assert [host.claimed(name) for name in "ab"] == [["x"]] * 2, f"killed {moment} record {number}"
+    assert number > 4, "that many records make it a test of many moments"
 
 
 @pytest.mark.parametrize("times", [5])
