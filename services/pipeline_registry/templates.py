@@ -8,14 +8,12 @@ could run is decided when a run is created.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from decimal import Decimal
 from typing import Any, Final, cast
 
 import msgspec
-import yaml
 
+from shared import go_yaml, scalars
 from shared.errors import InvalidInput
 
 from .domain import Parameter, unparsable
@@ -23,14 +21,11 @@ from .lint import lint
 from .shapes import Document, mapping, mappings
 
 LARGEST_PARAMETERS_BYTES: Final = 10_000
-LARGEST_EXPANDED_BYTES: Final = 64 * 1024 * 1024
-"""Of the document once each alias is replaced by what it stands for."""
 
 _API_VERSION: Final = "argoproj.io/v1alpha1"
 _KIND: Final = "Workflow"
 _V2_COMPATIBLE: Final = "pipelines.kubeflow.org/v2_pipeline"
 _PIPELINE_NAME: Final = "pipeline-name"
-_SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class Template(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,138 +49,59 @@ def read_template(text: str, pipeline_name: str) -> Template:
 # Reading.
 
 
-class _Loader(_SafeLoader):  # type: ignore[misc]
-    """Plain scalars as Go reads them: dates and numbers to the base of sixty are texts."""
-
-
-_NOT_IN_JSON: Final = "tag:yaml.org,2002:timestamp"
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != _NOT_IN_JSON]
-    for first, resolvers in _SafeLoader.yaml_implicit_resolvers.items()
-}
-
-
-def _integer(loader: Any, node: Any) -> Any:
-    return node.value if ":" in node.value else _SafeLoader.construct_yaml_int(loader, node)
-
-
-def _float(loader: Any, node: Any) -> Any:
-    return node.value if ":" in node.value else _SafeLoader.construct_yaml_float(loader, node)
-
-
-_Loader.add_constructor("tag:yaml.org,2002:int", _integer)
-_Loader.add_constructor("tag:yaml.org,2002:float", _float)
-
-
 def _load(text: str) -> Any:
-    """The first document."""
-    text = text.removeprefix("\ufeff")
-    if text.lstrip().startswith("{"):
+    """The first document, in the types of JSON."""
+    if text.lstrip("\ufeff \t\r\n").startswith("{"):
         # JSON is nearly YAML: it may hold tabs and escaped surrogates.
         try:
-            return msgspec.json.decode(text)
+            return msgspec.json.decode(text.removeprefix("\ufeff"))
         except (msgspec.DecodeError, RecursionError):
             pass
     try:
-        loader = _Loader(text)
-        try:
-            document = loader.get_data() if loader.check_data() else None
-        finally:
-            loader.dispose()
-        _weigh(document, {})
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError, OverflowError) as error:
-        raise unparsable(" ".join(str(error).split())[:500]) from error
-    return document
+        return go_yaml.load(text)
+    except go_yaml.NotYaml as error:
+        raise unparsable(str(error)) from error
 
 
-def _weigh(value: Any, known: dict[int, int | None]) -> int:
-    """The size of a value with its aliases expanded. Raises ValueError beyond the bound, and where it holds itself."""
-    if isinstance(value, str):
-        return len(value) + 3
-    if not isinstance(value, (dict, list)):
-        return 8
-    if id(value) in known:
-        weight = known[id(value)]
-        if weight is None:
-            raise ValueError("an alias stands inside of what it stands for")
-        return weight
-    known[id(value)] = None
-    parts = (part for item in value.items() for part in item) if isinstance(value, dict) else iter(value)
-    weight = 2 + sum(_weigh(part, known) for part in parts)
-    if weight > LARGEST_EXPANDED_BYTES:
-        raise ValueError("the document is too large once its aliases are expanded")
-    known[id(value)] = weight
-    return weight
+# One plain form: text for parameters' values, numbers as Go writes them, and nothing that no database could hold.
 
 
-# One plain form: JSON types, text for keys and for parameters' values.
-
-
-def _plain(value: Any) -> Any:
+def _plain(document: Any) -> Any:
     try:
-        return _plain_value(value)
+        return _plain_value(document)
     except RecursionError:
         raise unparsable("the document is nested too deeply") from None
 
 
 def _plain_value(value: Any, role: str = "") -> Any:
     match value:
+        case str():
+            return _plain_text(value)
         case dict():
-            # Keys are spelled before they are compared: `1` and `"1"` are one key of a JSON object.
-            entries = {_key(key): inner for key, inner in value.items()}
-            return {key: _plain_entry(key, inner, role) for key, inner in entries.items()}
+            return {_plain_text(key): _plain_entry(key, inner, role) for key, inner in value.items()}
         case list():
             return [_plain_value(inner, role) for inner in value]
-        case str():
-            if "\x00" in value:
-                raise unparsable("text must not hold a NUL character")
-            return value
-        case float() if not math.isfinite(value):
-            raise unparsable(f"{value} is no number of JSON")
-        case None | bool() | int() | float():
-            return value
+        case float():
+            return scalars.json_number(value)
         case _:
-            raise unparsable(f"{type(value).__name__} is no type of JSON")
+            return value
+
+
+def _plain_text(text: str) -> str:
+    if "\x00" in text:
+        raise unparsable("text must not hold a NUL character")
+    return text
 
 
 def _plain_entry(key: str, value: Any, role: str) -> Any:
     """`role` tells where a `value` belongs to a parameter: below `parameters` of arguments, inputs or outputs."""
     if role == "parameter" and key in ("value", "default") and value is not None:
-        return scalar_text(_plain_value(value))
+        return scalars.as_text(_plain_value(value))
     if role == "holder" and key == "parameters":
         return _plain_value(value, "parameter")
     if key in ("arguments", "inputs", "outputs"):
         return _plain_value(value, "holder")
     return _plain_value(value)
-
-
-def _key(key: Any) -> str:
-    match key:
-        case str() if "\x00" not in key:
-            return key
-        case None:
-            return "null"
-        case bool() | int() | float():
-            return scalar_text(key)
-        case _:
-            raise unparsable("a key of a mapping must be text")
-
-
-def scalar_text(value: Any) -> str:
-    """The text of a value that YAML may have read as a number or a boolean: the shortest decimal, no exponent."""
-    match value:
-        case str():
-            return value
-        case bool():
-            return "true" if value else "false"
-        case float() if value.is_integer():
-            return str(int(value))
-        case float() if math.isfinite(value):
-            return format(Decimal(repr(value)), "f")
-        case dict() | list():
-            return msgspec.json.encode(value).decode()
-        case _:
-            return str(value)
 
 
 # Checks.

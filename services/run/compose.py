@@ -10,10 +10,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from decimal import Decimal
 from typing import Any
 
 import msgspec
+
+from shared import scalars
 
 from .domain import DEFAULT_SERVICE_ACCOUNT, Parameter, Run, Status
 
@@ -108,7 +109,7 @@ def _prepare(document: Mapping[str, Any], text: str, digest: str, rules: Rules) 
             "annotations": _mapping(metadata, "annotations"),
         },
         declared={
-            _word(parameter, "name"): _scalar(parameter.get("value")) for parameter in _objects(arguments, "parameters")
+            _word(parameter, "name"): _text(parameter, "value") for parameter in _objects(arguments, "parameters")
         },
         arguments={key: value for key, value in arguments.items() if key != "parameters"},
         service_account=_service_account(_word(spec, "serviceAccountName"), rules),
@@ -265,20 +266,10 @@ def _word(parent: Mapping[str, Any], key: str) -> str:
     return value
 
 
-def _scalar(value: Any) -> str | None:
-    """A parameter's value as text: JSON numbers and booleans are read as what they say."""
-    match value:
-        case None | str():
-            return value
-        case bool():
-            return "true" if value else "false"
-        case int():
-            return str(value)
-        case float():
-            text = format(Decimal(repr(value)), "f")
-            return text.rstrip("0").rstrip(".") if "." in text else text
-        case _:
-            return msgspec.json.encode(value).decode()
+def _text(parent: Mapping[str, Any], key: str) -> str | None:
+    """JSON numbers and booleans are read as what they say."""
+    value = parent.get(key)
+    return None if value is None else scalars.as_text(value)
 
 
 # What is the same for all runs of a manifest.

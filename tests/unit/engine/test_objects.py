@@ -11,6 +11,7 @@ import pytest
 
 from services.run.engine.embedded.manifest import Resource
 from services.run.engine.embedded.objects import ObjectError, Objects, output_of
+from tests.support.packages import merge_bomb
 
 NAMESPACE = "kubeflow"
 
@@ -80,6 +81,17 @@ def test_secrets_are_read_encoded_or_plain_and_by_nobody_else(objects: Objects, 
 
     assert objects.secret(NAMESPACE, "s") == {"a": b"hi", "b": b"plain"}
     assert stat.S_IMODE((tmp_path / "objects").stat().st_mode) == 0o700
+
+
+def test_an_object_is_read_as_a_cluster_would_read_it(objects: Objects) -> None:
+    made = act(objects, "create", "kind: ConfigMap\nmetadata: {name: c}\ndata: {at: 2020-01-01, n: 1e3, on: 1:30}\n")
+
+    assert made["data"] == {"at": "2020-01-01", "n": 1000, "true": "1:30"}
+
+
+def test_an_object_that_grows_while_it_is_read_is_refused(objects: Objects) -> None:
+    with pytest.raises(ObjectError, match="too large once its aliases are expanded"):
+        act(objects, "create", merge_bomb())
 
 
 def test_an_unknown_secret_is_none(objects: Objects) -> None:

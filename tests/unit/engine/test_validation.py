@@ -7,6 +7,7 @@ from services.run.app import validate_for_embedded_engine
 from services.run.engine.embedded.manifest import ManifestError, Workflow, parse
 from services.run.engine.embedded.validation import refuse_unsupported, validate
 from tests.support.embedded_runs import workflow
+from tests.support.packages import merge_bomb
 
 
 def dag(tasks: str, more: str = "", spec: str = "") -> Workflow:
@@ -264,6 +265,31 @@ def test_an_image_without_a_command_needs_a_known_entrypoint() -> None:
 @pytest.mark.parametrize("kind", ["PersistentVolumeClaim", "VolumeSnapshot", "Secret", "ConfigMap", "'{{item}}'"])
 def test_emulated_resource_kinds_and_kinds_known_later_pass(kind: str) -> None:
     refuse_unsupported(leaf(f'{{name: main, resource: {{action: create, manifest: "kind: {kind}"}}}}'))
+
+
+@pytest.mark.parametrize(
+    ("manifest", "reason"),
+    [
+        (merge_bomb(), "the document is too large once its aliases are expanded"),
+        ("[" * 100_000, "the document is nested too deeply"),
+        ("kind: Secret\n---\nkind: Secret", "another document follows the first one"),
+    ],
+    ids=["bomb", "depth", "two documents"],
+)
+def test_an_object_that_no_engine_should_read_is_refused(manifest: str, reason: str) -> None:
+    document = {"entrypoint": "main", "templates": [resource_template(manifest)]}
+    with pytest.raises(ManifestError, match=r"^templates\.main\.resource\.manifest must be a valid yaml: ") as caught:
+        validate(parse({"spec": document}))
+    assert reason in caught.value.reason
+
+
+def test_an_object_may_hold_a_date_that_never_was() -> None:
+    manifest = "kind: Secret\nmetadata: {name: s, annotations: {when: 2020-13-45}}"
+    validate_for_embedded_engine({"spec": {"entrypoint": "main", "templates": [resource_template(manifest)]}})
+
+
+def resource_template(manifest: str) -> dict[str, Any]:
+    return {"name": "main", "resource": {"action": "create", "manifest": manifest}}
 
 
 def test_dates_are_text_and_items_keep_their_types() -> None:

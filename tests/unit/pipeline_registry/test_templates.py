@@ -30,17 +30,33 @@ def test_parameters_are_texts_and_one_without_default_has_no_value() -> None:
     [
         ("1.0", "1"),
         ("0.1", "0.1"),
+        (".5", "0.5"),
+        ("1e3", "1000"),
+        ("2e-05", "0.00002"),
         ("1.5e+20", "150000000000000000000"),
         ("1.0e-7", "0.0000001"),
+        ("1_000", "1000"),
+        ("0x1f", "31"),
+        ("0o17", "15"),
+        ("017", "15"),
+        ("08", "8"),
         ("true", "true"),
+        ("yes", "true"),
+        ("Off", "false"),
+        ("y", "y"),
+        ("~", None),
+        ("", None),
         ("12345678901234567890123", "12345678901234567890123"),
         ("2020-01-01", "2020-01-01"),
+        ("2020-01-01T10:00:00Z", "2020-01-01T10:00:00Z"),
         ("1:30", "1:30"),
         ("''", ""),
-        ("{a: [1, x]}", '{"a":[1,"x"]}'),
+        ("'1e3'", "1e3"),
+        ("!!str 1e3", "1e3"),
+        ("{a: [1e3, x]}", '{"a":[1000,"x"]}'),
     ],
 )
-def test_a_parameters_value_becomes_the_text_go_would_make_of_it(written: str, text: str) -> None:
+def test_a_parameters_value_becomes_the_text_go_would_make_of_it(written: str, text: str | None) -> None:
     template = read_template(f"{HEAD}spec: {{arguments: {{parameters: [{{name: a, value: {written}}}]}}}}", "p")
     assert template.parameters == (Parameter(name="a", value=text),)
 
@@ -66,6 +82,20 @@ spec:
 def test_json_and_yaml_of_one_workflow_have_one_manifest() -> None:
     as_json = json.dumps(manifest_of(PIPELINE))
     assert read_template(as_json, "p").manifest == read_template(PIPELINE, "p").manifest
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"), [("1.0", 1), ("1e3", 1000), ("0.5", 0.5), ("1e21", 1e21), ("123456789012345678901234", None)]
+)
+def test_a_number_is_written_as_go_writes_it_whether_it_came_as_yaml_or_as_json(
+    written: str, meant: float | None
+) -> None:
+    yaml = f"{HEAD}spec: {{items: [{written}]}}"
+    as_json = f'{{"apiVersion":"argoproj.io/v1alpha1","kind":"Workflow","spec":{{"items":[{written}]}}}}'
+    for text in (yaml, as_json):
+        (found,) = manifest_of(text)["spec"]["items"]
+        expected = int(written) if meant is None else meant
+        assert (found, type(found)) == (expected, type(expected))
 
 
 def test_json_may_hold_what_yaml_may_not() -> None:

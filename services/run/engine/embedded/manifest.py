@@ -8,13 +8,13 @@ features that `validation.refuse_unsupported` names.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from datetime import date
-from decimal import Decimal
 from typing import Any, NewType
 
 import msgspec
+
+from shared import scalars
 
 TemplateName = NewType("TemplateName", str)
 """A template within its workflow."""
@@ -349,26 +349,12 @@ def parse(document: Mapping[str, Any]) -> Workflow:
 
 
 def scalar_text(value: Any) -> str:
-    """The text of a value that YAML may have read as a number or a boolean (§4, YAML scalars)."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float):
-        return _shortest_decimal(value)
+    """The text of a value that YAML may have read as something else; of mappings always the same one."""
     if isinstance(value, date):
         return value.isoformat()
     if isinstance(value, list | dict):
         return json.dumps(value, separators=(",", ":"), sort_keys=True, ensure_ascii=False, default=str)
-    return str(value)
-
-
-def _shortest_decimal(value: float) -> str:
-    if not math.isfinite(value):
-        return str(value)
-    if value.is_integer():
-        return str(int(value))
-    return format(Decimal(repr(value)), "f")
+    return scalars.as_text(value)
 
 
 _SCALARS = frozenset(

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import yaml
 
 from services.run.engine.embedded.manifest import Resource
+from shared import go_yaml
 
 KINDS = ("PersistentVolumeClaim", "VolumeSnapshot", "Secret", "ConfigMap")
 """What resource templates may name on this engine."""
@@ -243,14 +243,12 @@ def _requirement_holds(requirement: str, document: _Object) -> bool:
 
 def _read_manifest(text: str) -> _Object:
     try:
-        document = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - both are safe
-    except yaml.YAMLError as error:
+        document = go_yaml.load(text, only=True)
+    except go_yaml.NotYaml as error:
         raise ObjectError(f"the resource manifest must be a valid yaml: {error}") from error
     if not isinstance(document, dict):
         raise ObjectError("the resource manifest must be a valid yaml mapping")
-    # Through JSON, so that dates and other YAML scalars become what an API server would have seen.
-    plain: _Object = json.loads(json.dumps(document, default=str))
-    return plain
+    return document
 
 
 def _name_of(wanted: Mapping[str, Any], node_id: str) -> str:

@@ -11,8 +11,6 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-import yaml
-
 from services.run.engine.embedded.expression import ExpressionError, parse_depends
 from services.run.engine.embedded.manifest import (
     Arguments,
@@ -31,8 +29,7 @@ from services.run.engine.embedded.manifest import (
 )
 from services.run.engine.embedded.plan import condition_of
 from services.run.engine.embedded.template import fill, tags
-
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+from shared import go_yaml
 
 
 def validate(workflow: Workflow) -> None:
@@ -276,13 +273,13 @@ def _check_resource(place: str, template: Template) -> None:
         raise ManifestError(f"{place}.resource.manifest must be specified")
     try:
         _resource_object(resource.manifest)
-    except yaml.YAMLError as error:
-        raise ManifestError(f"{place}.resource.manifest must be a valid yaml") from error
+    except go_yaml.NotYaml as error:
+        raise ManifestError(f"{place}.resource.manifest must be a valid yaml: {error}") from error
 
 
 def _resource_object(manifest: str) -> Any:
     """The object of a resource template, placeholders filled with something that is a value anywhere in YAML."""
-    return yaml.load(fill(manifest, lambda _name: "x"), _Loader)  # noqa: S506 -- a safe loader, in C if there is one
+    return go_yaml.load(fill(manifest, lambda _name: "x"), only=True)
 
 
 def _check_paths(place: str, template: Template, main: Container | None) -> None:
@@ -686,7 +683,7 @@ def _unsupported_resource(template: Template) -> Iterator[str]:
         return
     try:
         described = _resource_object(resource.manifest)
-    except yaml.YAMLError:
+    except go_yaml.NotYaml:
         return  # which is invalid on every engine
     kind = described.get("kind") if isinstance(described, dict) else None
     if kind not in _RESOURCE_KINDS:
