@@ -63,45 +63,70 @@ def _load(text: str) -> Any:
         raise unparsable(str(error)) from error
 
 
-# One plain form: text for parameters' values, numbers as Go writes them, and nothing that no database could hold.
+# One plain form: text wherever Go has a string, numbers as Go writes them, and nothing that no database could hold.
+
+
+_ROLES: Final[dict[str, dict[str, str]]] = {
+    "workflow": {
+        "arguments": "values",
+        "inputs": "values",
+        "outputs": "values",
+        "container": "container",
+        "script": "container",
+        "initContainers": "container",
+        "sidecars": "container",
+        "metadata": "metadata",
+        "when": "text",
+        "withItems": "item",
+    },
+    "values": {"parameters": "parameter"},
+    "parameter": {"value": "value", "default": "value"},
+    "container": {"command": "text", "args": "text", "env": "variable"},
+    "variable": {"value": "text"},
+    "metadata": {"labels": "text", "annotations": "text"},
+    "text": {},
+    "item": {},
+}
+"""What a part of the document is for, by where it stands: the role of the whole, a key in it, the role of the part."""
 
 
 def _plain(document: Any) -> Any:
     try:
-        return _plain_value(document)
+        return _plain_value(document, "workflow")
     except RecursionError:
         raise unparsable("the document is nested too deeply") from None
 
 
-def _plain_value(value: Any, role: str = "") -> Any:
+def _plain_value(value: Any, role: str) -> Any:
     match value:
         case str():
             return _plain_text(value)
+        case None:
+            return None
+        case _ if role == "value":
+            return scalars.as_text(_plain_value(value, "item"))
         case dict():
-            return {_plain_text(key): _plain_entry(key, inner, role) for key, inner in value.items()}
+            return {_plain_text(key): _plain_value(inner, _role_of(key, role)) for key, inner in value.items()}
         case list():
             return [_plain_value(inner, role) for inner in value]
+        case _ if role == "text":
+            return scalars.as_text(value)
         case float():
             return scalars.json_number(value)
         case _:
             return value
 
 
+def _role_of(key: str, role: str) -> str:
+    # Whatever stands in a loop's item is the item's, and a mapping of texts holds texts.
+    otherwise = role if role in ("item", "text") else "workflow"
+    return _ROLES[role].get(key, otherwise)
+
+
 def _plain_text(text: str) -> str:
     if "\x00" in text:
         raise unparsable("text must not hold a NUL character")
     return text
-
-
-def _plain_entry(key: str, value: Any, role: str) -> Any:
-    """`role` tells where a `value` belongs to a parameter: below `parameters` of arguments, inputs or outputs."""
-    if role == "parameter" and key in ("value", "default") and value is not None:
-        return scalars.as_text(_plain_value(value))
-    if role == "holder" and key == "parameters":
-        return _plain_value(value, "parameter")
-    if key in ("arguments", "inputs", "outputs"):
-        return _plain_value(value, "holder")
-    return _plain_value(value)
 
 
 # Checks.

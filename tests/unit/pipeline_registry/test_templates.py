@@ -84,6 +84,36 @@ def test_json_and_yaml_of_one_workflow_have_one_manifest() -> None:
     assert read_template(as_json, "p").manifest == read_template(PIPELINE, "p").manifest
 
 
+def test_numbers_and_booleans_are_texts_where_go_has_texts() -> None:
+    text = f"""{HEAD}
+metadata: {{labels: {{a: 1}}, annotations: {{b: yes, c: 2020-01-01}}}}
+spec:
+  templates:
+  - name: main
+    metadata: {{annotations: {{d: 1.0}}}}
+    container: {{image: busybox, command: [sleep, 1e1], args: [-n, 5, 0.5, true, ~], env: [{{name: E, value: 017}}]}}
+    initContainers: [{{name: i, image: busybox, args: [1]}}]
+    sidecars: [{{name: s, image: busybox, args: [2], ports: [{{containerPort: 80}}]}}]
+  - name: dag
+    dag:
+      tasks:
+      - {{name: t, template: main, when: true, withItems: [{{command: [1], when: false, env: 3}}]}}
+"""
+    manifest = manifest_of(text)
+    template, group = manifest["spec"]["templates"]
+    assert manifest["metadata"]["labels"] == {"a": "1"}
+    assert manifest["metadata"]["annotations"] == {"b": "true", "c": "2020-01-01"}
+    assert template["metadata"] == {"annotations": {"d": "1"}}
+    assert template["container"]["command"] == ["sleep", "10"]
+    assert template["container"]["args"] == ["-n", "5", "0.5", "true", None]
+    assert template["container"]["env"] == [{"name": "E", "value": "15"}]
+    assert template["initContainers"][0]["args"] == ["1"]
+    assert template["sidecars"][0]["args"] == ["2"]
+    assert template["sidecars"][0]["ports"] == [{"containerPort": 80}]
+    (task,) = group["dag"]["tasks"]
+    assert (task["when"], task["withItems"]) == ("true", [{"command": [1], "when": False, "env": 3}])
+
+
 @pytest.mark.parametrize(
     ("written", "meant"), [("1.0", 1), ("1e3", 1000), ("0.5", 0.5), ("1e21", 1e21), ("123456789012345678901234", None)]
 )
@@ -156,6 +186,7 @@ def test_only_the_first_document_counts() -> None:
         (f"{HEAD}spec: {{templates: {{}}}}", "Failed to parse the workflow template."),
         (f"{HEAD}spec: {{templates: [text]}}", "Failed to parse the workflow template."),
         (f"{HEAD}metadata: []", "Failed to parse the workflow template."),
+        (f"{HEAD}metadata: {{annotations: {{a: [1]}}}}", "Failed to parse the workflow template."),
         (f"{HEAD}spec: {{arguments: {{parameters: [{{value: 1}}]}}}}", "spec.arguments.parameters[0].name is required"),
         (f"{HEAD}spec: {{arguments: {{parameters: [text]}}}}", "Failed to parse the workflow template."),
         (f"{HEAD}spec: {{arguments: {{parameters: [{{name: 1}}]}}}}", "Failed to parse the workflow template."),
