@@ -43,7 +43,7 @@ def tarball(*entries: tuple[str, bytes], links: tuple[tuple[str, str], ...] = ()
     return out.getvalue()
 
 
-def zipped(*entries: tuple[str, bytes]) -> bytes:
+def zipped(*entries: tuple[str | zipfile.ZipInfo, bytes]) -> bytes:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in entries:

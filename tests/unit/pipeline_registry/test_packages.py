@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import gzip
 import io
+import re
+import stat
 import struct
 import tarfile
 import zipfile
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -69,11 +72,6 @@ _ZIP = "Error extracting pipeline from the zip file."
             tarball(("dir/", b""), ("dir/pipeline.yaml", TEXT)),
             f"{_TAR} Expecting a pipeline.yaml file inside the tarball. Got: dir/",
         ),
-        (
-            "a.tgz",
-            tarball(links=(("pipeline.yaml", "/etc/passwd"),)),
-            f"{_TAR} Expecting a pipeline.yaml file inside the tarball. Got: pipeline.yaml",
-        ),
         ("a.zip", b"PK\x03\x04 nonsense", f"{_ZIP} Not a valid zip file."),
         ("a.zip", zipped(), f"{_ZIP} Empty zip file."),
         (
@@ -128,40 +126,146 @@ def test_the_largest_size_is_allowed_and_one_byte_more_is_not() -> None:
         read_package("a.yaml", largest + b"#")
 
 
+SPECIAL = {
+    tarfile.SYMTYPE: "symbolic link",
+    tarfile.LNKTYPE: "hard link",
+    tarfile.FIFOTYPE: "special file",
+    tarfile.CHRTYPE: "special file",
+    tarfile.BLKTYPE: "special file",
+    b"Z": "special file",  # What no version of tar has.
+}
+
+
+@pytest.mark.parametrize("kind", SPECIAL)
+@pytest.mark.parametrize("name", ["pipeline.yaml", "./pipeline.yaml", "first.yml"])
+def test_what_is_no_file_in_a_tarball_is_no_pipeline(name: str, kind: bytes) -> None:
+    special, end = tar_entry(name, kind), bytes(1024)
+    with pytest.raises(InvalidInput) as refusal:
+        read_package("a.tgz", gzip.compress(special + end))
+    reason = f"The entry {name} is a {SPECIAL[kind]}, and only a file can be the pipeline."
+    assert refusal.value.message == f"{_TAR} {reason}"
+
+
+@pytest.mark.parametrize("kind", SPECIAL)
+def test_a_link_called_pipeline_is_refused_beside_a_file_of_that_name(kind: bytes) -> None:
+    special, file = tar_entry("pipeline.yaml", kind), tar_entry("pipeline.yaml", content=TEXT)
+    for entries in (special + file, file + special):
+        with pytest.raises(InvalidInput, match=rf"The entry pipeline\.yaml is a {SPECIAL[kind]}"):
+            read_package("a.tgz", gzip.compress(entries + bytes(1024)))
+
+
+def test_a_folder_called_pipeline_is_a_folder() -> None:
+    folder, file = ("pipeline.yaml/", b""), ("pipeline.yaml", TEXT)
+    assert read_package("a.tgz", tarball(folder, file)) == PIPELINE
+    with pytest.raises(InvalidInput, match=r"Got: pipeline\.yaml/$"):
+        read_package("a.tgz", tarball(folder))
+
+
+def test_links_that_nobody_reads_do_no_harm() -> None:
+    links = (("latest.yaml", "pipeline.yaml"), ("bin/python", "/usr/bin/python3"))
+    assert read_package("a.tgz", tarball(("pipeline.yaml", TEXT), links=links)) == PIPELINE
+    entry = zip_entry("bin/python", stat.S_IFLNK | 0o777)
+    assert read_package("a.zip", zipped((entry, b"/usr/bin/python3"), ("pipeline.yaml", TEXT))) == PIPELINE
+
+
+ZIP_SPECIAL = {
+    stat.S_IFLNK: "symbolic link",
+    stat.S_IFIFO: "special file",
+    stat.S_IFSOCK: "special file",
+    stat.S_IFCHR: "special file",
+    stat.S_IFBLK: "special file",
+    stat.S_IFDIR: "folder",
+}
+
+
+@pytest.mark.parametrize("kind", ZIP_SPECIAL)
+def test_what_is_no_file_in_a_zip_is_no_pipeline(kind: int) -> None:
+    for name, others in (("pipeline.yaml", ()), ("first.yml", ()), ("pipeline.yaml", (("pipeline.yaml", TEXT),))):
+        entry = (zip_entry(name, kind | 0o644), b"/etc/passwd")
+        for entries in ((entry, *others), (*others, entry)):
+            with pytest.warns(UserWarning, match="Duplicate name") if others else nullcontext():
+                data = zipped(*entries)
+            with pytest.raises(InvalidInput, match=rf"{_ZIP} The entry {name} is a {ZIP_SPECIAL[kind]}, and only a"):
+                read_package("a.zip", data)
+
+
+@pytest.mark.parametrize("mode", [0, 0o644, stat.S_IFREG | 0o600])
+def test_a_file_in_a_zip_is_one_whatever_made_it(mode: int) -> None:
+    assert read_package("a.zip", zipped((zip_entry("pipeline.yaml", mode), TEXT))) == PIPELINE
+
+
 @pytest.mark.parametrize(
-    ("kind", "target"),
+    "name",
     [
-        (tarfile.SYMTYPE, "/etc/passwd"),
-        (tarfile.LNKTYPE, "first.yaml"),
-        (tarfile.FIFOTYPE, ""),
-        (tarfile.CHRTYPE, ""),
-        (tarfile.BLKTYPE, ""),
-        (tarfile.DIRTYPE, ""),
+        "../evil.yaml",
+        "../../evil.yaml",
+        "a/../../evil.yml",
+        "a/..",
+        "/tmp/evil.yaml",
+        "//host/evil.yaml",
+        "..\\evil.yaml",
+        "\\evil.yaml",
+        "C:\\evil.yaml",
+        "c:/evil.yaml",
     ],
 )
-def test_what_is_no_file_is_no_pipeline_whatever_it_is_called(kind: bytes, target: str) -> None:
-    special = special_entry(kind, target)
-    with pytest.raises(InvalidInput, match=r"Expecting a pipeline\.yaml file inside the tarball\. Got: pipeline\.yaml"):
-        read_package("a.tgz", gzip.compress(special + bytes(1024)))
-    # One that is a file wins, even behind it.
-    assert read_package("a.tgz", gzip.compress(special + gzip.decompress(tarball(("pipeline.yaml", TEXT))))) == PIPELINE
-
-
-def special_entry(kind: bytes, target: str) -> bytes:
-    info = tarfile.TarInfo("pipeline.yaml")
-    info.type, info.linkname = kind, target
-    return info.tobuf()
+def test_a_path_that_leads_out_of_an_archive_is_refused_wherever_it_stands(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    evil, good = (name, OTHER), ("pipeline.yaml", TEXT)
+    reason = re.escape(f"The entry {name} has a path that leads out of the archive.")
+    for entries in ((evil,), (evil, good), (good, evil)):
+        with pytest.raises(InvalidInput, match=f"{_TAR} {reason}"):
+            read_package("a", tarball(*entries))
+        with pytest.raises(InvalidInput, match=f"{_ZIP} {reason}"):
+            read_package("a", zipped(*entries))
+    assert not list(tmp_path.rglob("*"))
 
 
 @pytest.mark.parametrize(
-    "name", ["../../evil.yaml", "/tmp/evil.yaml", "C:\\evil.yaml", "a/../../evil.yml", "ü\U0001f600.yaml"]
+    "names",
+    [
+        ("./pipeline.yaml",),
+        ("pipeline.yaml", "._pipeline.yaml", "__MACOSX/._pipeline.yaml"),
+        ("._pipeline.yaml", "pipeline.yaml"),
+        (".git/", ".git/HEAD", "pipeline.yaml", "src/", "src/..hidden/", "src/a..b.py"),
+        ("ü\U0001f600.yaml",),
+        ("my pipeline: 1.yaml",),
+        ("dir/pipeline.yaml",),
+        ("dir\\pipeline.yaml",),
+    ],
+    ids=lambda names: names[0],
 )
-def test_a_path_in_an_archive_is_only_a_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    for data in (tarball((name, TEXT)), zipped((name, TEXT))):
-        assert read_package("a", data) == PIPELINE
-    assert not list(tmp_path.rglob("*"))
-    assert not Path("/tmp/evil.yaml").exists()
+def test_what_people_pack_is_read(names: tuple[str, ...]) -> None:
+    entries = [(name, TEXT if name.endswith("l") and "._" not in name else b"") for name in names]
+    assert read_package("a", tarball(*entries)) == PIPELINE
+    assert read_package("a", zipped(*entries)) == PIPELINE
+
+
+def test_a_name_that_is_no_text_is_told_in_letters() -> None:
+    with pytest.raises(InvalidInput) as refusal:
+        read_package("a.tgz", tarball(("\udcff.txt", OTHER)))
+    assert refusal.value.message == f"{_TAR} Expecting a pipeline.yaml file inside the tarball. Got: \\udcff.txt"
+
+
+def test_of_a_long_name_the_beginning_is_told() -> None:
+    for data in (tarball(("n" * 60_000, OTHER)), zipped(("n" * 60_000, OTHER))):
+        with pytest.raises(InvalidInput, match=r"Got: n{200}…$"):
+            read_package("a", data)
+
+
+def tar_entry(name: str, kind: bytes = tarfile.REGTYPE, content: bytes = b"") -> bytes:
+    info = tarfile.TarInfo(name)
+    info.type, info.size = kind, len(content)
+    info.linkname = "/etc/passwd" if kind in (tarfile.SYMTYPE, tarfile.LNKTYPE) else ""
+    return info.tobuf() + content + bytes(-len(content) % tarfile.BLOCKSIZE)
+
+
+def zip_entry(name: str, mode: int) -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo(name)
+    info.create_system, info.external_attr = 3, mode << 16
+    return info
 
 
 def test_a_tarball_has_only_so_many_entries() -> None:
