@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from shared.identity import check_key
+from shared.settings import Port
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,7 +32,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Replicas of the metrics service."""
     listen_host: str = "127.0.0.1"
     """Address to bind. Loopback unless told otherwise: nothing is reachable from outside by accident."""
-    listen_port: int = 8888
+    listen_port: Port = 8888
     """TCP port to bind. 8888 is where clients of the API expect a server."""
     connect_timeout_seconds: float = 2.0
     """Seconds for one attempt to connect to one replica. A replica in the same house answers within milliseconds;

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
 S = TypeVar("S", bound=msgspec.Struct)
+
+Port = Annotated[int, msgspec.Meta(ge=1, le=65535, title="port")]
+"""The title is the word by which a value that is none is refused."""
 
 
 class SettingsError(Exception):
@@ -28,7 +31,7 @@ class ServiceSettings(msgspec.Struct, frozen=True, kw_only=True):
     nats_url: str
     """`nats://user:password@host:port`; the user may publish its owner's facts alone."""
     listen_host: str = "127.0.0.1"
-    listen_port: int = 8080
+    listen_port: Port = 8080
     log_format: Literal["text", "json"] = "text"
     log_level: str = "INFO"
     database_connections: int = 10
@@ -66,7 +69,9 @@ def load(kind: type[S], environment: Mapping[str, str] | None = None) -> S:
         try:
             given[field.name] = msgspec.convert(raw, field.type, strict=False)
         except msgspec.ValidationError as error:
-            raise SettingsError(f"{variable}={text!r}: {error}") from error
+            title = _title_of(field.type)
+            reason = f"{variable}: {text!r} is not a {title}" if title else f"{variable}={text!r}: {error}"
+            raise SettingsError(reason) from error
     try:
         return msgspec.convert(given, kind, strict=False)
     except msgspec.ValidationError as error:  # a rule over several fields
@@ -75,3 +80,7 @@ def load(kind: type[S], environment: Mapping[str, str] | None = None) -> S:
 
 def variable_of(field_name: str) -> str:
     return f"HEADRACE_{field_name.upper()}"
+
+
+def _title_of(kind: Any) -> str | None:
+    return next((meta.title for meta in getattr(kind, "__metadata__", ()) if isinstance(meta, msgspec.Meta)), None)

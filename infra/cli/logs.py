@@ -23,16 +23,16 @@ _CHUNK_BYTES = 64 * 1024
 @click.argument("run")
 @click.argument("node", required=False)
 @click.option("-f", "--follow", is_flag=True, help="Go on until the step, or the whole run, is over.")
-@click.option("--url", default="http://127.0.0.1:8888", envvar="HEADRACE_URL", show_default=True, help="The gateway.")
+@click.option("--url", envvar="HEADRACE_URL", help="The gateway: HEADRACE_URL, else this machine's at HEADRACE_PORT.")
 @click.option("--token", envvar="HEADRACE_TOKEN", help="Where the gateway asks for one: HEADRACE_TOKEN.")
-def logs(run: str, node: str | None, follow: bool, url: str, token: str | None) -> None:
+def logs(run: str, node: str | None, follow: bool, url: str | None, token: str | None) -> None:
     """Show what the steps of RUN (its id) wrote.
 
     NODE is a step's id or the name that the pipeline gives it; its text is written as it is. Without NODE, every line
     of every step is shown behind the name of its step.
     """
-    api = _Api(url, token)
     try:
+        api = _Api(url or _gateway_of_this_machine(), token)
         if node is not None:
             _show_one(api, run, node, follow=follow)
         elif follow:
@@ -46,6 +46,16 @@ def logs(run: str, node: str | None, follow: bool, url: str, token: str | None) 
 
 class LogsFailed(Exception):
     """What went wrong, in a sentence."""
+
+
+def _gateway_of_this_machine() -> str:
+    from infra.embedded.settings import Settings
+    from shared.settings import SettingsError, load
+
+    try:
+        return f"http://127.0.0.1:{load(Settings).port}"
+    except SettingsError as error:
+        raise LogsFailed(str(error)) from error
 
 
 class _Api:

@@ -22,7 +22,8 @@ def up(port: int | None, data_dir: str | None) -> None:
     import os
 
     from infra.embedded.failure import StartFailure
-    from infra.embedded.stack import Settings, run
+    from infra.embedded.settings import Settings
+    from infra.embedded.stack import run
     from shared.settings import SettingsError, load, variable_of
 
     given = {"port": port, "data_dir": data_dir}

@@ -19,6 +19,8 @@ _FOREIGN_PREFIXES = ("HEADRACE_TEST_", "HEADRACE_BENCH_")
 
 _PROGRAMS = frozenset({"HEADRACE_POSTGRES_BIN", "HEADRACE_NATS_SERVER", "HEADRACE_WEED"})
 """Read where the backing servers' programs are looked for."""
+_OF_CLIENTS = frozenset({"HEADRACE_URL", "HEADRACE_TOKEN"})
+"""Read by commands that reach a gateway, in the terminal of the same person."""
 
 
 def refuse_unsupported_platform(system: str = sys.platform, machine: str = platform.machine()) -> None:
@@ -39,7 +41,7 @@ def refuse_taken_port(port: int) -> None:
 
 def refuse_unknown_settings(environment: Mapping[str, str], known: Iterable[str]) -> None:
     """A mistyped variable would be ignored by every process: refuse it instead."""
-    allowed = {*known, *_PROGRAMS}
+    allowed = {*known, *_PROGRAMS, *_OF_CLIENTS}
     for name in sorted(environment):
         if not name.startswith(_PREFIX) or name in allowed or name.startswith(_FOREIGN_PREFIXES):
             continue

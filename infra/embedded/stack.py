@@ -14,8 +14,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from infra.embedded.backing import ADMIN, PORT_NAMES, Backing
 from infra.embedded.binaries import Programs, find_programs
 from infra.embedded.console import Console
@@ -31,6 +29,7 @@ from infra.embedded.preflight import (
 )
 from infra.embedded.process import Command
 from infra.embedded.readiness import until_status
+from infra.embedded.settings import Settings
 from infra.embedded.supervisor import Program, Row, Supervisor
 
 SERVICES = ("experiment", "pipeline-registry", "run", "job-scheduler", "metrics")
@@ -48,29 +47,13 @@ _PROJECT = Path(__file__).parents[2]
 _STOP_WITHIN_SECONDS = 15
 
 _SETTINGS = (
-    "infra.embedded.stack:Settings",
+    "infra.embedded.settings:Settings",
     "infra.cli.serve:LogSettings",
     "gateway.settings:Settings",
     "services.run.settings:ControllerSettings",
     "services.run.engine.embedded.runner.settings:RunnerSettings",
     *(f"services.{name.replace('-', '_')}.settings:Settings" for name in SERVICES),
-    "services.run.settings:ControllerSettings",
 )
-
-
-class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """Read from HEADRACE_… variables by `shared.settings.load`."""
-
-    port: int = 8888
-    """TCP port of the gateway on the loopback interface. 8888 is where clients of the API expect a server."""
-    data_dir: str = ".headrace"
-    """Folder for everything that is kept; created on first use."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.port < 65536:
-            raise ValueError("port must be between 1 and 65535")
-        if not self.data_dir:
-            raise ValueError("data_dir must not be empty")
 
 
 async def run(

@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 from infra.embedded.failure import StartFailure
-from infra.embedded.stack import Settings, run
-from shared.settings import load
+from infra.embedded.settings import Settings
+from infra.embedded.stack import run
+from shared.settings import SettingsError, load
 
 STUB = Path(__file__).with_name("stub_process.py")
 
@@ -16,7 +17,7 @@ STUB = Path(__file__).with_name("stub_process.py")
 def main() -> int:
     try:
         asyncio.run(run(load(Settings), ready=ready, say=say, serve=[str(STUB)]))
-    except StartFailure as failure:
+    except (SettingsError, StartFailure) as failure:
         say(f"cannot start: {failure}")
         return 1
     return 0

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from infra.embedded.failure import StartFailure
-from infra.embedded.preflight import refuse_unsupported_platform
+from infra.embedded.preflight import refuse_unknown_settings, refuse_unsupported_platform
 from infra.embedded.readiness import NOBODY_ANSWERS, http_status
 from tests.support.running_stack import WITHIN_SECONDS, command_line, started
 
@@ -170,6 +170,8 @@ async def test_a_taken_port_is_refused_before_anything_is_written(folder: Path) 
     ("variable", "value", "complaint"),
     [
         ("HEADRACE_WEED", "/no/weed", "HEADRACE_WEED=/no/weed: this is not a program"),
+        ("HEADRACE_PORT", "abc", "HEADRACE_PORT: 'abc' is not a port"),
+        ("HEADRACE_PORT", "65536", "HEADRACE_PORT: '65536' is not a port"),
         ("HEADRACE_PROT", "1", "unknown setting HEADRACE_PROT (did you mean HEADRACE_PORT?)"),
     ],
 )
@@ -219,6 +221,10 @@ async def test_a_server_that_does_not_come_up_ends_what_did(folder: Path) -> Non
         complaint = "headrace: cannot start: the object store ended while starting: the mill is dry (log: "
         assert (await stack.complaints()).startswith(complaint)
         assert stack.living() == []
+
+
+def test_what_is_said_to_commands_that_reach_a_gateway_is_no_mistake() -> None:
+    refuse_unknown_settings({"HEADRACE_URL": "http://127.0.0.1:1", "HEADRACE_TOKEN": "headrace_x"}, known=())
 
 
 def test_an_unsupported_platform_is_told_of_docker_compose() -> None:
