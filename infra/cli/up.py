@@ -10,7 +10,9 @@ import click
 
 @click.command()
 @click.option("--port", type=click.IntRange(1, 65535), help="Port of the gateway: HEADRACE_PORT, else 8888.")
-@click.option("--data-dir", type=click.Path(), help="Where to keep data: HEADRACE_DATA_DIR, else ./.headrace.")
+@click.option(
+    "--data-dir", type=click.Path(readable=False), help="Where to keep data: HEADRACE_DATA_DIR, else ./.headrace."
+)
 def up(port: int | None, data_dir: str | None) -> None:
     """Start everything on this machine and run it until Ctrl-C.
 

@@ -1,11 +1,13 @@
 """The folder that holds everything a stack keeps: the lock, the secrets, the ports, the data, the logs.
 
 One stack at a time. The lock is a flock whose descriptor the backing servers inherit: after the supervisor was killed
-it stays held until the last of them is gone, so a successor never meets a server that still writes.
+it stays held until the last of them is gone, so a successor never meets a server that still writes. The lock's file is
+also the mark by which a folder is known to be a stack's.
 """
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import hashlib
 import os
@@ -13,6 +15,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,6 +31,11 @@ T = TypeVar("T")
 
 _SUCCESSION_SECONDS = 15
 """How long the servers of a killed stack may take to end."""
+_LOCK = "headrace.lock"
+_MAY_LIE_THERE = ("tokens.json", ".tokens.json.lock", ".tokens.json.draft", "lost+found")
+"""What is found in a folder that no stack has run on yet: tokens that were made first, and the root of a disk."""
+_CLOSED_TO_OTHERS = ("logs", "steps", "engine", "nats", "object-store")
+"""Other users may be able to enter a folder that was there before. Postgres closes its own."""
 _LONGEST_SOCKET_PATH = 100
 
 
@@ -36,6 +44,7 @@ class DataDir:
         """Nothing is touched before `open`."""
         self.path = path.absolute()
         self.lock_descriptor = -1
+        self._made = False
 
     @property
     def logs(self) -> Path:
@@ -45,23 +54,22 @@ class DataDir:
     def steps(self) -> Path:
         return self.path / "steps"
 
-    def open(self, *, least_free_bytes: int = LEAST_FREE_BYTES) -> None:
-        """Create the folder where it is missing and lock it. Raises StartFailure; a folder it created is removed."""
-        missing = not self.path.exists()
+    async def open(self, *, least_free_bytes: int = LEAST_FREE_BYTES) -> None:
+        """Create the folder where it is missing and lock it. Raises StartFailure; a folder it created is removed.
+
+        One that was there keeps its mode, and must be empty or a stack's.
+        """
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            # Root hands the database to another user, who must be able to pass through; nobody may look around.
-            self.path.chmod(0o711 if os.geteuid() == 0 else 0o700)
-            self._lock()
+            await self._enter()
             self._refuse_a_full_disk(least_free_bytes)
-            for folder in (self.logs, self.steps):
-                folder.mkdir(mode=0o700, exist_ok=True)
+            for name in _CLOSED_TO_OTHERS:
+                (self.path / name).mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
-            self._abandon(missing)
+            self._abandon()
             reason = error.strerror or str(error)
             raise StartFailure(f"the data directory {self.path} cannot be used: {reason}") from error
-        except StartFailure:
-            self._abandon(missing)
+        except BaseException:
+            self._abandon()
             raise
 
     def close(self) -> None:
@@ -117,17 +125,66 @@ class DataDir:
         digest = hashlib.sha256(os.fsencode(self.path)).hexdigest()[:12]
         return Path("/tmp", f"headrace-{os.geteuid()}-{digest}")  # noqa: S108 - mkdir refuses one that exists
 
-    def _lock(self) -> None:
-        self.lock_descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    async def _enter(self) -> None:
+        """Make the folder or find it, and lock it: anew where it was removed meanwhile by whoever had made it."""
+        while self.lock_descriptor < 0:
+            self._make()
+            with suppress(_Removed):
+                if not self._made:
+                    self._refuse_what_is_not_ours()
+                await self._lock()
+
+    def _make(self) -> None:
+        try:
+            self.path.mkdir(mode=0o700, parents=True)
+        except FileExistsError:
+            self._made = False
+            return
+        self._made = True
+        if os.geteuid() == 0:
+            # Root hands the database to another user, who must be able to pass through; nobody may look around.
+            self.path.chmod(0o701)
+
+    def _refuse_what_is_not_ours(self) -> None:
+        try:
+            entries = os.listdir(self.path)
+        except FileNotFoundError as error:
+            if self.path.is_symlink():
+                raise
+            raise _Removed from error
+        if _LOCK not in entries and not set(entries) <= set(_MAY_LIE_THERE):
+            raise StartFailure(
+                f"the data directory {self.path} holds other things than a stack's data: "
+                "name an empty folder, or a new one"
+            )
+        if not os.access(self.path, os.W_OK | os.X_OK, effective_ids=True):
+            raise StartFailure(f"the data directory {self.path} is not writable")
+
+    async def _lock(self) -> None:
+        file = self.path / _LOCK
+        try:
+            descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except FileNotFoundError as error:
+            raise _Removed from error
+        try:
+            await self._hold(descriptor)
+            if not _is_open_at(descriptor, file):
+                raise _Removed
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()} {_started_at(os.getpid())}".encode(), 0)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        self.lock_descriptor = descriptor
+
+    async def _hold(self, descriptor: int) -> None:
         deadline = time.monotonic() + _SUCCESSION_SECONDS
-        while not _try_lock(self.lock_descriptor):
-            holder = os.pread(self.lock_descriptor, 64, 0).decode()
+        while not _try_lock(descriptor):
+            holder = os.pread(descriptor, 64, 0).decode()
             if _lives(holder) or time.monotonic() > deadline:
                 pid = holder.partition(" ")[0] or "unknown"
                 raise StartFailure(f"the data directory {self.path} is in use by another headrace (process {pid})")
-            time.sleep(0.02)
-        os.ftruncate(self.lock_descriptor, 0)
-        os.pwrite(self.lock_descriptor, f"{os.getpid()} {_started_at(os.getpid())}".encode(), 0)
+            await asyncio.sleep(0.02)
 
     def _unlock(self) -> None:
         if self.lock_descriptor >= 0:
@@ -142,10 +199,32 @@ class DataDir:
                 f"{free_bytes // 2**20} MiB free, {least_free_bytes // 2**20} MiB needed"
             )
 
-    def _abandon(self, missing: bool) -> None:
+    def _abandon(self) -> None:
+        """Leave nothing of a folder that was made here, and everything that somebody else has put there meanwhile.
+
+        The lock goes last, and while it is held: whoever waits for it sees that it is gone and begins anew.
+        """
+        if self._made and self.lock_descriptor >= 0:
+            for name in _CLOSED_TO_OTHERS:
+                with suppress(OSError):
+                    (self.path / name).rmdir()
+            with suppress(OSError):
+                (self.path / _LOCK).unlink()
+        if self._made:
+            with suppress(OSError):
+                self.path.rmdir()
         self._unlock()
-        if missing:
-            shutil.rmtree(self.path, ignore_errors=True)
+
+
+class _Removed(Exception):
+    """The folder went while it was being entered."""
+
+
+def _is_open_at(descriptor: int, file: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), file.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _try_lock(descriptor: int) -> bool:

@@ -10,7 +10,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,8 @@ async def run(
     refuse_taken_port(settings.port)
     programs = find_programs()
     data_dir = DataDir(Path(settings.data_dir))
-    data_dir.open()
+    if not await _done_before(stop, data_dir.open()):
+        return
     try:
         stack = _Stack(data_dir, programs, gateway_port=settings.port, say=say, serve=serve)
         await stack.run(stop, ready)
@@ -85,6 +86,20 @@ async def run(
         raise StartFailure(f"{error.strerror}: {error.filename or data_dir.path}") from error
     finally:
         data_dir.close()
+
+
+async def _done_before(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
+    """Whether the work was done; it is called off, and has tidied up, where the stop came first."""
+    working = asyncio.create_task(work)
+    told_to_stop = asyncio.create_task(stop.wait())
+    await asyncio.wait([working, told_to_stop], return_when=asyncio.FIRST_COMPLETED)
+    told_to_stop.cancel()
+    working.cancel()
+    try:
+        await working
+    except asyncio.CancelledError:
+        return False
+    return True
 
 
 class _Stack:

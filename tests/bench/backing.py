@@ -16,7 +16,7 @@ from infra.embedded.data_dir import DataDir
 async def backing_servers(path: Path) -> AsyncIterator[None]:
     """All three answer while the block runs."""
     data_dir = DataDir(path)
-    data_dir.open()
+    await data_dir.open()
     try:
         rows = Backing(data_dir, data_dir.ports(PORT_NAMES), find_programs()).rows()
         await asyncio.gather(*(row.startable.start() for row in rows))

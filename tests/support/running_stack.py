@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from infra.embedded.ports import free_ports
 
@@ -96,8 +97,9 @@ async def started(
     command: Sequence[str] = WITH_STUBS,
     prefix: Sequence[str] = (),
     variables: Mapping[str, str] | None = None,
+    as_user: Mapping[str, Any] | None = None,
 ) -> AsyncIterator[Started]:
-    """A stack told by the environment; `prefix` are words before its command."""
+    """A stack told by the environment; `prefix` are words before its command, `as_user` says whose process it is."""
     mark = f"HEADRACE_TEST_MARK={secrets.token_hex(8)}"
     gateway_port = port or free_ports(1)[0]
     journal = _empty_journal()
@@ -117,6 +119,7 @@ async def started(
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
+        **(as_user or {}),
     )
     stack = Started(process, gateway_port, mark, journal)
     try:

@@ -1,6 +1,8 @@
 """The stack as a person meets it: started as a command, with real backing servers and stubs for the processes."""
 
 import asyncio
+import contextlib
+import fcntl
 import os
 import signal
 import socket
@@ -43,7 +45,7 @@ async def test_it_comes_up_answers_and_ends_in_order_without_a_trace(folder: Pat
         assert ends[-2:] == ["run-controller", "step-runner"]
         assert await stack.complaints() == ""
     assert sorted(entry.name for entry in (folder / "data").iterdir()) == sorted(
-        ["lock", "logs", "nats", "object-store", "ports.json", "postgres", "secrets.json", "steps"]
+        ["engine", "headrace.lock", "logs", "nats", "object-store", "ports.json", "postgres", "secrets.json", "steps"]
     )
 
 
@@ -154,6 +156,20 @@ async def test_a_folder_in_use_is_refused_and_its_stack_undisturbed(folder: Path
         assert await stack.stop() == 0
 
 
+async def test_ctrl_c_is_heard_while_servers_of_a_killed_stack_still_hold_the_folder(folder: Path) -> None:
+    lock = folder / "data" / "headrace.lock"
+    lock.parent.mkdir()
+    lock.write_text("1 0.5")  # A process that is not.
+    with lock.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        async with started(folder / "data") as stack:
+            async with asyncio.timeout(WITHIN_SECONDS):
+                while lock not in opened_by(stack.process.pid):  # noqa: ASYNC110 - the kernel's list
+                    await asyncio.sleep(0.01)
+            assert await stack.stop(signal.SIGINT) == 0
+            assert await stack.complaints() == ""
+
+
 async def test_a_taken_port_is_refused_before_anything_is_written(folder: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -233,6 +249,14 @@ def test_an_unsupported_platform_is_told_of_docker_compose() -> None:
     for system, machine in (("darwin", "arm64"), ("win32", "AMD64"), ("linux", "riscv64")):
         with pytest.raises(StartFailure, match=f"not on {system} {machine}: use docker-compose up"):
             refuse_unsupported_platform(system, machine)
+
+
+def opened_by(pid: int) -> set[Path]:
+    found = set()
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            found.add(descriptor.readlink())
+    return found
 
 
 def _restarted(name: str) -> str:

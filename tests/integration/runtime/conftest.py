@@ -21,11 +21,9 @@ from services.run.engine.embedded.runner.journal import tree_of
 from services.run.engine.embedded.runner.protocol import StepExit, StepExited, StepLost
 from services.run.engine.embedded.runtime import Process, StepSpec
 from services.run.engine.embedded.runtime.tree import Tree
+from tests.support.ordinary_user import AS_NOBODY, NOBODY, PYTHON, PYTHON_PATH, why_there_is_none
 
-NOBODY = 65534
 HOST_SECRET = "hunter2-of-the-server"
-ROOT = Path(__file__).parents[3]
-SITE_PACKAGES = next(path for path in sys.path if path.endswith("site-packages"))
 
 _numbers = itertools.count()
 
@@ -47,10 +45,10 @@ class Runner:
         return self._process.pid
 
     def start(self, **settings: str) -> None:
-        python = "/usr/bin/python3" if self.is_ordinary_user else sys.executable
+        python = PYTHON if self.is_ordinary_user else sys.executable
         environment = {
             "PATH": os.environ["PATH"],
-            "PYTHONPATH": f"{ROOT}:{SITE_PACKAGES}",
+            "PYTHONPATH": PYTHON_PATH,
             "HEADRACE_STEP_RUNNER_SOCKET": str(self.room / "runner.sock"),
             "HEADRACE_STEPS_DIR": str(self.steps_dir),
             "HEADRACE_STEP_MASKED_PATHS": str(self.room / "data"),
@@ -59,9 +57,6 @@ class Runner:
             **({"HEADRACE_STEP_PYTHON": python} if self.is_ordinary_user else {}),
             **settings,
         }
-        as_user: dict[str, Any] = {}
-        if self.is_ordinary_user and os.getuid() == 0:
-            as_user = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
         with (self.room / "runner.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [python, "-m", "services.run.engine.embedded.runner"],
@@ -69,7 +64,7 @@ class Runner:
                 cwd="/",
                 stdout=log,
                 stderr=log,
-                **as_user,
+                **(AS_NOBODY if self.is_ordinary_user else {}),
             )
 
     def kill(self) -> None:
@@ -170,27 +165,11 @@ def runner_room(*, is_ordinary_user: bool) -> Iterator[Runner]:
         shutil.rmtree(room, ignore_errors=True)
 
 
-def _why_no_ordinary_user() -> str | None:
-    if os.getuid() != 0:
-        return None
-    tried = subprocess.run(
-        ["/usr/bin/python3", "-c", "import msgspec, tenacity"],
-        env={"PYTHONPATH": SITE_PACKAGES},
-        user=NOBODY,
-        group=NOBODY,
-        extra_groups=[],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return None if tried.returncode == 0 else f"the system's python cannot serve uid {NOBODY}: {tried.stderr[-200:]}"
-
-
 @pytest.fixture(scope="session", params=["own-user", "ordinary-user"])
 def shared_runner(request: pytest.FixtureRequest) -> Iterator[Runner]:
     """One runner for the tests that do not harm it."""
     is_ordinary_user = request.param == "ordinary-user"
-    if is_ordinary_user and (reason := _why_no_ordinary_user()) is not None:
+    if is_ordinary_user and (reason := why_there_is_none()) is not None:
         pytest.skip(reason)
     if is_ordinary_user and os.getuid() != 0:
         pytest.skip("we are an ordinary user: own-user says it all")

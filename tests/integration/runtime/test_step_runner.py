@@ -17,8 +17,9 @@ import pytest
 from services.run.engine.embedded.runner.client import RunnerClient, RunnerRefused
 from services.run.engine.embedded.runner.protocol import End, Event, StepExit, StepExited, StepLost, StepStarted
 from services.run.engine.embedded.runtime import Mount
-from tests.integration.runtime.conftest import ROOT, SITE_PACKAGES, Runner, runner_room
+from tests.integration.runtime.conftest import Runner, runner_room
 from tests.support.eventually import eventually
+from tests.support.ordinary_user import PYTHON_PATH
 
 FAMILY = """
     trap 'echo main asked; exit 0' TERM
@@ -132,7 +133,7 @@ async def test_a_controller_that_dies_finds_its_step_still_running_and_run_once(
     (tmp_path / "spec.json").write_bytes(msgspec.json.encode(spec))
     controller = subprocess.Popen(  # noqa: ASYNC220
         [sys.executable, "-c", CONTROLLER, str(mortal_runner.room / "runner.sock"), str(tmp_path / "spec.json")],
-        env={"PYTHONPATH": f"{ROOT}:{SITE_PACKAGES}"},
+        env={"PYTHONPATH": PYTHON_PATH},
         stdout=subprocess.PIPE,
     )
     assert controller.stdout is not None
@@ -265,7 +266,7 @@ async def test_a_second_runner_over_the_same_directory_is_refused(mortal_runner:
         subprocess.run,
         [sys.executable, "-m", "services.run.engine.embedded.runner"],
         env={
-            "PYTHONPATH": f"{ROOT}:{SITE_PACKAGES}",
+            "PYTHONPATH": PYTHON_PATH,
             "HEADRACE_STEP_RUNNER_SOCKET": str(mortal_runner.room / "second.sock"),
             "HEADRACE_STEPS_DIR": str(mortal_runner.steps_dir),
         },

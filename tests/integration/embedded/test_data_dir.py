@@ -1,0 +1,199 @@
+"""The folder of a stack: whose it is, who may use it, and what is left of it when it cannot be used."""
+
+import asyncio
+import contextlib
+import os
+import stat
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gateway import tokens
+from infra.embedded.data_dir import DataDir
+from infra.embedded.failure import StartFailure
+from infra.embedded.postgres import NOBODY
+
+AN_IMPOSSIBLE_SIZE = 2**62
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Open to other users, unlike pytest's own."""
+    with tempfile.TemporaryDirectory(prefix="headrace-") as name:
+        os.chmod(name, 0o755)
+        yield Path(name)
+
+
+async def test_the_folder_it_makes_lets_nobody_look_around(folder: Path) -> None:
+    data_dir = DataDir(folder / "deep" / "data")
+    await data_dir.open()
+    data_dir.close()
+    # Root's Postgres is another user, who must be able to pass through.
+    assert mode_of(data_dir.path) == (0o701 if os.geteuid() == 0 else 0o700)
+
+
+@pytest.mark.parametrize("mode", [0o1777, 0o700, 0o755])
+async def test_a_folder_that_was_there_keeps_its_mode(folder: Path, mode: int) -> None:
+    path = folder / "data"
+    path.mkdir()
+    path.chmod(mode)
+    for _ in range(2):
+        data_dir = DataDir(path)
+        await data_dir.open()
+        data_dir.close()
+        assert mode_of(path) == mode
+
+
+async def test_what_lies_in_a_folder_that_others_may_enter_is_closed_to_them(folder: Path) -> None:
+    (folder / "data").mkdir(mode=0o755)
+    data_dir = DataDir(folder / "data")
+    await data_dir.open()
+    data_dir.close()
+    assert {mode_of(entry) & 0o077 for entry in data_dir.path.iterdir()} == {0}
+
+
+async def test_a_folder_of_somebody_elses_things_is_refused_and_left_as_it_was(folder: Path) -> None:
+    (folder / "lock").touch()
+    before = os.listdir(folder), mode_of(folder)
+    with pytest.raises(StartFailure) as refused:
+        await DataDir(folder).open()
+    assert str(refused.value) == (
+        f"the data directory {folder} holds other things than a stack's data: name an empty folder, or a new one"
+    )
+    assert (os.listdir(folder), mode_of(folder)) == before
+
+
+async def test_tokens_that_were_made_before_the_first_start_are_no_other_things(folder: Path) -> None:
+    tokens.create(folder / "data" / "tokens.json", "somebody")
+    (folder / "data" / "lost+found").mkdir()  # The root of a disk of its own.
+    data_dir = DataDir(folder / "data")
+    await data_dir.open()
+    data_dir.close()
+
+
+async def test_a_folder_one_may_not_write_to_is_refused_and_left_as_it_was(folder: Path) -> None:
+    ours = DataDir(folder / "ours")
+    with an_ordinary_user(folder):
+        await ours.open()
+        ours.close()
+        (folder / "empty").mkdir()
+        for path in (ours.path, folder / "empty"):
+            path.chmod(0o500)
+            before = sorted(os.listdir(path))
+            with pytest.raises(StartFailure) as refused:
+                await DataDir(path).open()
+            assert str(refused.value) == f"the data directory {path} is not writable"
+            assert (sorted(os.listdir(path)), mode_of(path)) == (before, 0o500)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a folder of another user's")
+async def test_another_users_folder_is_refused(folder: Path) -> None:
+    (folder / "data").mkdir(mode=0o700)
+    with an_ordinary_user(), pytest.raises(StartFailure) as refused:
+        await DataDir(folder / "data").open()
+    assert str(refused.value) == f"the data directory {folder}/data cannot be used: Permission denied"
+
+
+async def test_a_link_to_nowhere_is_refused(folder: Path) -> None:
+    (folder / "data").symlink_to(folder / "nowhere")
+    with pytest.raises(StartFailure, match="cannot be used: No such file or directory"):
+        await DataDir(folder / "data").open()
+
+
+async def test_a_folder_it_made_and_cannot_use_is_removed(folder: Path) -> None:
+    with pytest.raises(StartFailure, match="is on a full disk"):
+        await DataDir(folder / "data").open(least_free_bytes=AN_IMPOSSIBLE_SIZE)
+    assert os.listdir(folder) == []
+
+
+async def test_waiting_for_servers_of_a_killed_stack_can_be_called_off(folder: Path) -> None:
+    data_dir = DataDir(folder / "data")
+    await data_dir.open()
+    lock = data_dir.path / "headrace.lock"
+    lock.write_text("1 0.5")  # A process that is not, and whose servers hold on.
+    waiting = asyncio.create_task(DataDir(folder / "data").open())
+    async with asyncio.timeout(20):
+        while not held_twice(lock):  # noqa: ASYNC110 - a file
+            await asyncio.sleep(0.01)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(waiting, 10)
+    assert not held_twice(lock)
+    data_dir.close()
+
+
+def test_whoever_fails_to_start_takes_nothing_from_whoever_starts(folder: Path) -> None:
+    """Many begin at the same moment on a folder that is not there; half of them find the disk too full."""
+    path = folder / "data"
+    starters = 6
+    at_once = threading.Barrier(starters)
+    robbed: list[str] = []
+
+    def start(round_: int, number: int) -> None:
+        data_dir = DataDir(path)
+        at_once.wait()
+        try:
+            asyncio.run(data_dir.open(least_free_bytes=AN_IMPOSSIBLE_SIZE if number % 2 else 0))
+        except StartFailure:
+            at_once.wait()
+            return
+        mine = path / f"kept-{round_}"
+        try:
+            mine.touch()
+        except FileNotFoundError:
+            robbed.append("the folder went while it was held")
+        at_once.wait()
+        if not mine.exists() or not (path / "logs").exists():
+            robbed.append("its data went while it was held")
+        if not is_open_at(data_dir.lock_descriptor, path / "headrace.lock"):
+            robbed.append("the lock went while it was held")
+        data_dir.close()
+
+    for round_ in range(60):
+        threads = [threading.Thread(target=start, args=(round_, number)) for number in range(starters)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert robbed == []
+        if path.exists():
+            for entry in path.iterdir():
+                entry.rmdir() if entry.is_dir() else entry.unlink()
+            path.rmdir()
+
+
+def mode_of(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@contextlib.contextmanager
+def an_ordinary_user(*owned: Path) -> Iterator[None]:
+    """Root may write anywhere; as an ordinary user we are what we are."""
+    if os.geteuid() != 0:
+        yield
+        return
+    for path in owned:
+        os.chown(path, NOBODY, NOBODY)
+    os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def held_twice(lock: Path) -> bool:
+    """Whether two descriptors of this process are open on the file."""
+    count = 0
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            count += descriptor.readlink() == lock
+    return count == 2
+
+
+def is_open_at(descriptor: int, file: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(descriptor), file.stat())
+    return False
