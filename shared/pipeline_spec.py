@@ -2,7 +2,7 @@
 
 A pipeline spec names a workflow by manifest, pipeline or version, and its parameters; resource references say whose
 the record is. Runs and jobs take them by the same rules and refuse them in the same words. Pure: the standard
-library, msgspec and `shared.errors`.
+library, msgspec, `shared.errors` and `shared.lengths`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from enum import StrEnum
 import msgspec
 
 from shared.errors import InvalidInput, NotFound
+from shared.lengths import check_length
 
 LARGEST_PARAMETERS_BYTES = 10_000
 
@@ -75,6 +76,14 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
         return ids[0] if ids else ""
 
 
+def check_lengths(asked: Asked) -> None:
+    """Of what is looked up: nothing that exists has a longer id, and its owner could not be asked for one."""
+    check_length("pipeline id", asked.pipeline_id)
+    check_length("service account", asked.service_account)
+    for reference in asked.references:
+        check_length(f"id of the {reference.type}", reference.id)
+
+
 def check_source(asked: Asked) -> None:
     """Section 9.3: one source, and only one."""
     if not (asked.manifest or asked.pipeline_id or asked.version_id):
@@ -95,8 +104,8 @@ def check_parameters_size(parameters: tuple[Parameter, ...]) -> None:
         raise InvalidInput(f"The input parameter length exceed maximum size of {LARGEST_PARAMETERS_BYTES}.")
 
 
-def not_a_workflow(manifest: str) -> InvalidInput:
-    return InvalidInput(f"Invalid argo workflow format. Workflow: {manifest}")
+def not_a_workflow(manifest: str, cause: str) -> InvalidInput:
+    return InvalidInput(f"Invalid argo workflow format. Workflow: {manifest}", cause=cause)
 
 
 def not_our_kind(reason: str) -> InvalidInput:

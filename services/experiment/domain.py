@@ -8,7 +8,8 @@ from typing import NewType
 
 import msgspec
 
-from shared.errors import AlreadyExists, InvalidInput, NotFound
+from shared.errors import AlreadyExists, InvalidInput, NotFound, layer
+from shared.lengths import check_length
 
 ExperimentId = NewType("ExperimentId", str)
 
@@ -32,10 +33,10 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True):
 
 def check_name(name: str) -> None:
     """API specification, section 7, E1."""
-    if not name:
-        raise InvalidInput("Experiment name is empty. Please specify a valid experiment name.").inside(
-            "Validate experiment request failed."
-        )
+    with layer("Validate experiment request failed."):
+        if not name:
+            raise InvalidInput("Experiment name is empty. Please specify a valid experiment name.")
+        check_length("experiment name", name)
 
 
 def unknown(experiment_id: str) -> NotFound:

@@ -11,12 +11,14 @@ from typing import Any, NewType, assert_never
 import msgspec
 
 from shared.errors import AlreadyExists, InvalidInput, NotFound
+from shared.lengths import check_length
 from shared.pipeline_spec import Asked, not_a_workflow
 from shared.pipeline_spec import AskedReference as AskedReference
 from shared.pipeline_spec import Parameter as Parameter
 from shared.pipeline_spec import Reference as Reference
 from shared.pipeline_spec import Relationship as Relationship
 from shared.pipeline_spec import ResourceType as ResourceType
+from shared.pipeline_spec import check_lengths as check_lengths
 from shared.pipeline_spec import check_parameters_size as check_parameters_size
 from shared.pipeline_spec import check_source as check_source
 from shared.pipeline_spec import invalid_workflow as invalid_workflow
@@ -29,8 +31,6 @@ ObjectName = NewType("ObjectName", str)
 """What Kubernetes would call the scheduler object. The names of a job's workflows start with it."""
 
 MOST_CONCURRENT = 10
-LONGEST_NAME_BYTES = 2_000
-"""As for runs. The original server refuses far shorter ones, as a database error."""
 
 _NAME_LETTERS = "bcdfghjklmnpqrstvwxz2456789"
 _LONGEST_BASE = 25
@@ -139,8 +139,7 @@ def _ending() -> str:
 
 def check_name(name: str) -> None:
     """A job may be called by nothing at all."""
-    if len(name.encode()) > LONGEST_NAME_BYTES:
-        raise InvalidInput(f"The job name is longer than {LONGEST_NAME_BYTES} bytes. Please specify a valid name.")
+    check_length("job name", name)
 
 
 class _Arguments(msgspec.Struct, frozen=True):
@@ -162,7 +161,7 @@ def check_is_workflow(manifest: str) -> None:
     try:
         msgspec.json.decode(manifest, type=_Workflow)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-        raise not_a_workflow(manifest) from error
+        raise not_a_workflow(manifest, str(error)) from error
 
 
 def check_max_concurrency(number: int) -> None:

@@ -88,6 +88,7 @@ class Jobs:
         """API specification, section 10.2, in the order of its checks."""
         with layer("Validate create job request failed."):
             domain.check_name(asked.name)
+            domain.check_lengths(asked)
             version = await self._check_source(asked)
             domain.check_parameters_size(asked.parameters)
             domain.check_max_concurrency(asked.max_concurrency)

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from shared.errors import AlreadyExists, InvalidInput, NotFound
+from shared.lengths import check_length
 
 PipelineId = NewType("PipelineId", str)
 VersionId = NewType("VersionId", str)
@@ -72,6 +73,11 @@ def check_name(name: str) -> None:
     """API specification, section 8.4."""
     if len(name.encode()) > LONGEST_NAME_BYTES:
         raise InvalidInput(f"Pipeline name too long. Support maximum length of {LONGEST_NAME_BYTES}")
+
+
+def check_version_name(name: str) -> None:
+    """Of a version made from a URL, which may be called by nothing at all (API specification, section 8.4)."""
+    check_length("version name", name)
 
 
 def check_size(size_bytes: int, largest_bytes: int = LARGEST_PACKAGE_BYTES) -> None:

@@ -95,13 +95,15 @@ class Pipelines:
     async def create_version(
         self, url: str, pipeline_id: str, *, name: str, description: str, code_source_url: str, keyed: Keyed | None
     ) -> Version:
-        """V1. Its name may be anything, and nothing."""
+        """V1. Its name may be nothing."""
 
         async def create(keep: Keep) -> Version:
             async with self._fetcher.fetched(url) as file:
                 pipeline = await store.find_pipeline(self._database, pipeline_id) if pipeline_id else None
                 with layer("The URL is valid but pipeline system failed to read the file."):
                     reading = await self._read(file, pipeline_name=pipeline.name if pipeline else name)
+                with layer("Invalid pipeline version name."):
+                    domain.check_version_name(name)
                 if not pipeline_id:
                     raise domain.missing_pipeline()
                 with layer("Failed to create a version."), layer("Create pipeline version failed"):

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from shared import scalars
+from shared.lengths import LONGEST_NAME_BYTES, is_too_long
 
 from .domain import DEFAULT_SERVICE_ACCOUNT, Parameter, Run, Status
 
@@ -301,6 +302,8 @@ def _exports(template: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _service_account(own: str, rules: Rules) -> str:
+    if is_too_long(own):
+        raise Malformed(f"serviceAccountName is longer than {LONGEST_NAME_BYTES} bytes")
     return own if own not in ("", DEFAULT_SERVICE_ACCOUNT) else rules.default_service_account
 
 

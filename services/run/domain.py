@@ -11,12 +11,14 @@ from typing import NewType
 import msgspec
 
 from shared.errors import AlreadyExists, InvalidInput, NotFound, WrongState
+from shared.lengths import check_length
 from shared.pipeline_spec import Asked
 from shared.pipeline_spec import AskedReference as AskedReference
 from shared.pipeline_spec import Parameter as Parameter
 from shared.pipeline_spec import Reference as Reference
 from shared.pipeline_spec import Relationship as Relationship
 from shared.pipeline_spec import ResourceType as ResourceType
+from shared.pipeline_spec import check_lengths as check_lengths
 from shared.pipeline_spec import check_parameters_size as check_parameters_size
 from shared.pipeline_spec import check_source as check_source
 from shared.pipeline_spec import invalid_workflow as invalid_workflow
@@ -28,8 +30,6 @@ from shared.pipeline_spec import unrecognized_parameter as unrecognized_paramete
 RunId = NewType("RunId", str)
 WorkflowName = NewType("WorkflowName", str)
 
-LONGEST_NAME_BYTES = 2_000
-"""What an index can hold. The original server refuses far shorter ones, as a database error."""
 DEFAULT_SERVICE_ACCOUNT = "pipeline-runner"
 
 _NAME_LETTERS = "bcdfghjklmnpqrstvwxz2456789"
@@ -167,8 +167,7 @@ def check_workflow_name(name: str) -> None:
 def check_name(name: str) -> None:
     if not name:
         raise InvalidInput("The run name is empty. Please specify a valid name.")
-    if len(name.encode()) > LONGEST_NAME_BYTES:
-        raise InvalidInput(f"The run name is longer than {LONGEST_NAME_BYTES} bytes. Please specify a valid name.")
+    check_length("run name", name)
 
 
 def unknown(run_id: str) -> NotFound:

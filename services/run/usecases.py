@@ -132,6 +132,7 @@ class Runs:
         digest = digest_of(asked.manifest)
         with layer("Validate create run request failed."):
             domain.check_name(asked.name)
+            domain.check_lengths(asked)
             version = await self._check_source(asked, digest)
             domain.check_parameters_size(asked.parameters)
         with layer("Failed to create a new run."):
@@ -204,7 +205,7 @@ class Runs:
         try:
             prepared = self._manifests.prepared(text, digest)
         except (compose.Malformed, compose.OfAnotherKind) as error:
-            return ManifestAnswer(malformation=str(error))
+            return ManifestAnswer(malformation=str(error)[:LARGEST_REFUSAL])
         nobodys = Run(
             id=RunId(str(uuid.uuid4())),
             name="",
@@ -287,7 +288,7 @@ class Runs:
         try:
             self._manifests.prepared(asked.manifest, digest)
         except compose.Malformed as error:
-            raise domain.not_a_workflow(asked.manifest) from error
+            raise domain.not_a_workflow(asked.manifest, str(error)) from error
         except compose.OfAnotherKind:
             return None  # That is told by a later check.
         return None

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import secrets
 from typing import Any
 
 import pytest
@@ -68,6 +69,18 @@ async def test_what_cannot_be_created_is_refused_in_the_words_of_the_api(experim
     assert "shouldn't contain resource references." in body["error"]
     status, body = await experiments.refused("POST", "/experiments", {"name": 5})
     assert (status, "details" in body) == (400, False)
+
+
+async def test_a_name_is_as_long_as_an_index_can_hold_and_no_longer(experiments: Client) -> None:
+    longest = secrets.token_hex(1_000)  # Nothing in it repeats, so that nothing can be stored shorter than it is.
+    assert (await create(experiments, longest))["name"] == longest
+    assert await LIST.names(experiments, filter=predicate("EQUALS", "name", string_value=longest)) == [longest]
+    assert (await experiments.refused("POST", "/experiments", {"name": longest}))[0] == 409
+    text = "The experiment name is longer than 2000 bytes. Please specify a shorter one."
+    for name in (longest + "x", "ü" * 1_001, secrets.token_hex(4_500), secrets.token_hex(150_000)):
+        status, body = await experiments.refused("POST", "/experiments", {"name": name})
+        assert (status, body["code"], body["details"][0]["error_message"]) == (400, 3, text)
+        assert body["error"] == f"Validate experiment request failed.: Invalid input error: {text}"
 
 
 async def test_a_taken_name_is_a_409_and_replicas_agree_who_was_first(

@@ -37,7 +37,30 @@ def triggered(**trigger: Any) -> dict[str, Any]:
 
 INVALID = manifest(spec={"templates": []})
 REFUSED: dict[str, tuple[dict[str, Any], int, str | None, str]] = {
-    "a name that is longer than ours": ({"name": "n" * 2001}, 400, None, CHECKED),
+    "a name that is longer than ours": (
+        {"name": "n" * 2001},
+        400,
+        "The job name is longer than 2000 bytes. Please specify a shorter one.",
+        CHECKED,
+    ),
+    "a pipeline of which nobody can be asked": (
+        {"pipeline_spec": {"pipeline_id": "n" * 600_000}},
+        400,
+        "The pipeline id is longer than 2000 bytes. Please specify a shorter one.",
+        CHECKED,
+    ),
+    "a reference of which nobody can be asked": (
+        {"resource_references": [reference("JOB", "n" * 600_000)]},
+        400,
+        "The id of the JOB is longer than 2000 bytes. Please specify a shorter one.",
+        CHECKED,
+    ),
+    "a service account that no cluster has": (
+        {"service_account": "n" * 600_000},
+        400,
+        "The service account is longer than 2000 bytes. Please specify a shorter one.",
+        CHECKED,
+    ),
     "no source": ({"pipeline_spec": None}, 400, NO_SOURCE, CHECKED),
     "an empty source": ({"pipeline_spec": {}}, 400, NO_SOURCE, CHECKED),
     "a version that is only owned": (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -329,6 +330,22 @@ async def test_the_last_pipeline_among_the_references_owns_the_version(registry:
     ]
     version = await registry.post("/pipeline_versions", asked)
     assert version["resource_references"][0]["key"]["id"] == two["id"]
+
+
+async def test_a_version_has_a_name_that_an_index_can_hold(registry: Client, site: Site) -> None:
+    pipeline = await upload(registry, "one")
+    longest = secrets.token_hex(1_000)  # Nothing in it repeats, so that nothing can be stored shorter than it is.
+    asked = version_from_url(site.url(), pipeline["id"], name=longest)
+    assert (await registry.post("/pipeline_versions", asked))["name"] == longest
+    assert (await registry.refused("POST", "/pipeline_versions", asked))[0] == 409
+    text = "The version name is longer than 2000 bytes. Please specify a shorter one."
+    for name in (longest + "x", secrets.token_hex(1_400), secrets.token_hex(150_000)):
+        asked = version_from_url(site.url(), pipeline["id"], name=name)
+        assert await refusal(registry, asked, "/pipeline_versions") == (
+            400,
+            text,
+            f"Invalid pipeline version name.: Invalid input error: {text}",
+        )
 
 
 async def test_the_checks_of_a_version_come_in_the_apis_order(registry: Client, site: Site, database: Database) -> None:

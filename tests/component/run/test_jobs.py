@@ -57,6 +57,15 @@ async def test_a_manifest_that_creation_would_refuse_is_refused_with_the_reason(
     assert "is not an object" in (await check(world, '{"spec":1}')).malformation
 
 
+async def test_what_an_answer_quotes_of_a_manifest_leaves_room_for_the_answer(world: World) -> None:
+    longer_than_a_message = "n" * 1_100_000
+    answer = await check(world, MANIFEST.replace('"Workflow"', f'"{longer_than_a_message}"'))
+    assert answer.malformation.startswith("Unexpected resource type. Expected: Workflow. Received: nnn")
+    own_account = f'"serviceAccountName":"{longer_than_a_message}","entrypoint"'
+    answer = await check(world, MANIFEST.replace('"entrypoint"', own_account))
+    assert answer == ManifestAnswer(malformation="serviceAccountName is longer than 2000 bytes")
+
+
 async def test_nothing_is_said_of_a_manifest_that_nobody_has(world: World) -> None:
     bus = world.peers.buses["job-scheduler"]
     with pytest.raises(NotFound, match="WorkflowSpecManifest 0000 not found"):

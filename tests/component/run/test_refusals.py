@@ -28,12 +28,43 @@ def manifest(**changes: Any) -> dict[str, str]:
 
 
 INLINE = {"workflow_manifest": MANIFEST}
+LONG = "n" * 600_000
+OF_NO_ACCOUNT = manifest(spec={"serviceAccountName": LONG})
 VERSION = reference("PIPELINE_VERSION", "v1", "CREATOR")
 
 REFUSED: dict[str, tuple[Any, int, str | None, str]] = {
     "an empty body": (b"", 400, EMPTY_NAME, CHECKED),
     "no name": ({"pipeline_spec": INLINE}, 400, EMPTY_NAME, CHECKED),
-    "a name that no index holds": ({"name": "n" * 2001, "pipeline_spec": INLINE}, 400, None, CHECKED),
+    "a name that no index holds": (
+        {"name": "n" * 2001, "pipeline_spec": INLINE},
+        400,
+        "The run name is longer than 2000 bytes. Please specify a shorter one.",
+        CHECKED,
+    ),
+    "a pipeline of which nobody can be asked": (
+        {"name": "n", "pipeline_spec": {"pipeline_id": LONG}},
+        400,
+        "The pipeline id is longer than 2000 bytes. Please specify a shorter one.",
+        CHECKED,
+    ),
+    "a reference of which nobody can be asked": (
+        {"name": "n", "pipeline_spec": INLINE, "resource_references": [reference("EXPERIMENT", LONG)]},
+        400,
+        "The id of the EXPERIMENT is longer than 2000 bytes. Please specify a shorter one.",
+        CHECKED,
+    ),
+    "a service account that no cluster has": (
+        {"name": "n", "pipeline_spec": INLINE, "service_account": LONG},
+        400,
+        "The service account is longer than 2000 bytes. Please specify a shorter one.",
+        CHECKED,
+    ),
+    "a manifest's service account that no cluster has": (
+        {"name": "n", "pipeline_spec": OF_NO_ACCOUNT},
+        400,
+        f"Invalid argo workflow format. Workflow: {OF_NO_ACCOUNT['workflow_manifest']}",
+        CHECKED,
+    ),
     "no source": ({"name": "n"}, 400, NO_SOURCE, CHECKED),
     "an empty source": ({"name": "n", "pipeline_spec": {}}, 400, NO_SOURCE, CHECKED),
     "a version that is only owned": (
