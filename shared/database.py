@@ -14,7 +14,7 @@ from typing import Any, Protocol, Self
 import asyncpg
 from tenacity import before_sleep_log, retry, retry_if_exception, stop_after_delay, wait_random_exponential
 
-from shared.errors import Unavailable
+from shared.errors import InvalidInput, Unavailable
 
 Row = asyncpg.Record
 
@@ -236,6 +236,10 @@ def _our_words() -> Iterator[None]:
         yield
     except asyncpg.IntegrityConstraintViolationError as error:
         raise ConstraintViolated(error.constraint_name or "") from error
+    except asyncpg.ProgramLimitExceededError as error:
+        # A text beyond what an index holds, a pattern beyond the stack: what is allowed to be that large came from
+        # outside. Rules that know the text refuse it earlier, and in its own name.
+        raise InvalidInput("The request holds more than the database can take.", cause=str(error)) from error
     except (*_OUTAGE, asyncpg.InterfaceError) as error:
         if not _is_outage(error):
             raise

@@ -1,12 +1,13 @@
 """The door to Postgres: what is committed, what is called back, and which errors are outages."""
 
 import asyncio
+import secrets
 from collections.abc import AsyncIterator
 
 import pytest
 
 from shared.database import ConstraintViolated, Database
-from shared.errors import Unavailable
+from shared.errors import InvalidInput, Unavailable
 
 
 @pytest.fixture
@@ -51,6 +52,21 @@ async def test_a_constraint_says_its_name(database: Database) -> None:
     with pytest.raises(ConstraintViolated) as caught:
         await database.execute("insert into mills values ('a', 1)")
     assert caught.value.constraint == "mills_id_key"
+
+
+async def test_more_than_the_server_can_take_is_for_the_client_to_mend(database: Database) -> None:
+    async def in_a_transaction(sql: str, *arguments: object) -> None:
+        async with database.transaction() as tx:
+            await tx.execute(sql, *arguments)
+
+    # Nothing in it repeats, so that nothing can be stored shorter than it is.
+    longer_than_an_index_entry = secrets.token_hex(1_400)
+    for execute in (database.execute, in_a_transaction):
+        with pytest.raises(InvalidInput) as caught:
+            await execute("insert into mills values ($1, 1)", longer_than_an_index_entry)
+        assert caught.value.message == "The request holds more than the database can take."
+        assert "mills_id_key" in caught.value.error
+    assert await database.fetchval("select count(*) from mills") == 0
 
 
 async def test_wrong_arguments_are_no_outage(database: Database) -> None:
