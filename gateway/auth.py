@@ -44,6 +44,8 @@ FETCH_KEYS_NO_SOONER_SECONDS: Final = 10.0
 """Between two fetches that unknown keys cause: whoever invents key names must not make us flood the provider."""
 
 _FETCH_WITHIN_SECONDS: Final = 5.0
+_LONGEST_SUBJECT: Final = 255
+"""By OpenID Connect Core, section 2. Services keep it in an index."""
 _LARGEST_DOCUMENT_BYTES: Final = 1 << 20
 _LEEWAY_SECONDS: Final = 30
 _MOST_REMEMBERED: Final = 10_000
@@ -231,8 +233,10 @@ class Provider:
             )
         except jwt.PyJWTError as error:
             raise Unauthenticated("The token is not valid.", cause=str(error)) from error
-        name = claims.get(self._name_claim)
-        caller = Caller(subject=f"oidc:{claims['sub']}", name=str(name or claims["sub"]))
+        subject, name = claims["sub"], claims.get(self._name_claim)
+        if len(subject) > _LONGEST_SUBJECT:
+            raise Unauthenticated("The token is not valid.", cause="its subject is longer than OpenID Connect allows")
+        caller = Caller(subject=f"oidc:{subject}", name=str(name or subject))
         return caller, float(claims["exp"])
 
     async def _key(self, kid: str | None) -> jwt.PyJWK:

@@ -240,7 +240,14 @@ class TestIdentityProvider:
         assert (caller.subject, caller.name) == ("oidc:4711", "anna@example.org")
 
     @pytest.mark.parametrize(
-        "claims", [{"aud": "another"}, {"iss": "https://elsewhere"}, {"exp": time.time() - 60}, {"sub": None}]
+        "claims",
+        [
+            {"aud": "another"},
+            {"iss": "https://elsewhere"},
+            {"exp": time.time() - 60},
+            {"sub": None},
+            {"sub": "4711" * 100},
+        ],
     )
     async def test_a_token_made_out_otherwise_is_refused(
         self, guarded: GatewayUnderTest, provider: IdentityProvider, claims: dict[str, Any]
