@@ -4,8 +4,9 @@ A service describes its resource as a `Listing`, which is data; the rules are he
 composes SQL. Its text is made of what a `Listing` says and of constants below; whatever a client sent is a bound
 parameter, the content of a page token included, which is unsigned and trusted in nothing.
 
-Pages are found by key, never by offset: a token names the sort value and the id of the first row of the next page.
-Times are compared in seconds by filters, as the API shows them, and in microseconds by tokens, as they are stored.
+Pages are found by key, never by offset: a token names the sort value and the id of the first row of the next page. It
+becomes part of a URL: of a long text it holds the beginning, and the row itself says the rest. Times are compared in
+seconds by filters, as the API shows them, and in microseconds by tokens, as they are stored.
 """
 
 from __future__ import annotations
@@ -31,9 +32,12 @@ T = TypeVar("T")
 DEFAULT_PAGE_SIZE: Final = 20
 LARGEST_PAGE_SIZE: Final = 200
 MOST_PREDICATES: Final = 100
+LONGEST_TEXT_IN_TOKEN: Final = 200
+"""In characters, of which the worst take six bytes of JSON each. Longer texts are cut."""
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _SECOND: Final = timedelta(seconds=1)
+_LAST_CHARACTER: Final = "\U0010ffff"
 _MISMATCH: Final = (
     "page token does not match the supplied sort by and/or filtering criteria. "
     "Either specify the same criteria or leave the latter empty if page token is specified."
@@ -108,6 +112,8 @@ class Position(msgspec.Struct, frozen=True):
 
     value: str | int | float | None
     row_id: str
+    is_cut: bool = False
+    """The value is only the beginning of the row's."""
 
 
 class Query(msgspec.Struct, frozen=True, kw_only=True):
@@ -276,9 +282,12 @@ class Listing(msgspec.Struct, frozen=True, kw_only=True):
     # Page tokens.
 
     def _write_token(self, query: Query, row: Any) -> str:
+        value = _to_token(row["listing_sort"])
+        is_cut = isinstance(value, str) and len(value) > LONGEST_TEXT_IN_TOKEN
         token = _Token(
             sort_key=query.sort.key,
-            sort_value=_to_token(row["listing_sort"]),
+            sort_value=value[:LONGEST_TEXT_IN_TOKEN] if isinstance(value, str) else value,
+            is_cut=is_cut,
             key_value=row["listing_key"],
             is_descending=query.sort.is_descending,
             model=self.model,
@@ -293,7 +302,9 @@ class Listing(msgspec.Struct, frozen=True, kw_only=True):
                 raise ValueError("it is no token of this list")
             column = self._column(token.sort_key, _Arguments())
             sort = Sort(token.sort_key, token.is_descending)
-            start = Position(_from_token(token.sort_value, column), _plain_text(token.key_value))
+            if token.is_cut and column.kind is not Kind.TEXT:
+                raise ValueError("its sort value cannot be cut")
+            start = Position(_from_token(token.sort_value, column), _plain_text(token.key_value), token.is_cut)
             conditions = frozenset(self._condition_of_token(*parts) for parts in token.conditions or ())
             if len(conditions) > MOST_PREDICATES:
                 raise ValueError("it filters by too much")
@@ -329,9 +340,20 @@ class Listing(msgspec.Struct, frozen=True, kw_only=True):
         row_id = bound.add(start.row_id, "text")
         if start.value is None:
             return f"({column.sql} is null and {self.key} {beyond} {row_id})"
-        value = _from_micros(start.value) if column.kind is Kind.TIMESTAMP else start.value
-        seek = f"({column.sql}, {self.key}) {beyond} ({bound.add(value, column.kind.value)}, {row_id})"
+        if start.is_cut:
+            value = self._whole(f"{start.value}", column, sort, row_id, bound)
+        else:
+            at = _from_micros(start.value) if column.kind is Kind.TIMESTAMP else start.value
+            value = bound.add(at, column.kind.value)
+        seek = f"({column.sql}, {self.key}) {beyond} ({value}, {row_id})"
         return f"({seek} or {column.sql} is null)" if column.is_nullable else seek
+
+    def _whole(self, beginning: str, column: Column, sort: Sort, row_id: str, bound: _Arguments) -> str:
+        """The row's own text. Where the row is gone, the page begins where the first text of this beginning stands
+        or would stand: of rows that are alike so far, some may come twice and none is missed."""
+        first = beginning + _LAST_CHARACTER if sort.is_descending else beginning
+        own = f"select {column.sql} from {self.table} where {self.key} = {row_id}"  # noqa: S608
+        return f"coalesce(({own}), {bound.add(first, 'text')})"
 
     async def _count(
         self,
@@ -392,6 +414,7 @@ class _Filter(msgspec.Struct, frozen=True, kw_only=True):
 class _Token(msgspec.Struct, frozen=True, kw_only=True):
     sort_key: str = msgspec.field(name="SortByFieldName")
     sort_value: str | int | None = msgspec.field(name="SortByFieldValue")
+    is_cut: bool = msgspec.field(name="SortByFieldValueIsCut", default=False)
     key_value: str = msgspec.field(name="KeyFieldValue")
     is_descending: bool = msgspec.field(name="IsDesc")
     model: str = msgspec.field(name="ModelName")

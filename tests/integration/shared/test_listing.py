@@ -42,6 +42,8 @@ LISTING = Listing(
         )
     },
 )
+LARGEST_TOKEN = 2048
+"""What leaves room in a URL for everything else."""
 START = datetime(2026, 1, 1, tzinfo=UTC)
 TABLES = """
 create table listed (
@@ -114,6 +116,7 @@ async def walk(database: Database, asked: ListRequest, *page_sizes: int) -> list
         if not one.next_page_token:
             return found
         assert len(one.rows) == size
+        assert len(one.next_page_token) < LARGEST_TOKEN
         asked = msgspec.structs.replace(asked, page_token=one.next_page_token)
         turn += 1
 
@@ -164,6 +167,62 @@ async def test_rows_that_appear_or_go_while_somebody_pages_disturb_nobody(databa
     await database.execute("delete from listed where id = $1", in_order[10])
     rest = await walk(database, ListRequest(page_token=first.next_page_token), 10)
     assert rest == [*in_order[11:], "after"]
+
+
+_characters = st.characters(codec="utf-8", exclude_characters="\x00")
+_beginnings = st.sampled_from(["", "a" * 199, "a" * 5000, '\\"' * 300, "\x01" * 250, "ü" * 201, "\U0001f600" * 2000])
+_long_texts = st.builds(lambda beginning, end: beginning + end, _beginnings, st.text(_characters, max_size=2))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    texts=st.lists(_long_texts, min_size=1, max_size=12),
+    direction=st.sampled_from(["asc", "desc"]),
+    page_size=st.integers(1, 3),
+)
+async def test_tokens_stay_small_and_pages_exact_however_long_the_sorted_texts_are(
+    database: Database, texts: list[str], direction: str, page_size: int
+) -> None:
+    await database.execute("delete from listed")
+    await add(database, *(msgspec.structs.replace(row(number), description=text) for number, text in enumerate(texts)))
+    asked = ListRequest(sort_by=f"description {direction}")
+    everything = await walk(database, asked, 200)
+    assert len(everything) == len(texts)
+    assert await walk(database, asked, page_size) == everything
+
+
+@pytest.mark.parametrize("direction", ["asc", "desc"])
+async def test_no_row_is_missed_where_the_one_that_a_token_names_goes_with_its_long_text(
+    database: Database, direction: str
+) -> None:
+    texts = ["a", *(f"{'a' * 5000}{end}" for end in range(9)), "aab", "b"]
+    rows = {row.id: row for row in (msgspec.structs.replace(ROWS[nth], description=t) for nth, t in enumerate(texts))}
+    await database.execute("delete from listed")
+    await add(database, *rows.values())
+    asked = ListRequest(sort_by=f"description {direction}")
+    everything = await walk(database, asked, 200)
+    for shown, named in enumerate(everything[1:], start=1):
+        first = await page(database, msgspec.structs.replace(asked, page_size=shown))
+        await database.execute("delete from listed where id = $1", named)
+        rest = await walk(database, msgspec.structs.replace(asked, page_token=first.next_page_token), 2)
+        assert rest[-1:] == everything[shown + 1 :][-1:] or not rest
+        assert set(everything[shown + 1 :]) <= set(rest)
+        if len(rows[named].description or "") < 200:
+            assert rest == everything[shown + 1 :]
+        await add(database, rows[named])
+
+
+async def test_a_page_that_begins_within_a_long_text_is_found_by_an_index(database: Database) -> None:
+    await database.execute("create index listed_name_idx on listed (name, id)")
+    await database.execute("update listed set name = repeat('a', 500) || id")
+    first = await page(database, ListRequest(sort_by="name desc", page_size=5))
+    sql, arguments = LISTING.page_sql(LISTING.query(ListRequest(page_token=first.next_page_token)))
+    async with database.transaction() as tx:
+        await tx.execute("set local enable_seqscan = off")
+        plan = await tx.fetch(f"explain {sql}", *arguments)
+    text = "\n".join(row[0] for row in plan)
+    assert "Sort" not in text, text
+    assert "Index Cond: (ROW(name, id) <= ROW(" in text, text
 
 
 async def test_the_total_ignores_the_page_and_obeys_the_filter_and_the_reference(database: Database) -> None:

@@ -222,6 +222,15 @@ async def test_a_token_alone_brings_its_own_sort_and_filter() -> None:
     assert (second.start, second.page_size) == (Position("n", "r2"), 7)
 
 
+@pytest.mark.parametrize("text", ["a" * 100_000, "\x01" * 201, '"' * 300, "\U0001f600" * 300])
+async def test_a_token_holds_no_more_than_the_beginning_of_a_long_text(text: str) -> None:
+    token = await token_after(RUNS.query(ListRequest(sort_by="name desc")), text)
+    assert len(token) < 2048
+    assert RUNS.query(ListRequest(page_token=token)).start == Position(text[:200], "r2", is_cut=True)
+    whole = await token_after(RUNS.query(ListRequest(sort_by="name desc")), text[:200])
+    assert RUNS.query(ListRequest(page_token=whole)).start == Position(text[:200], "r2")
+
+
 @pytest.mark.parametrize(
     "second",
     [
@@ -250,6 +259,8 @@ async def test_a_token_of_another_sort_or_filter_is_refused(second: ListRequest)
         {"SortByFieldValue": "2026"},
         {"SortByFieldValue": None},
         {"SortByFieldValue": 2**63},
+        {"SortByFieldValueIsCut": True},
+        {"SortByFieldName": "name", "SortByFieldValue": "a", "SortByFieldValueIsCut": "yes"},
         {"SortByFieldName": "attempt", "SortByFieldValue": 2**63},
         {"SortByFieldName": "metric:a", "SortByFieldValue": "much"},
         {"KeyFieldValue": 1},
@@ -309,8 +320,8 @@ async def test_a_list_that_fits_one_page_is_not_counted_again() -> None:
 # Whatever a client sends, the statement's text is made of these words and of numbered parameters.
 _OWN_WORDS = re.compile(
     r"(?:select|from|where|and|or|not|order by|limit|count\(\*\)|as|is null|nulls last|asc|desc|ilike|any|true|false"
-    r"|interval '1 second'|double precision|bigint|timestamptz|text|runs|id|name|created_at|scheduled_at|attempt"
-    r"|storage_state|experiment_id|job_id|listing_sort|listing_key|total|metric_of|\$\d+|[ ,()=<>+:\[\]])+"
+    r"|coalesce|interval '1 second'|double precision|bigint|timestamptz|text|runs|id|name|created_at|scheduled_at"
+    r"|attempt|storage_state|experiment_id|job_id|listing_sort|listing_key|total|metric_of|\$\d+|[ ,()=<>+:\[\]])+"
 )
 _hostile = st.text() | st.sampled_from(["';drop table runs--", "name) or (1=1", "$1", "%", "\\", '"', "metric:x'", ""])
 _numbers = st.integers(-(2**70), 2**70)
@@ -336,6 +347,7 @@ _tokens = _hostile | st.fixed_dictionaries(
     {
         "SortByFieldName": st.sampled_from([*RUNS.fields, "metric:a"]) | _hostile,
         "SortByFieldValue": st.none() | _numbers | _hostile,
+        "SortByFieldValueIsCut": st.booleans(),
         "KeyFieldValue": _hostile,
         "IsDesc": st.booleans(),
         "ModelName": st.just("Run"),
