@@ -61,11 +61,14 @@ async def find_by_name(tx: Transaction, name: str) -> Experiment | None:
 
 
 async def set_storage_state(tx: Transaction, experiment_id: str, state: StorageState) -> Experiment | None:
-    """The experiment as it is now; None where it is unknown or was in this state already."""
+    """The experiment as it is now; None where it is unknown, or was available already and should be.
+
+    Archiving an archived one is another version of it.
+    """
     row = await tx.fetchrow(
         """
         update experiments set storage_state = $2, version = version + 1
-        where id = $1 and storage_state <> $2
+        where id = $1 and (storage_state <> $2 or $2 = 'archived')
         returning id, name, description, storage_state, version, created_at
         """,
         experiment_id,

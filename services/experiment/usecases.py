@@ -87,6 +87,7 @@ class Experiments:
         await self._until_followed(fact_id)
 
     async def archive(self, experiment_id: str) -> None:
+        """Of one that is archived already, too: it takes the runs and jobs along that have come since."""
         await self._move(experiment_id, StorageState.ARCHIVED)
 
     async def unarchive(self, experiment_id: str) -> None:

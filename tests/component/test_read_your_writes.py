@@ -144,16 +144,17 @@ async def test_a_run_is_created_in_an_experiment_of_a_moment_ago_and_listed_at_o
         assert (await house.get_run(ids[0]))["resource_references"][0]["name"] == f"e{nth}"
 
 
-async def test_the_runs_of_an_experiment_are_archived_when_it_is(house: House) -> None:
+async def test_the_runs_of_an_experiment_are_archived_when_it_is_and_whenever_it_is_again(house: House) -> None:
     for nth in range(ROUNDS):
         experiment_id = await house.create_experiment(f"e{nth}")
-        for _ in range(3):
-            await house.create_run(experiment_id)
+        for newcomers, everyone in ((3, 3), (1, 4)):
+            for _ in range(newcomers):
+                await house.create_run(experiment_id)
 
-        await house.archive_experiment(experiment_id)
+            await house.archive_experiment(experiment_id)
 
-        listed = await house.list_runs(experiment_id)
-        assert {run.get("storage_state") for run in listed["runs"]} == {"STORAGESTATE_ARCHIVED"}
+            listed = await house.list_runs(experiment_id)
+            assert [run.get("storage_state") for run in listed["runs"]] == ["STORAGESTATE_ARCHIVED"] * everyone
 
 
 async def test_reported_metrics_show_in_the_run_at_once(house: House) -> None:
