@@ -28,6 +28,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
+from decimal import Decimal
 from enum import Enum, IntEnum, StrEnum
 from functools import cache
 from operator import attrgetter
@@ -502,10 +503,14 @@ def _writer(annotation: Any) -> Callable[[Any], Any] | None:
     return None
 
 
-def _write_double(value: float) -> float | str:
-    if math.isfinite(value):
-        return value
-    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+def _write_double(value: float) -> msgspec.Raw | str:
+    """The shortest digits that read back the same, laid out as by Go: `7`, and an exponent only for the far ends."""
+    if not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    text = repr(value)
+    if "e" in text:
+        text = format(Decimal(text), "f") if 1e-6 <= abs(value) < 1e21 else text.replace("e-0", "e-")
+    return msgspec.Raw(text.removesuffix(".0").encode())
 
 
 def _write_timestamp(value: datetime) -> datetime:

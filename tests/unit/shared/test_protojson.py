@@ -211,6 +211,35 @@ def test_an_answer_is_written_as_the_original_writes_it(document: Job, written: 
     assert b" " not in body
 
 
+@pytest.mark.parametrize(
+    ("number", "written"),
+    [
+        (7.0, "7"),
+        (0.0, "0"),
+        (-0.0, "-0"),
+        (-12.5, "-12.5"),
+        (0.1, "0.1"),
+        (1e15, "1000000000000000"),
+        (2.0**53, "9007199254740992"),
+        (1e16, "10000000000000000"),
+        (1.5e20, "150000000000000000000"),
+        (999999999999999900000.0, "999999999999999900000"),
+        (1e21, "1e+21"),
+        (-1.25e22, "-1.25e+22"),
+        (1.7976931348623157e308, "1.7976931348623157e+308"),
+        (1e-4, "0.0001"),
+        (1.5e-5, "0.000015"),
+        (1e-6, "0.000001"),
+        (9.99e-7, "9.99e-7"),
+        (-1e-7, "-1e-7"),
+        (1e-10, "1e-10"),
+        (5e-324, "5e-324"),
+    ],
+)
+def test_a_number_is_written_as_go_writes_it(number: float, written: str) -> None:
+    assert protojson.encode(Metric(number_value=number)) == b'{"number_value":%s}' % written.encode()
+
+
 _finite_or_not = st.floats(allow_nan=False)
 _text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"))
 _keys = st.builds(ResourceKey, type=st.sampled_from(ResourceType), id=_text)
