@@ -1,8 +1,8 @@
 """Creations that may be repeated: the same `Idempotency-Key` creates once and is answered alike for a day.
 
-The key is kept in the transaction that creates, so the two are never apart; of requests at the same moment one creates
-and the others wait for it. Only success is kept: what was refused may be tried again under the same key. This module
-knows no resource: what is kept as the answer is an id, and the service shows what the id stands for by then.
+The key and the answer are kept in the transaction that creates, so they are never apart; of requests at the same moment
+one creates and the others are given its answer, byte for byte, whatever became of the thing since. Only success is
+kept: what was refused may be tried again under the same key. This module knows no resource: an answer is bytes.
 """
 
 from __future__ import annotations
@@ -10,13 +10,12 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Awaitable, Callable
-from functools import partial
 from typing import Final, TypeVar
 
 import msgspec
 
 from shared.database import Connection, Database, Transaction
-from shared.errors import AlreadyExists, InvalidInput
+from shared.errors import AlreadyExists, InvalidInput, Refusal
 from shared.identity import current_caller
 
 T = TypeVar("T")
@@ -27,8 +26,8 @@ KEPT_HOURS: Final = 24
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _FORGOTTEN_AT_ONCE = 10
 
-Keep = Callable[[Transaction, str], Awaitable[None]]
-"""To be called first in the transaction that creates, with the id of what it creates."""
+Keep = Callable[[Transaction, T], Awaitable[None]]
+"""To be called last in the transaction that creates, with what is answered."""
 
 
 class Keyed(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,40 +52,60 @@ def keyed(route: str, key: str | None, body: bytes) -> Keyed | None:
     )
 
 
-async def once(
-    database: Database,
-    request: Keyed | None,
-    create: Callable[[Keep], Awaitable[T]],
-    show: Callable[[str], Awaitable[T]],
-) -> T:
-    """What `create` makes, or what it made for the same request before, as `show` tells by its id.
+class Answers:
+    """What a service has answered to requests with a key."""
 
-    Raises AlreadyExists where the key came with another request.
-    """
-    if request is None:
-        return await create(keep_nothing)
-    created = await _find(database, request)
-    if created is None:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def once(
+        self, request: Keyed | None, create: Callable[[Keep[T]], Awaitable[T]], encode: Callable[[T], bytes]
+    ) -> bytes:
+        """The answer about what `create` makes, or the one that the same request was given before.
+
+        Raises AlreadyExists where the key came with another request.
+        """
+        if request is None:
+            return encode(await create(keep_nothing))
+        kept = await _find(self._database, request)
+        return await self._first(request, create, encode) if kept is None else kept
+
+    async def _first(
+        self, request: Keyed, create: Callable[[Keep[T]], Awaitable[T]], encode: Callable[[T], bytes]
+    ) -> bytes:
+        answer = b""
+
+        async def keep(tx: Transaction, made: T) -> None:
+            nonlocal answer
+            answer = encode(made)
+            await _keep(tx, request, answer)
+
         try:
-            return await create(partial(_keep, request))
+            await create(keep)
         except _Taken as taken:
-            created = taken.answer
-    return await show(created)
+            return taken.answer
+        except Refusal:
+            # What stands in the way may be what the same request has made meanwhile: its name, above all.
+            kept = await _find(self._database, request)
+            if kept is None:
+                raise
+            return kept
+        return answer
 
 
-async def keep_nothing(_tx: Transaction, _answer: str) -> None:
+async def keep_nothing(_tx: Transaction, _made: object) -> None:
     """What `create` is given for a request without a key; who creates with one statement needs no transaction then."""
 
 
 class _Taken(Exception):
     """The same request was faster."""
 
-    def __init__(self, answer: str) -> None:
-        super().__init__(answer)
+    def __init__(self, answer: bytes) -> None:
+        super().__init__()
         self.answer = answer
 
 
-async def _keep(request: Keyed, tx: Transaction, answer: str) -> None:
+async def _keep(tx: Transaction, request: Keyed, answer: bytes) -> None:
     # Waits for whoever holds the same key; afterwards the key is ours, or a later statement sees whose it is.
     kept = await tx.fetchval(
         """
@@ -110,7 +129,7 @@ async def _keep(request: Keyed, tx: Transaction, answer: str) -> None:
     await _forget_some(tx)
 
 
-async def _find(connection: Connection, request: Keyed) -> str | None:
+async def _find(connection: Connection, request: Keyed) -> bytes | None:
     row = await connection.fetchrow(
         """
         select request, answer from idempotency_keys
@@ -126,7 +145,7 @@ async def _find(connection: Connection, request: Keyed) -> str | None:
         return None
     if row["request"] != request.request:
         raise AlreadyExists(f"The {HEADER} {request.key} was used before with another request.")
-    answer: str = row["answer"]
+    answer: bytes = row["answer"]
     return answer
 
 

@@ -150,9 +150,15 @@ def create_app(
     )
 
 
-def reply(document: msgspec.Struct | None = None) -> Response[bytes]:
-    """A successful JSON answer; nothing to say is `{}`."""
-    content = b"{}" if document is None else protojson.encode(document)
+def reply(document: msgspec.Struct | bytes | None = None) -> Response[bytes]:
+    """A successful JSON answer; bytes are one already, and nothing to say is `{}`."""
+    match document:
+        case None:
+            content = b"{}"
+        case bytes():
+            content = document
+        case _:
+            content = protojson.encode(document)
     return Response(content, status_code=200, media_type=MediaType.JSON, headers=_SUCCESS_HEADERS)
 
 

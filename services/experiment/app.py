@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from shared.idempotency import Answers
 from shared.plumbing import Plumbing
 from shared.web import Service
 from shared.web import create_app as create_service
@@ -39,5 +40,5 @@ def create_app(settings: Settings) -> Service:
         on_shutdown=[plumbing.close],
         ready=plumbing.checks,
         tasks=plumbing.tasks,
-        dependencies={"experiments": experiments},
+        dependencies={"experiments": experiments, "answers": Answers(plumbing.database)},
     )

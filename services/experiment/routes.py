@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from litestar import Request, Response
@@ -10,11 +11,13 @@ from litestar.params import FromPath
 
 from shared import idempotency, protojson
 from shared.errors import InvalidInput, layer
+from shared.idempotency import Answers
 from shared.listing import ListRequest
 from shared.references import ResourceType, WireReferenceKey
 from shared.web import delete, get, post, reply
 
 from . import store
+from .domain import Experiment
 from .usecases import Experiments
 from .wire import WireExperiment, WireExperiments, from_domain
 
@@ -22,7 +25,9 @@ Req = Request[Any, Any, Any]
 
 
 @post("/apis/v1beta1/experiments")
-async def create_experiment(request: Req, experiments: NamedDependency[Experiments]) -> Response[bytes]:
+async def create_experiment(
+    request: Req, experiments: NamedDependency[Experiments], answers: NamedDependency[Answers]
+) -> Response[bytes]:
     data = await request.body()
     body = protojson.decode(data, WireExperiment)
     if body.resource_references:
@@ -30,7 +35,7 @@ async def create_experiment(request: Req, experiments: NamedDependency[Experimen
             "In single-user mode, CreateExperimentRequest shouldn't contain resource references."
         ).inside("Validate experiment request failed.")
     keyed = idempotency.keyed("POST /experiments", request.headers.get(idempotency.HEADER), data)
-    return reply(from_domain(await experiments.create(body.name, body.description, keyed)))
+    return reply(await answers.once(keyed, partial(experiments.create, body.name, body.description), _encoded))
 
 
 @get("/apis/v1beta1/experiments")
@@ -74,6 +79,10 @@ async def unarchive_experiment(
 ) -> Response[bytes]:
     await experiments.unarchive(experiment_id)
     return reply()
+
+
+def _encoded(experiment: Experiment) -> bytes:
+    return protojson.encode(from_domain(experiment))
 
 
 def _check_reference(key: WireReferenceKey | None) -> None:

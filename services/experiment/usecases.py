@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import uuid
-from functools import partial
 
 from shared.bus import Bus
 from shared.contracts import events
@@ -12,7 +11,7 @@ from shared.contracts.states import ExperimentState
 from shared.contracts.states import StorageState as PublicStorageState
 from shared.database import ConstraintViolated, Database, Transaction
 from shared.errors import layer
-from shared.idempotency import Keep, Keyed, once
+from shared.idempotency import Keep, keep_nothing
 from shared.listing import Page, Query
 from shared.outbox import Outbox
 from shared.subscriptions import until_published_and_applied
@@ -31,22 +30,19 @@ class Experiments:
         self._bus = bus
         self._applied_wait_seconds = applied_wait_seconds
 
-    async def create(self, name: str, description: str, keyed: Keyed | None = None) -> Experiment:
-        """A new experiment, or the one that the same request created before."""
-        return await once(self._database, keyed, partial(self._create, name, description), self.get)
-
-    async def _create(self, name: str, description: str, keep: Keep) -> Experiment:
+    async def create(self, name: str, description: str, keep: Keep[Experiment] = keep_nothing) -> Experiment:
         domain.check_name(name)
         experiment_id = ExperimentId(str(uuid.uuid4()))
         with layer("Create experiment failed."):
             try:
                 async with self._database.transaction() as tx:
-                    await keep(tx, experiment_id)
-                    return await self._insert(tx, experiment_id, name, description)
+                    experiment = await self._insert(tx, experiment_id, name, description)
+                    await keep(tx, experiment)
             except ConstraintViolated as violation:
                 if violation.constraint == store.NAME_KEY:
                     raise domain.name_taken(name) from violation
                 raise
+            return experiment
 
     async def get(self, experiment_id: str) -> Experiment:
         experiment = await store.find(self._database, experiment_id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from shared.blobs import Blobs
+from shared.idempotency import Answers
 from shared.plumbing import Plumbing
 from shared.web import Service
 from shared.web import create_app as create_service
@@ -58,5 +59,5 @@ def create_app(settings: Settings) -> Service:
         on_shutdown=[stop],
         ready=plumbing.checks,
         tasks=plumbing.tasks,
-        dependencies={"jobs": jobs},
+        dependencies={"jobs": jobs, "answers": Answers(plumbing.database)},
     )

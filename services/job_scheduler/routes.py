@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from litestar import Request, Response
@@ -10,10 +11,12 @@ from litestar.params import FromPath
 
 from shared import idempotency, protojson
 from shared.errors import layer
+from shared.idempotency import Answers
 from shared.listing import ListRequest
 from shared.web import delete, get, post, reply
 
 from . import store
+from .domain import View
 from .usecases import Jobs
 from .wire import WireJob, WireJobs, from_view, to_new_job
 
@@ -21,11 +24,11 @@ Req = Request[Any, Any, Any]
 
 
 @post("/apis/v1beta1/jobs")
-async def create_job(request: Req, jobs: NamedDependency[Jobs]) -> Response[bytes]:
+async def create_job(request: Req, jobs: NamedDependency[Jobs], answers: NamedDependency[Answers]) -> Response[bytes]:
     body = await request.body()
     asked = to_new_job(protojson.decode(body, WireJob))
     keyed = idempotency.keyed("POST /jobs", request.headers.get(idempotency.HEADER), body)
-    return reply(from_view(await jobs.create(asked, keyed)))
+    return reply(await answers.once(keyed, partial(jobs.create, asked), _encoded))
 
 
 @get("/apis/v1beta1/jobs")
@@ -65,6 +68,10 @@ async def disable_job(job_id: FromPath[str], jobs: NamedDependency[Jobs]) -> Res
     with layer("Enable/Disable job failed"), layer("Check job exist failed"):
         await jobs.disable(job_id)
     return reply()
+
+
+def _encoded(view: View) -> bytes:
+    return protojson.encode(from_view(view))
 
 
 ROUTES = (create_job, list_jobs, get_job, delete_job, enable_job, disable_job)

@@ -7,7 +7,7 @@ manifest can run at all. Everything remote is fetched before the one transaction
 from __future__ import annotations
 
 import uuid
-from functools import partial
+from collections.abc import Callable
 
 import msgspec
 
@@ -30,7 +30,7 @@ from shared.contracts.questions import (
 from shared.contracts.states import ExperimentState, JobState
 from shared.database import ConstraintViolated, Database, Transaction
 from shared.errors import InvalidInput, layer
-from shared.idempotency import Keep, Keyed, once
+from shared.idempotency import Keep, keep_nothing
 from shared.listing import Page, Query
 from shared.outbox import Outbox
 from shared.subscriptions import until_published_and_applied
@@ -80,11 +80,7 @@ class Jobs:
         self._manifests = manifests
         self._installation = installation
 
-    async def create(self, asked: NewJob, keyed: Keyed | None = None) -> View:
-        """Record a job, or show the one that the same request recorded before."""
-        return await once(self._database, keyed, partial(self._create, asked), self.get)
-
-    async def _create(self, asked: NewJob, keep: Keep) -> View:
+    async def create(self, asked: NewJob, keep: Keep[View] = keep_nothing) -> View:
         """API specification, section 10.2, in the order of its checks."""
         with layer("Validate create job request failed."):
             domain.check_name(asked.name)
@@ -102,11 +98,15 @@ class Jobs:
             if checked.refusal:
                 raise domain.invalid_workflow(asked.name, checked.refusal)
             await self._manifests.keep(text, digest)
-            job = await self._insert(self._draft(asked, version, digest, checked, experiment, references), keep)
-        # Only later does anybody look at its schedule. The reply keeps the order of the request; what is read later
-        # stands in storage order.
-        shown = msgspec.structs.replace(job, references=references)
-        return View(job=shown, status=Status.NO_STATUS, manifest=text)
+            draft = self._draft(asked, version, digest, checked, experiment, references)
+
+            def view(job: Job) -> View:
+                # Only later does anybody look at its schedule. The reply keeps the order of the request; what is read
+                # later stands in storage order.
+                shown = msgspec.structs.replace(job, references=references)
+                return View(job=shown, status=Status.NO_STATUS, manifest=text)
+
+            return await self._insert(draft, view, keep)
 
     async def get(self, job_id: str) -> View:
         (view,) = await self._views((await self._get(job_id),))
@@ -294,18 +294,19 @@ class Jobs:
             updated_at=now,
         )
 
-    async def _insert(self, draft: Job, keep: Keep) -> Job:
+    async def _insert(self, draft: Job, view: Callable[[Job], View], keep: Keep[View]) -> View:
         for name in domain.object_names(draft.name):
             try:
                 async with self._database.transaction() as tx:
-                    await keep(tx, draft.id)
                     job = await store.insert(tx, msgspec.structs.replace(draft, object_name=name))
                     await self._outbox.add(tx, events.JOB_CREATED, to_state(job))
+                    created = view(job)
+                    await keep(tx, created)
             except ConstraintViolated as violation:
                 if violation.constraint != store.OBJECT_NAME_KEY:
                     raise
                 continue
-            return job
+            return created
         raise domain.names_exhausted(draft.name)
 
     # Reading and changing.

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from shared.blobs import Blobs
+from shared.idempotency import Answers
 from shared.plumbing import Plumbing
 from shared.web import Service
 from shared.web import create_app as create_service
@@ -83,5 +84,5 @@ def create_app(settings: Settings) -> Service:
         on_shutdown=[stop],
         ready=(*plumbing.checks, blobs.check),
         tasks=plumbing.tasks,
-        dependencies={"pipelines": pipelines},
+        dependencies={"pipelines": pipelines, "answers": Answers(plumbing.database)},
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import litestar
@@ -12,13 +13,13 @@ from litestar.params import FromPath
 
 from shared import idempotency, protojson
 from shared.errors import InvalidInput, NotFound, Refusal, layer
-from shared.idempotency import Keyed
+from shared.idempotency import Answers, Keyed
 from shared.listing import ListRequest
 from shared.references import ResourceType
 from shared.web import delete, get, post, reply
 
 from . import store
-from .domain import NameTaken
+from .domain import Described, NameTaken, Version
 from .uploads import Upload, received
 from .usecases import Pipelines
 from .wire import (
@@ -65,20 +66,30 @@ async def _keyed_upload(route: str, request: Req, file: Upload, asked: UploadReq
     return idempotency.keyed(route, key, said)
 
 
+def _encoded(described: Described) -> bytes:
+    return protojson.encode(from_described(described))
+
+
+def _encoded_version(version: Version) -> bytes:
+    return protojson.encode(from_version(version))
+
+
 @litestar.route(
     "/apis/v1beta1/pipelines/upload",
     http_method=_ANY_METHOD,
     status_code=200,
     exception_handlers={Refusal: _refuse_upload},
 )
-async def upload_pipeline(request: Req, pipelines: NamedDependency[Pipelines]) -> Response[bytes]:
+async def upload_pipeline(
+    request: Req, pipelines: NamedDependency[Pipelines], answers: NamedDependency[Answers]
+) -> Response[bytes]:
     asked = protojson.query(UploadRequest, request.scope["query_string"])
     async with received(
         request, "Failed to read pipeline from file", largest_bytes=pipelines.largest_package_bytes
     ) as file:
         keyed = await _keyed_upload("POST /pipelines/upload", request, file, asked)
-        made = await pipelines.upload(file, name=asked.name, description=asked.description, keyed=keyed)
-        return reply(from_described(made))
+        create = partial(pipelines.upload, file, name=asked.name, description=asked.description)
+        return reply(await answers.once(keyed, create, _encoded))
 
 
 @litestar.route(
@@ -87,25 +98,29 @@ async def upload_pipeline(request: Req, pipelines: NamedDependency[Pipelines]) -
     status_code=200,
     exception_handlers={Refusal: _refuse_upload},
 )
-async def upload_version(request: Req, pipelines: NamedDependency[Pipelines]) -> Response[bytes]:
+async def upload_version(
+    request: Req, pipelines: NamedDependency[Pipelines], answers: NamedDependency[Answers]
+) -> Response[bytes]:
     asked = protojson.query(UploadRequest, request.scope["query_string"])
     async with received(
         request, "Failed to read pipeline version from file", largest_bytes=pipelines.largest_package_bytes
     ) as file:
         keyed = await _keyed_upload("POST /pipelines/upload_version", request, file, asked)
-        version = await pipelines.upload_version(
-            file, asked.pipelineid, name=asked.name, description=asked.description, keyed=keyed
+        create = partial(
+            pipelines.upload_version, file, asked.pipelineid, name=asked.name, description=asked.description
         )
-        return reply(from_version(version))
+        return reply(await answers.once(keyed, create, _encoded_version))
 
 
 @post("/apis/v1beta1/pipelines")
-async def create_pipeline(request: Req, pipelines: NamedDependency[Pipelines]) -> Response[bytes]:
+async def create_pipeline(
+    request: Req, pipelines: NamedDependency[Pipelines], answers: NamedDependency[Answers]
+) -> Response[bytes]:
     body = await request.body()
     keyed = idempotency.keyed("POST /pipelines", request.headers.get(idempotency.HEADER), body)
     asked = protojson.decode(body, WirePipeline)
-    made = await pipelines.create(url_of(asked.url), name=asked.name, description=asked.description, keyed=keyed)
-    return reply(from_described(made))
+    create = partial(pipelines.create, url_of(asked.url), name=asked.name, description=asked.description)
+    return reply(await answers.once(keyed, create, _encoded))
 
 
 @get("/apis/v1beta1/pipelines")
@@ -150,19 +165,21 @@ async def set_default_version(
 
 
 @post("/apis/v1beta1/pipeline_versions")
-async def create_version(request: Req, pipelines: NamedDependency[Pipelines]) -> Response[bytes]:
+async def create_version(
+    request: Req, pipelines: NamedDependency[Pipelines], answers: NamedDependency[Answers]
+) -> Response[bytes]:
     body = await request.body()
     keyed = idempotency.keyed("POST /pipeline_versions", request.headers.get(idempotency.HEADER), body)
     asked = protojson.decode(body, WireVersion)
-    version = await pipelines.create_version(
+    create = partial(
+        pipelines.create_version,
         url_of(asked.package_url),
         owner_of(asked),
         name=asked.name,
         description=asked.description,
         code_source_url=asked.code_source_url,
-        keyed=keyed,
     )
-    return reply(from_version(version))
+    return reply(await answers.once(keyed, create, _encoded_version))
 
 
 @get("/apis/v1beta1/pipeline_versions")

@@ -15,7 +15,7 @@ from shared.contracts.states import PipelineState, PipelineVersionState
 from shared.contracts.states import PipelineVersionId as PublicVersionId
 from shared.database import Connection, ConstraintViolated, Database, Transaction
 from shared.errors import InvalidInput, Unavailable, layer
-from shared.idempotency import Keep, Keyed, once
+from shared.idempotency import Keep, keep_nothing
 from shared.listing import Page, Query
 from shared.outbox import Outbox
 from shared.subscriptions import until_published_and_applied
@@ -77,85 +77,82 @@ class Pipelines:
     def largest_package_bytes(self) -> int:
         return self._readers.largest_bytes
 
-    async def create(self, url: str, *, name: str, description: str, keyed: Keyed | None) -> Described:
+    async def create(self, url: str, keep: Keep[Described] = keep_nothing, *, name: str, description: str) -> Described:
         """P1. What is refused leaves no row, takes no name and leaves no object behind."""
-
-        async def create(keep: Keep) -> Described:
-            async with self._fetcher.fetched(url) as file:
-                wanted = name or file.name
-                with layer("The URL is valid but pipeline system failed to read the file."):
-                    reading = await self._read(file, pipeline_name=wanted)
-                with layer("Invalid pipeline name."):
-                    domain.check_name(wanted)
-                with layer("Create pipeline failed."), layer("Create pipeline failed"):
-                    return await self._create(wanted, description, reading.valid_package(), keep, keyed)
-
-        return await once(self._database, keyed, create, self.get)
-
-    async def create_version(
-        self, url: str, pipeline_id: str, *, name: str, description: str, code_source_url: str, keyed: Keyed | None
-    ) -> Version:
-        """V1. Its name may be nothing."""
-
-        async def create(keep: Keep) -> Version:
-            async with self._fetcher.fetched(url) as file:
-                pipeline = await store.find_pipeline(self._database, pipeline_id) if pipeline_id else None
-                with layer("The URL is valid but pipeline system failed to read the file."):
-                    reading = await self._read(file, pipeline_name=pipeline.name if pipeline else name)
-                with layer("Invalid pipeline version name."):
-                    domain.check_version_name(name)
-                if not pipeline_id:
-                    raise domain.missing_pipeline()
-                with layer("Failed to create a version."), layer("Create pipeline version failed"):
-                    package = reading.valid_package()
-                    if pipeline is None:
-                        raise domain.unknown_pipeline(pipeline_id)
-                    return await self._create_version(
-                        pipeline.id, name, description, package, keep, keyed, code_source_url=code_source_url
-                    )
-
-        return await once(self._database, keyed, create, self.get_version)
-
-    async def upload(self, file: PackageFile, *, name: str, description: str, keyed: Keyed | None) -> Described:
-        """P6. As P1."""
-
-        async def create(keep: Keep) -> Described:
+        async with self._fetcher.fetched(url) as file:
             wanted = name or file.name
-            with layer("Error read pipeline file."):
+            with layer("The URL is valid but pipeline system failed to read the file."):
                 reading = await self._read(file, pipeline_name=wanted)
             with layer("Invalid pipeline name."):
                 domain.check_name(wanted)
-            with layer("Error creating pipeline"), layer("Create pipeline failed"):
-                return await self._create(wanted, description, reading.valid_package(), keep, keyed)
+            with layer("Create pipeline failed."), layer("Create pipeline failed"):
+                return await self._create(wanted, description, reading.valid_package(), keep)
 
-        return await once(self._database, keyed, create, self.get)
-
-    async def upload_version(
-        self, file: PackageFile, pipeline_id: str, *, name: str, description: str, keyed: Keyed | None
+    async def create_version(
+        self,
+        url: str,
+        pipeline_id: str,
+        keep: Keep[Version] = keep_nothing,
+        *,
+        name: str,
+        description: str,
+        code_source_url: str,
     ) -> Version:
-        """P7."""
-
-        async def create(keep: Keep) -> Version:
-            wanted = name or file.name
+        """V1. Its name may be nothing."""
+        async with self._fetcher.fetched(url) as file:
             pipeline = await store.find_pipeline(self._database, pipeline_id) if pipeline_id else None
-            with layer("Error read pipeline version file."):
-                reading = await self._read(file, pipeline_name=pipeline.name if pipeline else wanted)
+            with layer("The URL is valid but pipeline system failed to read the file."):
+                reading = await self._read(file, pipeline_name=pipeline.name if pipeline else name)
             with layer("Invalid pipeline version name."):
-                domain.check_name(wanted)
+                domain.check_version_name(name)
             if not pipeline_id:
-                raise InvalidInput("Please specify a pipeline id when creating versions.")
-            if pipeline is None:
-                with (
-                    layer("Failed to get namespace from pipelineId."),
-                    layer("Failed to get namespace from Pipeline ID"),
-                ):
+                raise domain.missing_pipeline()
+            with layer("Failed to create a version."), layer("Create pipeline version failed"):
+                package = reading.valid_package()
+                if pipeline is None:
                     raise domain.unknown_pipeline(pipeline_id)
-            with layer("Error creating pipeline version"), layer("Create pipeline version failed"):
                 return await self._create_version(
-                    pipeline.id, wanted, description, reading.valid_package(), keep, keyed
+                    pipeline.id, name, description, package, keep, code_source_url=code_source_url
                 )
 
-        return await once(self._database, keyed, create, self.get_version)
+    async def upload(
+        self, file: PackageFile, keep: Keep[Described] = keep_nothing, *, name: str, description: str
+    ) -> Described:
+        """P6. As P1."""
+        wanted = name or file.name
+        with layer("Error read pipeline file."):
+            reading = await self._read(file, pipeline_name=wanted)
+        with layer("Invalid pipeline name."):
+            domain.check_name(wanted)
+        with layer("Error creating pipeline"), layer("Create pipeline failed"):
+            return await self._create(wanted, description, reading.valid_package(), keep)
+
+    async def upload_version(
+        self,
+        file: PackageFile,
+        pipeline_id: str,
+        keep: Keep[Version] = keep_nothing,
+        *,
+        name: str,
+        description: str,
+    ) -> Version:
+        """P7."""
+        wanted = name or file.name
+        pipeline = await store.find_pipeline(self._database, pipeline_id) if pipeline_id else None
+        with layer("Error read pipeline version file."):
+            reading = await self._read(file, pipeline_name=pipeline.name if pipeline else wanted)
+        with layer("Invalid pipeline version name."):
+            domain.check_name(wanted)
+        if not pipeline_id:
+            raise InvalidInput("Please specify a pipeline id when creating versions.")
+        if pipeline is None:
+            with (
+                layer("Failed to get namespace from pipelineId."),
+                layer("Failed to get namespace from Pipeline ID"),
+            ):
+                raise domain.unknown_pipeline(pipeline_id)
+        with layer("Error creating pipeline version"), layer("Create pipeline version failed"):
+            return await self._create_version(pipeline.id, wanted, description, reading.valid_package(), keep)
 
     async def _read(self, file: PackageFile, *, pipeline_name: str) -> Reading:
         domain.check_size(file.size_bytes, self.largest_package_bytes)
@@ -163,18 +160,15 @@ class Pipelines:
         reading.check_readable()
         return reading
 
-    async def _create(
-        self, name: str, description: str, package: Package, keep: Keep, keyed: Keyed | None
-    ) -> Described:
-        # Only to spare the object store: who repeats a request may find the name taken by the request itself.
-        if keyed is None and await store.is_pipeline_name_taken(self._database, name):
+    async def _create(self, name: str, description: str, package: Package, keep: Keep[Described]) -> Described:
+        # Only to spare the object store.
+        if await store.is_pipeline_name_taken(self._database, name):
             raise domain.pipeline_name_taken(name)
         pipeline_id = PipelineId(str(uuid.uuid4()))
         version_id = VersionId(pipeline_id)  # The first version is called as its pipeline.
         digest = await self._store(version_id, package)
         try:
             async with self._database.transaction() as tx:
-                await keep(tx, pipeline_id)
                 await self._spare(tx, version_id)
                 pipeline = await store.insert_pipeline(
                     tx, pipeline_id, name, description, package.parameters, version_id
@@ -184,11 +178,13 @@ class Pipelines:
                 )
                 await self._outbox.add(tx, events.PIPELINE_CREATED, to_state(pipeline))
                 await self._outbox.add(tx, events.PIPELINE_VERSION_CREATED, to_version_state(version))
+                made = Described(pipeline=pipeline, default_version=version)
+                await keep(tx, made)
         except ConstraintViolated as violation:
             if violation.constraint == store.PIPELINE_NAME_KEY:
                 raise domain.pipeline_name_taken(name) from violation
             raise
-        return Described(pipeline=pipeline, default_version=version)
+        return made
 
     async def _create_version(
         self,
@@ -196,18 +192,16 @@ class Pipelines:
         name: str,
         description: str,
         package: Package,
-        keep: Keep,
-        keyed: Keyed | None,
+        keep: Keep[Version],
         *,
         code_source_url: str = "",
     ) -> Version:
-        if keyed is None and await store.is_version_name_taken(self._database, pipeline_id, name):
+        if await store.is_version_name_taken(self._database, pipeline_id, name):
             raise domain.version_name_taken(name)
         version_id = VersionId(str(uuid.uuid4()))
         digest = await self._store(version_id, package)
         try:
             async with self._database.transaction() as tx:
-                await keep(tx, version_id)
                 pipeline = await self._locked(tx, pipeline_id)
                 await self._spare(tx, version_id)
                 version = await store.insert_version(
@@ -216,6 +210,7 @@ class Pipelines:
                 await self._outbox.add(tx, events.PIPELINE_VERSION_CREATED, to_version_state(version))
                 if self._new_versions_become_default:
                     await self._set_default(tx, pipeline, version_id)
+                await keep(tx, version)
         except ConstraintViolated as violation:
             if violation.constraint == store.VERSION_NAME_KEY:
                 raise domain.version_name_taken(name) from violation

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from shared.blobs import Blobs
+from shared.idempotency import Answers
 from shared.plumbing import Plumbing
 from shared.web import Service
 from shared.web import create_app as create_service
@@ -73,6 +74,7 @@ def create_app(settings: Settings, *, validate: Validator | None = None) -> Serv
         tasks=plumbing.tasks,
         dependencies={
             "runs": runs,
+            "answers": Answers(plumbing.database),
             "logs": StepLogs(plumbing.database, plumbing.bus, blobs, ask_seconds=settings.ask_seconds),
         },
     )

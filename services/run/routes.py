@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import binascii
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -15,10 +16,12 @@ from litestar.response import Stream
 
 from shared import idempotency, protojson
 from shared.errors import InvalidInput, NotSupported, PermissionDenied, http_body, layer
+from shared.idempotency import Answers
 from shared.listing import ListRequest
 from shared.web import delete, get, post, reply
 
 from . import ranges, store
+from .domain import Detail
 from .step_logs import StepLogs
 from .usecases import Runs
 from .wire import Resources, Verb, WireAuthorization, WireRun, WireRuns, from_detail, from_view, to_new_run
@@ -27,11 +30,15 @@ Req = Request[Any, Any, Any]
 
 
 @post("/apis/v1beta1/runs")
-async def create_run(request: Req, runs: NamedDependency[Runs]) -> Response[bytes]:
+async def create_run(request: Req, runs: NamedDependency[Runs], answers: NamedDependency[Answers]) -> Response[bytes]:
     body = await request.body()
     asked = to_new_run(protojson.decode(body, WireRun))
     keyed = idempotency.keyed("POST /runs", request.headers.get(idempotency.HEADER), body)
-    return reply(from_detail(await runs.create(asked, keyed)))
+    return reply(await answers.once(keyed, partial(runs.create, asked), _encoded))
+
+
+def _encoded(detail: Detail) -> bytes:
+    return protojson.encode(from_detail(detail))
 
 
 @get("/apis/v1beta1/runs")

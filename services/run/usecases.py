@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import datetime
-from functools import partial
 from typing import Any, cast
 
 import msgspec
@@ -34,7 +33,7 @@ from shared.contracts.questions import (
 from shared.contracts.states import ExperimentState, PipelineVersionState
 from shared.database import ConstraintViolated, Database, Transaction
 from shared.errors import InvalidInput, NotFound, layer
-from shared.idempotency import Keep, Keyed, keep_nothing, once
+from shared.idempotency import Keep, keep_nothing
 from shared.listing import Page, Query
 from shared.outbox import Outbox
 from shared.subscriptions import until_published_and_applied
@@ -123,12 +122,8 @@ class Runs:
         )
         self._default_experiment_id = ""
 
-    async def create(self, asked: NewRun, keyed: Keyed | None = None) -> Detail:
-        """Record a run, or show the one that the same request recorded before. Nothing is started here."""
-        return await once(self._database, keyed, partial(self._create, asked), self.get)
-
-    async def _create(self, asked: NewRun, keep: Keep) -> Detail:
-        """API specification, section 9.2, in the order of its checks."""
+    async def create(self, asked: NewRun, keep: Keep[Detail] = keep_nothing) -> Detail:
+        """API specification, section 9.2, in the order of its checks. Nothing is started here."""
         digest = digest_of(asked.manifest)
         with layer("Validate create run request failed."):
             domain.check_name(asked.name)
@@ -147,12 +142,15 @@ class Runs:
             with layer("Unable to convert resource references."):
                 references = await self._references(asked, version, experiment)
             await self._manifests.keep(prepared.text, prepared.digest)
-            run = await self._insert(_with_references(draft, references), names, keep)
-        return Detail(
-            # The reply to a creation keeps the order of the request; what is read later stands in storage order.
-            view=View(run=msgspec.structs.replace(run, references=references), manifest=prepared.text),
-            workflow=compose.workflow_document(prepared, run, (), self._repository),
-        )
+
+            def detail(run: Run) -> Detail:
+                # The reply to a creation keeps the order of the request; what is read later stands in storage order.
+                return Detail(
+                    view=View(run=msgspec.structs.replace(run, references=references), manifest=prepared.text),
+                    workflow=compose.workflow_document(prepared, run, (), self._repository),
+                )
+
+            return await self._insert(_with_references(draft, references), names, detail, keep)
 
     async def get(self, run_id: str) -> Detail:
         run = await self._get(run_id)
@@ -451,26 +449,29 @@ class Runs:
                 request = ById(id=resource_id)
                 return (await self._bus.ask(GET_JOB, request, within_seconds=self._installation.ask_seconds)).name
 
-    async def _insert(self, draft: Run, names: tuple[WorkflowName, ...], keep: Keep) -> Run:
+    async def _insert(
+        self, draft: Run, names: tuple[WorkflowName, ...], detail: Callable[[Run], Detail], keep: Keep[Detail]
+    ) -> Detail:
         for name in names:
             run = msgspec.structs.replace(draft, workflow_name=name)
             try:
-                created_at = await self._inserted(run, keep)
+                created = await self._inserted(run, detail, keep)
             except ConstraintViolated as violation:
                 if violation.constraint != store.WORKFLOW_NAME_KEY:
                     raise
                 continue
             await self._outbox.wake()
-            return msgspec.structs.replace(run, created_at=created_at)
+            return created
         raise domain.names_exhausted(names[0])
 
-    async def _inserted(self, run: Run, keep: Keep) -> datetime:
-        created = self._outbox.entry(events.RUN_CREATED, to_state(run))
+    async def _inserted(self, run: Run, detail: Callable[[Run], Detail], keep: Keep[Detail]) -> Detail:
+        fact = self._outbox.entry(events.RUN_CREATED, to_state(run))
         if keep is keep_nothing:
-            return await store.insert(self._database, run, created)
+            return detail(_created(run, await store.insert(self._database, run, fact)))
         async with self._database.transaction() as tx:
-            await keep(tx, run.id)
-            return await store.insert(tx, run, created)
+            created = detail(_created(run, await store.insert(tx, run, fact)))
+            await keep(tx, created)
+        return created
 
     async def _reopen_nodes(self, tx: Transaction, run: Run) -> None:
         nodes = await store.list_nodes(tx, run.id)
@@ -541,6 +542,10 @@ def _to_source(answer: VersionAnswer) -> Source:
         manifest_digest=answer.manifest_digest,
         pipeline_name=answer.pipeline_name,
     )
+
+
+def _created(run: Run, created_at: datetime) -> Run:
+    return msgspec.structs.replace(run, created_at=created_at)
 
 
 def _with_references(draft: Run, references: tuple[Reference, ...]) -> Run:

@@ -25,8 +25,23 @@ async def test_a_repeated_creation_is_no_conflict_of_names(experiments: Client, 
         answers.append(await create(other, "k", "mine"))
 
     assert {answer.status for answer in answers} == {200}
-    assert len({answer.json["id"] for answer in answers}) == 1
+    assert len({answer.body for answer in answers}) == 1
     assert (await create(experiments, "another", "mine")).status == 409
+
+
+async def test_a_repetition_is_given_the_answer_of_then_whatever_happened_since(
+    experiments: Client, replica: Replica
+) -> None:
+    first = await create(experiments, "k", "mine")
+    async with replica(applied_wait_seconds=0) as other:
+        await other.post(f"/experiments/{first.json['id']}:archive")
+        assert (await create(other, "k", "mine")).body == first.body
+        await other.delete(f"/experiments/{first.json['id']}")
+        again = await create(other, "k", "mine")
+
+    assert (again.status, again.body, again.headers["content-type"]) == (200, first.body, "application/json")
+    listed = (await experiments.get("/experiments")).get("experiments", [])
+    assert "mine" not in {each["name"] for each in listed}
 
 
 async def test_a_key_that_came_with_another_request_is_refused(experiments: Client) -> None:

@@ -29,7 +29,7 @@ async def test_a_pipeline_from_a_url_is_made_and_fetched_once(registry: Client, 
     first = await post(registry, "/pipelines", from_url(site.url(), name="mine"), "k")
     again = await post(registry, "/pipelines", from_url(site.url(), name="mine"), "k")
     assert (first.status, again.status) == (200, 200)
-    assert again.json == first.json
+    assert again.body == first.body
     assert site.asked == ["/p.yaml"]
     other = await post(registry, "/pipelines", from_url(site.url(), name="other"), "k")
     assert (other.status, other.json["code"]) == (409, 6)
@@ -40,7 +40,7 @@ async def test_a_version_from_a_url_is_made_once(registry: Client, site: Site) -
     pipeline = await upload(registry)
     asked = version_from_url(site.url(), pipeline["id"], name="v2")
     first, again = [await post(registry, "/pipeline_versions", asked, "k") for _ in range(2)]
-    assert (first.status, again.json) == (200, first.json)
+    assert (first.status, again.body) == (200, first.body)
     changed = await post(registry, "/pipeline_versions", {**asked, "name": "v3"}, "k")
     assert changed.status == 409
 
@@ -48,7 +48,7 @@ async def test_a_version_from_a_url_is_made_once(registry: Client, site: Site) -
 async def test_an_upload_is_repeated_whatever_delimits_its_parts(registry: Client) -> None:
     first, again = [await send(registry, key="k", name="mine") for _ in range(2)]
     assert (first.status, again.status) == (200, 200)
-    assert again.json == first.json
+    assert again.body == first.body
     for answer in (
         await send(registry, key="k", name="other"),
         await send(registry, PIPELINE + "# changed", key="k", name="mine"),
@@ -65,7 +65,30 @@ async def test_an_uploaded_version_is_repeated(registry: Client) -> None:
     first, again = [
         await send(registry, key="k", route="upload_version", name="v2", pipelineid=pipeline["id"]) for _ in range(2)
     ]
-    assert (first.status, again.json) == (200, first.json)
+    assert (first.status, again.body) == (200, first.body)
+
+
+async def test_a_repetition_is_given_the_answer_of_then_whatever_happened_since(replica: Replica, site: Site) -> None:
+    async with replica(fetch_any_network=True, applied_wait_seconds=0) as registry:
+
+        async def create(pipeline_id: str) -> list[Reply]:
+            of_version = version_from_url(site.url(), pipeline_id, name="by URL")
+            return [
+                await send(registry, key="k", name="mine"),
+                await post(registry, "/pipelines", from_url(site.url(), name="other"), "k"),
+                await send(registry, key="k", route="upload_version", name="v2", pipelineid=pipeline_id),
+                await post(registry, "/pipeline_versions", of_version, "k"),
+            ]
+
+        parent = (await upload(registry, name="parent"))["id"]
+        first = await create(parent)
+        for pipeline in (await registry.get("/pipelines"))["pipelines"]:
+            await registry.delete(f"/pipelines/{pipeline['id']}")
+        again = await create(parent)
+
+        assert {answer.status for answer in (*first, *again)} == {200}
+        assert [answer.body for answer in again] == [answer.body for answer in first]
+        assert await registry.get("/pipelines") == {}
 
 
 async def test_repeated_at_the_same_moment_at_two_replicas_it_is_made_once(
@@ -74,7 +97,7 @@ async def test_repeated_at_the_same_moment_at_two_replicas_it_is_made_once(
     async with replica() as other:
         answers = await asyncio.gather(*(send(each, key="k", name="same") for each in (registry, other) * 4))
     assert [answer.status for answer in answers] == [200] * 8, [answer.body for answer in answers]
-    assert len({answer.json["id"] for answer in answers}) == 1
+    assert len({answer.body for answer in answers}) == 1
     assert await database.fetchval("select count(*) from pipelines") == 1
 
 

@@ -169,7 +169,11 @@ class Peers:
 @dataclass
 class Answer:
     status: int
-    body: Any
+    content: bytes
+
+    @property
+    def body(self) -> Any:
+        return msgspec.json.decode(self.content)
 
     @property
     def message(self) -> str:
@@ -198,7 +202,7 @@ class Client:
         data = body if isinstance(body, bytes) or body is None else msgspec.json.encode(body)
         url = f"{self.base}{V1}{path}"
         async with self.session.request(method, url, data=data, params=query, headers=headers) as response:
-            return Answer(response.status, msgspec.json.decode(await response.read()))
+            return Answer(response.status, await response.read())
 
     async def create(self, **fields: Any) -> dict[str, Any]:
         """A run of MANIFEST unless the fields say otherwise; the reply's `run`."""
