@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from typing import Any
 
 import msgspec
@@ -316,3 +318,30 @@ def test_a_document_without_end_is_refused(key: str) -> None:
         inner = inner[0]
     with pytest.raises(ManifestError, match="nested deeper"):
         parse(document)
+
+
+FIRST_AT_ONCE = """
+import sys, threading
+from services.run.engine.embedded.manifest import parse
+
+sys.setswitchinterval(1e-5)
+together = threading.Barrier(8)
+step = {"name": "step", "container": {"image": "i", "command": ["true"]}}
+document = {"spec": {"entrypoint": "step", "templates": [step]}}
+
+def first() -> None:
+    together.wait()
+    parse(document)
+
+threads = [threading.Thread(target=first) for _ in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+"""
+
+
+def test_the_first_manifests_of_a_process_may_come_at_the_same_moment() -> None:
+    ended = [subprocess.run([sys.executable, "-c", FIRST_AT_ONCE], timeout=60).returncode for _ in range(3)]
+
+    assert ended == [0, 0, 0]

@@ -337,6 +337,11 @@ class Workflow(_Part, frozen=True, kw_only=True):
     spec: Spec = msgspec.field(default_factory=Spec)
 
 
+# What msgspec has to know of a type it finds out with the first use, and two threads that are first at the same moment
+# crash it. Modules are imported by one thread.
+msgspec.convert({}, Workflow)
+
+
 def parse(document: Mapping[str, Any]) -> Workflow:
     """The typed form of a Workflow document, as YAML or JSON decodes it.
 
