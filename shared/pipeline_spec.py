@@ -17,6 +17,15 @@ from shared.lengths import check_length
 LARGEST_PARAMETERS_BYTES = 10_000
 
 
+class EngineName(StrEnum):
+    """What drives a run, or fires a job."""
+
+    EMBEDDED = "embedded"
+    """This installation's own: its controller and its scheduler."""
+    EXTERNAL = "external"
+    """Another one, of which nothing is known here but what its agent reports (section 12)."""
+
+
 class ResourceType(StrEnum):
     """What a record may refer to. Sorted by value, references stand in the order that replies use."""
 

@@ -35,6 +35,7 @@ def create_app(settings: Settings) -> Service:
         Manifests(plumbing.database, blobs),
         Installation(
             namespace=settings.namespace,
+            engine=settings.engine,
             ask_seconds=settings.ask_seconds,
             check_seconds=settings.check_seconds,
             applied_wait_seconds=settings.applied_wait_seconds,

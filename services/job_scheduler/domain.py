@@ -14,6 +14,7 @@ from shared.errors import AlreadyExists, InvalidInput, NotFound
 from shared.lengths import check_length
 from shared.pipeline_spec import Asked, not_a_workflow
 from shared.pipeline_spec import AskedReference as AskedReference
+from shared.pipeline_spec import EngineName as EngineName
 from shared.pipeline_spec import Parameter as Parameter
 from shared.pipeline_spec import Reference as Reference
 from shared.pipeline_spec import Relationship as Relationship
@@ -88,6 +89,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     service_account: str
     parameters: tuple[Parameter, ...] = ()
     manifest_digest: str
+    engine: EngineName = EngineName.EMBEDDED
+    """What fires it."""
     version: int = 1
     created_at: datetime
     updated_at: datetime

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from shared.settings import ServiceSettings
 
+from .domain import EngineName
+
 
 class Settings(ServiceSettings, frozen=True, kw_only=True):
     object_store_url: str
@@ -13,6 +15,9 @@ class Settings(ServiceSettings, frozen=True, kw_only=True):
     object_store_bucket: str = "mlpipeline"
     namespace: str = "kubeflow"
     """Where the workflows of jobs run."""
+    engine: EngineName = EngineName.EMBEDDED
+    """What fires the jobs that are created from now on. `external`: somebody else's scheduler, of which an agent
+    reports."""
     ask_seconds: float = 2.0
     """How long creation waits for another service's answer before it is a 503."""
     check_seconds: float = 10.0

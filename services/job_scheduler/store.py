@@ -13,6 +13,7 @@ from shared.references import ResourceType as KeyType
 
 from .domain import (
     CronTrigger,
+    EngineName,
     Job,
     JobId,
     ObjectName,
@@ -28,8 +29,8 @@ OBJECT_NAME_KEY = "jobs_object_name_key"
 _COLUMNS = (
     "id, object_name, name, description, is_enabled, no_catchup, max_concurrency, trigger_kind, cron, "
     "interval_seconds, starts_at, ends_at, experiment_id, namespace, resource_references, pipeline_id, pipeline_name, "
-    "pipeline_version_id, referred_job_id, service_account, parameters, manifest_digest, version, created_at, "
-    "updated_at"
+    "pipeline_version_id, referred_job_id, service_account, parameters, manifest_digest, engine, version, "
+    "created_at, updated_at"
 )
 
 _PIPELINE_ID = Column("coalesce(pipeline_id, '')")
@@ -67,11 +68,11 @@ async def insert(tx: Transaction, job: Job) -> Job:
         insert into jobs (
             id, object_name, name, description, is_enabled, no_catchup, max_concurrency, trigger_kind, cron,
             interval_seconds, starts_at, ends_at, experiment_id, namespace, resource_references, pipeline_id,
-            pipeline_name, pipeline_version_id, referred_job_id, service_account, parameters, manifest_digest,
+            pipeline_name, pipeline_version_id, referred_job_id, service_account, parameters, manifest_digest, engine,
             created_at, updated_at
         )
         select $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22,
-            now, now
+            $23, now, now
         from now
         returning {_COLUMNS}
         """,  # noqa: S608
@@ -97,6 +98,7 @@ async def insert(tx: Transaction, job: Job) -> Job:
         job.service_account,
         msgspec.json.encode(job.parameters).decode(),
         job.manifest_digest,
+        job.engine.value,
     )
     assert row is not None
     return to_job(row)
@@ -196,6 +198,7 @@ def to_job(row: Row) -> Job:
         service_account=row["service_account"],
         parameters=_parameters(row["parameters"]),
         manifest_digest=row["manifest_digest"],
+        engine=EngineName(row["engine"]),
         version=row["version"],
         created_at=row["created_at"],
         updated_at=row["updated_at"],

@@ -39,6 +39,7 @@ from . import domain, schedule, store
 from .domain import (
     AskedReference,
     CronTrigger,
+    EngineName,
     Job,
     JobId,
     NewJob,
@@ -65,6 +66,7 @@ class Installation(msgspec.Struct, frozen=True, kw_only=True):
     """What is the same for every job here."""
 
     namespace: str
+    engine: EngineName
     ask_seconds: float
     check_seconds: float
     applied_wait_seconds: float
@@ -290,6 +292,7 @@ class Jobs:
             service_account=asked.service_account or checked.service_account,
             parameters=asked.parameters,
             manifest_digest=digest,
+            engine=self._installation.engine,
             created_at=now,
             updated_at=now,
         )

@@ -14,6 +14,7 @@ from shared.web import create_app as create_service
 
 from . import ticker
 from .compose import Rules
+from .domain import EngineName
 from .manifests import Manifests, Validator
 from .responders import answer_questions
 from .routes import ROUTES
@@ -42,9 +43,10 @@ def create_app(settings: Settings, *, validate: Validator | None = None) -> Serv
         plumbing.bus,
         blobs,
         manifests,
-        validate or validate_for_embedded_engine,
+        validate or _VALIDATORS[settings.engine],
         Installation(
             namespace=settings.namespace,
+            engine=settings.engine,
             ask_seconds=settings.ask_seconds,
             applied_wait_seconds=settings.applied_wait_seconds,
         ),
@@ -89,3 +91,16 @@ def validate_for_embedded_engine(workflow: Mapping[str, object]) -> None:
     # First what it is called: whoever uses another engine's feature is told so, not what else is missing without it.
     validation.refuse_unsupported(parsed)
     validation.validate(parsed)
+
+
+def validate_for_any_engine(workflow: Mapping[str, object]) -> None:
+    """What no engine could run is refused, and what this one alone cannot is not. Raises as the other does."""
+    from .engine.embedded import manifest, validation
+
+    validation.validate(manifest.parse(workflow))
+
+
+_VALIDATORS: Mapping[EngineName, Validator] = {
+    EngineName.EMBEDDED: validate_for_embedded_engine,
+    EngineName.EXTERNAL: validate_for_any_engine,
+}

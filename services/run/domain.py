@@ -14,6 +14,7 @@ from shared.errors import AlreadyExists, InvalidInput, NotFound, WrongState
 from shared.lengths import check_length
 from shared.pipeline_spec import Asked
 from shared.pipeline_spec import AskedReference as AskedReference
+from shared.pipeline_spec import EngineName as EngineName
 from shared.pipeline_spec import Parameter as Parameter
 from shared.pipeline_spec import Reference as Reference
 from shared.pipeline_spec import Relationship as Relationship
@@ -102,6 +103,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     service_account: str
     parameters: tuple[Parameter, ...] = ()
     manifest_digest: str
+    engine: EngineName = EngineName.EMBEDDED
+    """What drives it, from its creation to its end."""
     workflow_name: WorkflowName
     attempt: int = 1
     version: int = 1

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from shared.settings import ServiceSettings
 
+from .domain import EngineName
+
 
 class Settings(ServiceSettings, frozen=True, kw_only=True):
     object_store_url: str
@@ -15,6 +17,9 @@ class Settings(ServiceSettings, frozen=True, kw_only=True):
     """The account of runs that name none."""
     namespace: str = "kubeflow"
     """Where workflows run."""
+    engine: EngineName = EngineName.EMBEDDED
+    """What drives the runs that are created from now on. `external`: they wait until somebody else runs their workflows
+    and an agent reports how that goes."""
     cache_enabled: bool = True
     """What the template label `pipelines.kubeflow.org/cache_enabled` says."""
     ask_seconds: float = 2.0

@@ -14,6 +14,7 @@ from shared.references import ResourceType as KeyType
 
 from .domain import (
     TERMINABLE,
+    EngineName,
     Metric,
     Parameter,
     Reference,
@@ -28,8 +29,9 @@ WORKFLOW_NAME_KEY = "runs_workflow_name_key"
 
 _COLUMNS = (
     "id, name, description, storage_state, status, error, experiment_id, namespace, resource_references, pipeline_id, "
-    "pipeline_name, pipeline_version_id, job_id, service_account, parameters, manifest_digest, workflow_name, attempt, "
-    "version, traceparent, created_at, scheduled_at, started_at, finished_at, retried_at, terminate_requested_at"
+    "pipeline_name, pipeline_version_id, job_id, service_account, parameters, manifest_digest, engine, workflow_name, "
+    "attempt, version, traceparent, created_at, scheduled_at, started_at, finished_at, retried_at, "
+    "terminate_requested_at"
 )
 
 LISTING = Listing(
@@ -88,17 +90,17 @@ async def insert(connection: Connection, run: Run, created: Entry) -> datetime:
         with inserted as (
             insert into runs (
                 id, name, description, experiment_id, namespace, resource_references, pipeline_id, pipeline_name,
-                pipeline_version_id, job_id, service_account, parameters, manifest_digest, workflow_name, traceparent,
-                scheduled_at
+                pipeline_version_id, job_id, service_account, parameters, manifest_digest, engine, workflow_name,
+                traceparent, scheduled_at
             )
-            values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
+            values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)
             returning created_at
         ), counted as (
             insert into run_count_deltas (experiment_id, storage_state, delta) values ($4, 'available', 1)
         ), told as (
             insert into outbox (type, owner, what, resource_id, body, traceparent)
-            select $17, $18, $19, $1,
-                convert_to(($20::jsonb || jsonb_build_object('created_at', created_at))::text, 'UTF8'), $21
+            select $18, $19, $20, $1,
+                convert_to(($21::jsonb || jsonb_build_object('created_at', created_at))::text, 'UTF8'), $22
             from inserted
         )
         select created_at from inserted
@@ -116,6 +118,7 @@ async def insert(connection: Connection, run: Run, created: Entry) -> datetime:
         run.service_account,
         msgspec.json.encode(run.parameters).decode(),
         run.manifest_digest,
+        run.engine.value,
         run.workflow_name,
         run.traceparent,
         run.scheduled_at,
@@ -461,13 +464,13 @@ async def list_metrics(connection: Connection, run_ids: Sequence[str]) -> list[M
     ]
 
 
-# What the engine has to be told.
+# What the engine has to be told. Nobody tells an external one anything.
 
 
 async def list_unsubmitted(connection: Connection, limit: int) -> list[RunId]:
     rows = await connection.fetch(
         """
-        select id from runs where submitted_at is null and finished_at is null
+        select id from runs where engine = 'embedded' and submitted_at is null and finished_at is null
         order by created_at, id limit $1
         """,
         limit,
@@ -498,7 +501,12 @@ async def list_erasures(connection: Connection, limit: int) -> list[tuple[RunId,
 
 async def list_active(connection: Connection, after: str, limit: int) -> list[RunId]:
     rows = await connection.fetch(
-        "select id from runs where finished_at is null and id > $1 order by id limit $2", after, limit
+        """
+        select id from runs where engine = 'embedded' and finished_at is null and id > $1
+        order by id limit $2
+        """,
+        after,
+        limit,
     )
     return [RunId(row["id"]) for row in rows]
 
@@ -604,6 +612,7 @@ def to_run(row: Row) -> Run:
         service_account=row["service_account"],
         parameters=_parameters(row["parameters"]),
         manifest_digest=row["manifest_digest"],
+        engine=EngineName(row["engine"]),
         workflow_name=WorkflowName(row["workflow_name"]),
         attempt=row["attempt"],
         version=row["version"],

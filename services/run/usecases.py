@@ -43,6 +43,7 @@ from . import compose, domain, store
 from .domain import (
     AskedReference,
     Detail,
+    EngineName,
     Metric,
     NewRun,
     Parameter,
@@ -73,6 +74,7 @@ class Installation(msgspec.Struct, frozen=True, kw_only=True):
     """What is the same for every run here."""
 
     namespace: str
+    engine: EngineName
     ask_seconds: float
     applied_wait_seconds: float
 
@@ -180,6 +182,9 @@ class Runs:
                 raise domain.unknown(run_id)
             last = msgspec.structs.replace(run, version=run.version + 1)
             fact_id = await self._outbox.add(tx, events.RUN_DELETED, to_state(last, is_deleted=True))
+            if run.engine is EngineName.EXTERNAL:
+                # There is no controller to do it. The engine's agent learns it from the answer to its next report.
+                await store.erase(tx, run.id)
         await until_published_and_applied(
             self._bus,
             self._database,
@@ -363,6 +368,7 @@ class Runs:
             service_account=asked.service_account or prepared.service_account,
             parameters=asked.parameters,
             manifest_digest=prepared.digest,
+            engine=self._installation.engine,
             workflow_name=WorkflowName(prepared.name or "run"),
             traceparent=current_traceparent(),
             created_at=clock.now(),

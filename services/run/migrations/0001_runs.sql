@@ -17,6 +17,7 @@ create table runs (
     parameters             jsonb       not null,
     -- No foreign key: every creation would lock the row of the one manifest that everybody runs.
     manifest_digest        text        not null,
+    engine                 text        not null default 'embedded',
     workflow_name          text        not null,
     attempt                integer     not null default 1,
     version                bigint      not null default 1,
@@ -38,6 +39,7 @@ create table runs (
     constraint runs_status_check check (
         status in ('', 'Pending', 'Running', 'Terminating', 'Succeeded', 'Skipped', 'Failed', 'Error')
     ),
+    constraint runs_engine_check check (engine in ('embedded', 'external')),
     constraint runs_workflow_name_check check (length(workflow_name) between 1 and 63),
     constraint runs_attempt_check check (attempt > 0),
     constraint runs_retried_check check ((attempt > 1) = (retried_at is not null)),
@@ -68,11 +70,12 @@ create index runs_pipeline_version_id_idx on runs (pipeline_version_id, created_
 create index runs_name_idx on runs (name, id);
 create index runs_name_trgm_idx on runs using gin (name gin_trgm_ops);
 
--- What the controller looks for. Finished runs are in none of them.
-create index runs_unsubmitted_idx on runs (created_at, id) where submitted_at is null and finished_at is null;
+-- What the controller looks for. Finished runs are in none of them, and those of an external engine are not its own.
+create index runs_unsubmitted_idx on runs (created_at, id)
+    where engine = 'embedded' and submitted_at is null and finished_at is null;
 create index runs_termination_idx on runs (terminate_requested_at, id)
     where terminate_requested_at is not null and terminate_sent_at is null and finished_at is null;
-create index runs_active_idx on runs (id) where finished_at is null;
+create index runs_active_idx on runs (id) where engine = 'embedded' and finished_at is null;
 
 -- One row per node, one small write per transition. `json` keeps the text as it came: a step may write U+0000,
 -- which jsonb cannot hold.

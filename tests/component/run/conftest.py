@@ -226,7 +226,8 @@ class World:
     """Everything around the service under test. `records` is what a controller would hold."""
 
     client: Client
-    start_replica: Callable[[], Awaitable[Client]]
+    start_replica: Callable[..., Awaitable[Client]]
+    """With further settings, where they are given."""
     peers: Peers
     database: Database
     blobs: Blobs
@@ -278,7 +279,7 @@ async def world(
     servers: list[tuple[uvicorn.Server, asyncio.Task[None]]] = []
     session = aiohttp.ClientSession()
 
-    async def start_replica() -> Client:
+    async def start_replica(**further: Any) -> Client:
         (port,) = free_ports(1)
         settings = Settings(
             database_url=database_urls["run"],
@@ -288,6 +289,7 @@ async def world(
             object_store_secret_key=object_store_access.secret_key,
             object_store_bucket=object_store_access.bucket,
             fold_counts_seconds=0.05,
+            **further,
         )
         app = create_app(settings, validate=validate)
         server = uvicorn.Server(

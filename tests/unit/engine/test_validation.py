@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from services.run.app import validate_for_embedded_engine
+from services.run.app import validate_for_any_engine, validate_for_embedded_engine
 from services.run.engine.embedded.manifest import ManifestError, Workflow, parse
 from services.run.engine.embedded.validation import refuse_unsupported, validate
 from tests.support.embedded_runs import workflow
@@ -249,6 +249,16 @@ def test_a_feature_of_other_engines_is_refused_by_name(feature: str, manifest: W
 def test_a_feature_of_other_engines_is_named_before_what_is_missing_without_it(manifest: Workflow) -> None:
     with pytest.raises(ManifestError, match="is not supported by the local engine"):
         validate_for_embedded_engine(msgspec.to_builtins(manifest))
+
+
+@pytest.mark.parametrize("feature", [feature for feature in UNSUPPORTED if feature.startswith("templates.")])
+def test_a_feature_of_other_engines_is_none_of_our_business_where_another_engine_runs_it(feature: str) -> None:
+    validate_for_any_engine(msgspec.to_builtins(UNSUPPORTED[feature]))
+
+
+def test_what_no_engine_can_run_is_refused_for_every_engine() -> None:
+    with pytest.raises(ManifestError, match="'nowhere' not defined"):
+        validate_for_any_engine(msgspec.to_builtins(dag("[{name: a, template: t, dependencies: [nowhere]}]")))
 
 
 @pytest.mark.parametrize("kind", ["containerSet: {}", "data: {}", "http: {}", "plugin: {}", "templateRef: {name: x}"])
