@@ -26,7 +26,7 @@ from gateway.openapi import Description
 from gateway.pages import Pages
 from gateway.proxy import AnswerBroken, Call, ClientLeft, Headers, Proxy, Receive, Replicas, Send, read_form
 from gateway.settings import Settings
-from gateway.table import Finding, Match, MethodNotAllowed, NotFound, Owner, Redirect, find
+from gateway.table import Finding, Match, MethodNotAllowed, NotFound, Owner, Redirect, Route, find
 from shared import telemetry
 from shared.errors import InvalidInput, Refusal, Unauthenticated, Unavailable, http_body
 from shared.identity import Signer
@@ -195,8 +195,7 @@ class Door:
         match finding:
             case Match():
                 try:
-                    must_prove = self._authentication is not None and not finding.route.is_open
-                    identity = await self._identity_of(headers) if must_prove else None
+                    identity = await self._identity_of(finding.route, headers.get(b"authorization"))
                     if finding.owner is Owner.GATEWAY:
                         return await self._answer_ourselves(finding, scope, headers, further, send)
                     return await self._forward(finding, scope, request_id, identity, further, receive, send)
@@ -217,10 +216,16 @@ class Door:
             case _:
                 assert_never(finding)
 
-    async def _identity_of(self, headers: Mapping[bytes, bytes]) -> str:
-        """Who asks, signed for the services. Raises Unauthenticated."""
-        assert self._authentication is not None
-        return self._signer.header_for(await self._authentication.caller_of(headers.get(b"authorization")))
+    async def _identity_of(self, route: Route, authorization: bytes | None) -> str | None:
+        """Who asks, signed for the services; None where nobody has to say. Raises Unauthenticated or
+        PermissionDenied."""
+        if self._authentication is None or route.is_open:
+            return None
+        if route.is_for_agent:
+            caller = self._authentication.agent_of(authorization)
+        else:
+            caller = await self._authentication.caller_of(authorization)
+        return self._signer.header_for(caller)
 
     async def _forward(
         self,

@@ -1,7 +1,7 @@
 """Who sends a request: a holder of a static token, or somebody whom an identity provider vouches for.
 
-Both come as `Authorization: Bearer …`, the way the published reference says and the SDK's `existing_token` sends. A
-client generated from that reference sends the bare token where nobody told it the prefix; that is read as well.
+Both come as `Authorization: Bearer …`, the way the published reference says and the SDK's `existing_token` sends. So
+does the one token that opens the agent's routes, and nothing else.
 
 A static token costs one SHA-256 and one look-up. A provider's token (a JWT) is verified by the provider's public keys
 once and then remembered until it ends or the keys change. Keys are fetched ahead of need and again when a token names
@@ -27,7 +27,8 @@ import aiohttp
 import msgspec
 
 from gateway.settings import Settings, is_https_or_loopback
-from gateway.tokens import Token, TokenError, digest_of, read
+from gateway.tokens import Token, TokenError, read
+from shared.bearer import AgentToken, credential_of, digest_of
 from shared.errors import Unauthenticated, Unavailable
 from shared.identity import Caller
 from shared.tasks import Tasks
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
 CHALLENGE: Final = 'Bearer realm="headrace"'
 CHALLENGE_AFTER_REFUSAL: Final = 'Bearer realm="headrace", error="invalid_token"'
+
+AGENT: Final = Caller(subject="agent", name="persistence agent")
 
 LOOK_AT_FILE_EVERY_SECONDS: Final = 0.5
 FETCH_KEYS_EVERY_SECONDS: Final = 300.0
@@ -58,9 +61,10 @@ _log = logging.getLogger(__name__)
 class Authentication:
     """Finds out who sends a request, by the methods that are switched on."""
 
-    def __init__(self, *, tokens: StaticTokens | None, provider: Provider | None) -> None:
+    def __init__(self, *, tokens: StaticTokens | None, provider: Provider | None, agent: AgentToken) -> None:
         self._tokens = tokens
         self._provider = provider
+        self._agent = agent
 
     async def caller_of(self, authorization: bytes | None) -> Caller:
         """Raises Unauthenticated; Unavailable when only the provider could tell and it has never answered."""
@@ -70,6 +74,11 @@ class Authentication:
         if self._provider is not None and credential.count(".") == 2:
             return await self._provider.caller_of(credential)
         raise Unauthenticated("The token is unknown, expired or revoked.")
+
+    def agent_of(self, authorization: bytes | None) -> Caller:
+        """Raises PermissionDenied, and for want of a token too: no client can authenticate itself as the agent."""
+        self._agent.check(None if authorization is None else authorization.decode("latin-1"))
+        return AGENT
 
     @asynccontextmanager
     async def running(self, tasks: Tasks) -> AsyncIterator[None]:
@@ -99,18 +108,17 @@ def create_authentication(settings: Settings) -> Authentication | None:
             if "oidc" in settings.auth
             else None
         ),
+        agent=AgentToken(settings.agent_token_sha256),
     )
 
 
 def _credential(authorization: bytes | None) -> str:
     if not authorization:
         raise Unauthenticated("The request has no token.", cause="the Authorization header is missing")
-    scheme, _, rest = authorization.decode("latin-1").strip().partition(" ")
-    if not rest:
-        return scheme
-    if scheme.lower() != "bearer":
+    credential = credential_of(authorization.decode("latin-1"))
+    if credential is None:
         raise Unauthenticated("The request has no token.", cause="the Authorization header is not a bearer's")
-    return rest.strip()
+    return credential
 
 
 class StaticTokens:

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from shared.bearer import check_sha256
 from shared.identity import check_key
 from shared.settings import Port
 
@@ -55,6 +56,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Where the provider's keys are; empty: asked of the provider (`/.well-known/openid-configuration`)."""
     oidc_name_claim: str = "sub"
     """The claim that holds what people call somebody: `email`, `preferred_username`."""
+    agent_token_sha256: str = ""
+    """The SHA-256 of the token that opens the routes of the persistence agent, where clients are asked who they are."""
     identity_key: str = ""
     """What callers' identities are signed with on the way to the services, which check them by the same key."""
 
@@ -69,6 +72,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         if self.connect_timeout_seconds <= 0:
             raise ValueError("connect_timeout_seconds must be above 0")
         check_key(self.identity_key)
+        check_sha256(self.agent_token_sha256)
         self._check_auth()
 
     def _check_auth(self) -> None:

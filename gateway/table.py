@@ -38,6 +38,8 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     owner: Owner
     is_open: bool = False
     """Answered to everybody, also where authentication is on: what watches the process, and the documentation."""
+    is_for_agent: bool = False
+    """Where authentication is on, the agent of an external engine is let in by a token of its own, and nobody else."""
 
 
 class Match(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,8 +90,14 @@ PAGES = (
 def _rows() -> Iterator[Route]:
     """Where two patterns take the same path, the one that stands first wins."""
 
-    def v1(name: str, methods: str, pattern: str, owner: Owner) -> Route:
-        return Route(name=name, methods=_methods(methods), pattern=f"/apis/v1beta1{pattern}", owner=owner)
+    def v1(name: str, methods: str, pattern: str, owner: Owner, *, is_for_agent: bool = False) -> Route:
+        return Route(
+            name=name,
+            methods=_methods(methods),
+            pattern=f"/apis/v1beta1{pattern}",
+            owner=owner,
+            is_for_agent=is_for_agent,
+        )
 
     yield v1("E1", "POST", "/experiments", Owner.EXPERIMENT)
     yield v1("E2", "GET", "/experiments", Owner.EXPERIMENT)
@@ -131,8 +139,8 @@ def _rows() -> Iterator[Route]:
     yield v1("J6", "POST", "/jobs/{id}/disable", Owner.JOB_SCHEDULER)
 
     yield Route(name="X1", methods=ANY, pattern="/apis/v1beta1/healthz", owner=Owner.GATEWAY, is_open=True)
-    yield v1("X2", "POST", "/workflows", Owner.RUN)
-    yield v1("X3", "POST", "/scheduledworkflows", Owner.RUN)
+    yield v1("X2", "POST", "/workflows", Owner.RUN, is_for_agent=True)
+    yield v1("X3", "POST", "/scheduledworkflows", Owner.JOB_SCHEDULER, is_for_agent=True)
     yield v1("X4", "POST", "/visualizations", Owner.RUN)
     yield v1("X4", "POST", "/visualizations/{namespace}", Owner.RUN)
     yield v1("X5", "GET", "/auth", Owner.RUN)

@@ -7,7 +7,6 @@ every request. The token itself is shown once and kept nowhere.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import secrets
 from collections.abc import Iterator
@@ -16,6 +15,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import msgspec
+
+from shared.bearer import digest_of
 
 PREFIX = "headrace_"
 """Lets scanners of leaked secrets recognise a token."""
@@ -40,10 +41,6 @@ class Token(msgspec.Struct, frozen=True, kw_only=True):
 
 class _Content(msgspec.Struct, frozen=True, kw_only=True):
     tokens: tuple[Token, ...] = ()
-
-
-def digest_of(token: str) -> str:
-    return hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def create(file: Path, name: str, *, valid_for: timedelta | None = None, now: datetime | None = None) -> str:

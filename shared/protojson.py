@@ -75,6 +75,17 @@ def decode(body: bytes, kind: type[S]) -> S:
     return _read_message(_first_value(body) if body.strip() else None, kind, strict=False)
 
 
+def decode_string(body: bytes) -> str:
+    """Read a request's body that is one string and no message. Raises MalformedRequest."""
+    value = _first_value(body) if body.strip() else None
+    if value is None:
+        return ""
+    try:
+        return _read_string(value)
+    except _Mismatch as mismatch:
+        raise MalformedRequest(mismatch.reason) from None
+
+
 def decode_strictly(text: str | bytes, kind: type[S]) -> S:
     """Read exactly one message and nothing that it does not have. Raises MalformedRequest."""
     try:

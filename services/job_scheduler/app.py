@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from shared.bearer import AgentToken
 from shared.blobs import Blobs
 from shared.idempotency import Answers
 from shared.plumbing import Plumbing
@@ -60,5 +61,9 @@ def create_app(settings: Settings) -> Service:
         on_shutdown=[stop],
         ready=plumbing.checks,
         tasks=plumbing.tasks,
-        dependencies={"jobs": jobs, "answers": Answers(plumbing.database)},
+        dependencies={
+            "jobs": jobs,
+            "answers": Answers(plumbing.database),
+            "agent": AgentToken(settings.agent_token_sha256),
+        },
     )

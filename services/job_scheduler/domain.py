@@ -47,6 +47,8 @@ class Status(StrEnum):
     ENABLED = "Enabled"
     DISABLED = "Disabled"
     RUNNING = "Running"
+    SUCCEEDED = "Succeeded"
+    ERROR = "Error"
 
 
 class OneOff(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,12 +93,16 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     manifest_digest: str
     engine: EngineName = EngineName.EMBEDDED
     """What fires it."""
+    reported_status: Status | None = None
+    """What an external engine's scheduler says of it; None until it has said something."""
     version: int = 1
     created_at: datetime
     updated_at: datetime
 
     @property
     def status(self) -> Status:
+        if self.engine is EngineName.EXTERNAL:
+            return self.reported_status or Status.NO_STATUS
         match self.trigger:
             case OneOff():
                 # It has not run yet: nothing fires.
@@ -114,6 +120,20 @@ class NewJob(Asked, frozen=True, kw_only=True):
     no_catchup: bool = False
     max_concurrency: int = 0
     trigger: Trigger
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """What the scheduler of an external engine holds of a job."""
+
+    job_id: str
+    object_name: ObjectName
+    namespace: str
+    is_enabled: bool
+    no_catchup: bool
+    max_concurrency: int
+    trigger: Trigger
+    parameters: tuple[Parameter, ...]
+    status: Status
 
 
 class View(msgspec.Struct, frozen=True, kw_only=True):
@@ -192,6 +212,27 @@ def check_references(references: tuple[Reference, ...]) -> None:
 
 def unknown(job_id: str) -> NotFound:
     return NotFound.of("Job", job_id)
+
+
+def not_a_report(reason: str) -> InvalidInput:
+    return InvalidInput(f"Could not unmarshal scheduled workflow: {reason}")
+
+
+def no_job_reported(report: Report) -> InvalidInput:
+    identity = f"{report.job_id}/{report.namespace}/{report.object_name}"
+    return InvalidInput(f"There is no job corresponding to this scheduled workflow: {identity}")
+
+
+def fired_here(job_id: str) -> InvalidInput:
+    """Invalid input, because the original's agent repeats what is refused for another reason."""
+    return InvalidInput(
+        f"Job {job_id} is fired by the embedded engine of this installation: reports are accepted of the jobs of an "
+        "external engine alone."
+    )
+
+
+def object_name_taken(name: str) -> AlreadyExists:
+    return AlreadyExists(f"The scheduled workflow {name} is called as that of another job.")
 
 
 def names_exhausted(name: str) -> AlreadyExists:

@@ -98,4 +98,12 @@ OPERATIONS: Final = (
         summary="Keeps a recurring run from firing; what runs already goes on.",
         example=f"{_NEW}curl -sS -X POST {_ONE}/disable",
     ),
+    Operation(
+        id="ReportScheduledWorkflow",
+        method="POST",
+        path="/apis/v1beta1/scheduledworkflows",
+        tag="ReportService",
+        summary="For the agent of an external engine alone: 403 for everybody else.",
+        notes="The body is a string that holds the scheduler's object in JSON. Refused for a job that is fired here.",
+    ),
 )

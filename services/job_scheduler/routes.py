@@ -1,4 +1,4 @@
-"""The HTTP door of the job scheduler: J1 to J6 of the API specification's table 1.2."""
+"""The HTTP door of the job scheduler: J1 to J6 and X3 of the API specification's table 1.2."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath
 
 from shared import idempotency, protojson
+from shared.bearer import AgentToken
 from shared.errors import layer
 from shared.idempotency import Answers
 from shared.listing import ListRequest
@@ -18,7 +19,7 @@ from shared.web import delete, get, post, reply
 from . import store
 from .domain import View
 from .usecases import Jobs
-from .wire import WireJob, WireJobs, from_view, to_new_job
+from .wire import WireJob, WireJobs, from_view, to_new_job, to_report
 
 Req = Request[Any, Any, Any]
 
@@ -70,8 +71,19 @@ async def disable_job(job_id: FromPath[str], jobs: NamedDependency[Jobs]) -> Res
     return reply()
 
 
+@post("/apis/v1beta1/scheduledworkflows")
+async def report_scheduled_workflow(
+    request: Req, agent: NamedDependency[AgentToken], jobs: NamedDependency[Jobs]
+) -> Response[bytes]:
+    """Who is not the agent is refused before the body is read."""
+    agent.check(request.headers.get("authorization"))
+    with layer("Report scheduled workflow failed."):
+        await jobs.follow(to_report(protojson.decode_string(await request.body())))
+    return reply()
+
+
 def _encoded(view: View) -> bytes:
     return protojson.encode(from_view(view))
 
 
-ROUTES = (create_job, list_jobs, get_job, delete_job, enable_job, disable_job)
+ROUTES = (create_job, list_jobs, get_job, delete_job, enable_job, disable_job, report_scheduled_workflow)

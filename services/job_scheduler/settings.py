@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from shared.bearer import check_sha256
 from shared.settings import ServiceSettings
 
 from .domain import EngineName
@@ -18,9 +19,14 @@ class Settings(ServiceSettings, frozen=True, kw_only=True):
     engine: EngineName = EngineName.EMBEDDED
     """What fires the jobs that are created from now on. `external`: somebody else's scheduler, of which an agent
     reports."""
+    agent_token_sha256: str = ""
+    """The SHA-256 of that agent's token. Empty: nobody reports."""
     ask_seconds: float = 2.0
     """How long creation waits for another service's answer before it is a 503."""
     check_seconds: float = 10.0
     """How long creation waits for the check of its manifest, which takes the run service's processor."""
     applied_wait_seconds: float = 1.0
     """How long a deletion waits until runs have forgotten the job."""
+
+    def __post_init__(self) -> None:
+        check_sha256(self.agent_token_sha256)

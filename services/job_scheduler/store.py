@@ -21,6 +21,8 @@ from .domain import (
     Parameter,
     PeriodicTrigger,
     Reference,
+    Report,
+    Status,
     Trigger,
 )
 
@@ -29,8 +31,8 @@ OBJECT_NAME_KEY = "jobs_object_name_key"
 _COLUMNS = (
     "id, object_name, name, description, is_enabled, no_catchup, max_concurrency, trigger_kind, cron, "
     "interval_seconds, starts_at, ends_at, experiment_id, namespace, resource_references, pipeline_id, pipeline_name, "
-    "pipeline_version_id, referred_job_id, service_account, parameters, manifest_digest, engine, version, "
-    "created_at, updated_at"
+    "pipeline_version_id, referred_job_id, service_account, parameters, manifest_digest, engine, "
+    "reported_status, version, created_at, updated_at"
 )
 
 _PIPELINE_ID = Column("coalesce(pipeline_id, '')")
@@ -109,6 +111,11 @@ async def find(connection: Connection, job_id: str) -> Job | None:
     return None if row is None else to_job(row)
 
 
+async def lock(tx: Transaction, job_id: str) -> Job | None:
+    row = await tx.fetchrow(f"select {_COLUMNS} from jobs where id = $1 for no key update", job_id)  # noqa: S608
+    return None if row is None else to_job(row)
+
+
 async def exists(connection: Connection, job_id: str) -> bool:
     return await connection.fetchval("select 1 from jobs where id = $1", job_id) is not None
 
@@ -138,6 +145,39 @@ async def disable_of_experiment(tx: Transaction, experiment_id: str) -> list[Job
         experiment_id,
     )
     return [to_job(row) for row in rows]
+
+
+async def follow(tx: Transaction, report: Report) -> Job:
+    """The job as it is reported.
+
+    Raises ConstraintViolated(OBJECT_NAME_KEY) where the scheduler object's name is another job's.
+    """
+    kind, cron, interval_seconds, starts_at, ends_at = _trigger_columns(report.trigger)
+    row = await tx.fetchrow(
+        f"""
+        update jobs set
+            object_name = $2, namespace = $3, is_enabled = $4, no_catchup = $5, max_concurrency = $6,
+            trigger_kind = $7, cron = $8, interval_seconds = $9, starts_at = $10, ends_at = $11, parameters = $12,
+            reported_status = $13, updated_at = clock_timestamp(), version = version + 1
+        where id = $1
+        returning {_COLUMNS}
+        """,  # noqa: S608
+        report.job_id,
+        report.object_name,
+        report.namespace,
+        report.is_enabled,
+        report.no_catchup,
+        report.max_concurrency,
+        kind,
+        cron,
+        interval_seconds,
+        starts_at,
+        ends_at,
+        msgspec.json.encode(report.parameters).decode(),
+        report.status.value,
+    )
+    assert row is not None, "the caller holds its lock"
+    return to_job(row)
 
 
 async def delete(tx: Transaction, job_id: str) -> Job | None:
@@ -199,6 +239,7 @@ def to_job(row: Row) -> Job:
         parameters=_parameters(row["parameters"]),
         manifest_digest=row["manifest_digest"],
         engine=EngineName(row["engine"]),
+        reported_status=Status(row["reported_status"]) if row["reported_status"] else None,
         version=row["version"],
         created_at=row["created_at"],
         updated_at=row["updated_at"],

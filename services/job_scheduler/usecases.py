@@ -48,6 +48,7 @@ from .domain import (
     PeriodicTrigger,
     Reference,
     Relationship,
+    Report,
     ResourceType,
     Status,
     Trigger,
@@ -132,6 +133,25 @@ class Jobs:
         """Its jobs rest when an experiment is archived (API specification, section 7, E5)."""
         for job in await store.disable_of_experiment(tx, experiment_id):
             await self._outbox.add(tx, events.JOB_DISABLED, to_state(job))
+
+    async def follow(self, report: Report) -> None:
+        """What the scheduler of an external engine says of a job is so (section 12.4); of other jobs it is refused."""
+        _check_trigger(report.trigger)
+        try:
+            async with self._database.transaction() as tx:
+                before = await store.lock(tx, report.job_id)
+                if before is None:
+                    raise domain.no_job_reported(report)
+                if before.engine is not EngineName.EXTERNAL:
+                    raise domain.fired_here(before.id)
+                job = await store.follow(tx, report)
+                if job.is_enabled is not before.is_enabled:
+                    kind = events.JOB_ENABLED if job.is_enabled else events.JOB_DISABLED
+                    await self._outbox.add(tx, kind, to_state(job))
+        except ConstraintViolated as violation:
+            if violation.constraint != store.OBJECT_NAME_KEY:
+                raise
+            raise domain.object_name_taken(report.object_name) from violation
 
     async def delete(self, job_id: str) -> None:
         """Its runs stay and forget it. Answers after they have, or after a bounded wait."""

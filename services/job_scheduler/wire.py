@@ -8,23 +8,30 @@ from typing import assert_never
 
 import msgspec
 
-from shared.errors import InvalidInput
+from shared import protojson
+from shared.errors import InvalidInput, MalformedRequest
 from shared.pipeline_spec import WireParameter, WirePipelineSpec, check_generation
 from shared.protojson import Int64
 from shared.references import Relationship, ResourceType, WireReference, WireReferenceKey
 
+from . import domain
 from .domain import (
     AskedReference,
     CronTrigger,
     Job,
     NewJob,
+    ObjectName,
     OneOff,
     Parameter,
     PeriodicTrigger,
     Reference,
+    Report,
+    Status,
     Trigger,
     View,
 )
+
+_LONGEST_QUOTE = 1_000
 
 
 class WireMode(IntEnum):
@@ -76,6 +83,78 @@ class WireJobs(msgspec.Struct, frozen=True, kw_only=True):
     jobs: tuple[WireJob, ...] = ()
     total_size: int = 0
     next_page_token: str = ""
+
+
+class WireObjectMeta(msgspec.Struct, frozen=True, kw_only=True):
+    """Of a Kubernetes object, as far as it is read here."""
+
+    name: str = ""
+    namespace: str = ""
+    uid: str = ""
+
+
+class WireScheduledParameters(msgspec.Struct, frozen=True, kw_only=True):
+    parameters: tuple[WireParameter, ...] = ()
+
+
+class WireScheduledSpec(msgspec.Struct, frozen=True, kw_only=True):
+    enabled: bool = False
+    max_concurrency: Int64 = 0
+    no_catchup: bool = False
+    trigger: WireTrigger | None = None
+    workflow: WireScheduledParameters | None = None
+
+
+class WireCondition(msgspec.Struct, frozen=True, kw_only=True):
+    type: str = ""
+
+
+class WireScheduledStatus(msgspec.Struct, frozen=True, kw_only=True):
+    conditions: tuple[WireCondition, ...] = ()
+
+
+class WireScheduledWorkflow(msgspec.Struct, frozen=True, kw_only=True):
+    """The object of a Kubernetes scheduler: its names are those of the API, in camel case."""
+
+    metadata: WireObjectMeta | None = None
+    spec: WireScheduledSpec | None = None
+    status: WireScheduledStatus | None = None
+
+
+def to_report(text: str) -> Report:
+    """Raises InvalidInput (API specification, section 12.4)."""
+    try:
+        wire = protojson.decode(text.encode(), WireScheduledWorkflow)
+    except (MalformedRequest, UnicodeError) as error:
+        raise domain.not_a_report(str(error)) from error
+    metadata, spec = wire.metadata or WireObjectMeta(), wire.spec or WireScheduledSpec()
+    for value, what in ((metadata.name, "a name"), (metadata.namespace, "a namespace"), (metadata.uid, "a UID")):
+        if not value:
+            raise InvalidInput(f"The resource must have {what}: {text[:_LONGEST_QUOTE]}")
+    return Report(
+        job_id=metadata.uid,
+        object_name=ObjectName(metadata.name),
+        namespace=metadata.namespace,
+        is_enabled=spec.enabled,
+        no_catchup=spec.no_catchup,
+        max_concurrency=min(max(spec.max_concurrency, 1), domain.MOST_CONCURRENT),
+        trigger=_to_trigger(spec.trigger or WireTrigger()),
+        parameters=tuple(
+            Parameter(name=each.name, value=each.value)
+            for each in (spec.workflow or WireScheduledParameters()).parameters
+        ),
+        status=_status(wire.status or WireScheduledStatus()),
+    )
+
+
+def _status(wire: WireScheduledStatus) -> Status:
+    """The last condition counts."""
+    if not wire.conditions:
+        return Status.NO_STATUS
+    try:
+        return Status(wire.conditions[-1].type)
+    except ValueError as error:
+        raise domain.not_a_report(str(error)) from error
 
 
 def to_new_job(wire: WireJob) -> NewJob:

@@ -7,6 +7,7 @@ listens to: experiment.*, job-scheduler deleted, metrics.reported, pipeline-regi
 answers: `kfp.ask.run.` get, check-manifest
 
 Rooms of its own, beyond those of every service: `records.py`, the verbs of the controller (what the engine has to be
-told, and what it was seen doing), beside `usecases.py`, the verbs of the API; `manifests.py`, where the text of a
-manifest comes from; `compose.py`, pure: the workflow that a run's manifest becomes, and the document that shows it.
+told, and what it was seen doing), beside `usecases.py`, the verbs of the API; `reports.py`, what an external engine's
+agent says of the runs that no controller here drives; `manifests.py`, where the text of a manifest comes from;
+`compose.py`, pure: the workflow that a run's manifest becomes, and the document that shows it.
 """

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
+from shared.bearer import AgentToken
 from shared.blobs import Blobs
 from shared.idempotency import Answers
 from shared.plumbing import Plumbing
@@ -16,6 +17,8 @@ from . import ticker
 from .compose import Rules
 from .domain import EngineName
 from .manifests import Manifests, Validator
+from .records import Records
+from .reports import Reports
 from .responders import answer_questions
 from .routes import ROUTES
 from .settings import Settings
@@ -77,6 +80,10 @@ def create_app(settings: Settings, *, validate: Validator | None = None) -> Serv
         dependencies={
             "runs": runs,
             "answers": Answers(plumbing.database),
+            "reports": Reports(
+                plumbing.database, plumbing.bus, runs, Records(plumbing.database, plumbing.outbox, manifests)
+            ),
+            "agent": AgentToken(settings.agent_token_sha256),
             "logs": StepLogs(plumbing.database, plumbing.bus, blobs, ask_seconds=settings.ask_seconds),
         },
     )

@@ -338,7 +338,8 @@ def _spec(prepared: Prepared, run: Run) -> dict[str, Any]:
     return {
         **prepared.spec,
         "arguments": {**prepared.arguments, **({"parameters": parameters} if parameters else {})},
-        "serviceAccountName": run.service_account,
+        # A run that was reported names none itself.
+        "serviceAccountName": run.service_account or prepared.service_account,
         "podMetadata": {**prepared.pod_metadata, "labels": labels},
     }
 

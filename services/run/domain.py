@@ -121,6 +121,18 @@ class NewRun(Asked, frozen=True, kw_only=True):
     """A request for a run."""
 
 
+class ReportedRun(msgspec.Struct, frozen=True, kw_only=True):
+    """A run that was not asked for here: the scheduler of an external engine has made it of a job (section 12.2)."""
+
+    id: RunId
+    job_id: str
+    workflow_name: WorkflowName
+    namespace: str
+    manifest: str
+    created_at: datetime
+    scheduled_at: datetime | None
+
+
 class View(msgspec.Struct, frozen=True, kw_only=True):
     """A run with what lists show beside its row."""
 
@@ -197,6 +209,30 @@ def not_retryable_yet(node_name: str, phase: str) -> WrongState:
     return WrongState(
         f"Workflow cannot be retried with node {node_name} in {phase} phase", cause="workflow cannot be retried"
     )
+
+
+def not_retryable_here(reason: str) -> WrongState:
+    return WrongState("Workflow cannot be retried with nodes of a kind that only another engine has", cause=reason)
+
+
+def not_a_report(reason: str) -> InvalidInput:
+    return InvalidInput(f"Could not unmarshal workflow: {reason}")
+
+
+def driven_here(run_id: str) -> InvalidInput:
+    """Invalid input, because the original's agent repeats what is refused for another reason, but for unknown runs."""
+    return InvalidInput(
+        f"Run {run_id} is driven by the embedded engine of this installation: reports are accepted of the runs of an "
+        "external engine alone."
+    )
+
+
+def of_another_workflow(run_id: str, name: str, reported: str) -> InvalidInput:
+    return InvalidInput(f"Workflow[{reported}] has the Run ID label of run {run_id}, whose workflow is {name}.")
+
+
+def workflow_name_taken(name: str) -> AlreadyExists:
+    return AlreadyExists(f"Workflow[{name}] is called as the workflow of another run.")
 
 
 def names_exhausted(name: str) -> AlreadyExists:

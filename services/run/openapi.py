@@ -200,13 +200,7 @@ OPERATIONS: Final = (
         path="/apis/v1beta1/workflows",
         tag="ReportService",
         summary="For the agent of an external engine alone: 403 for everybody else.",
-    ),
-    Operation(
-        id="ReportScheduledWorkflow",
-        method="POST",
-        path="/apis/v1beta1/scheduledworkflows",
-        tag="ReportService",
-        summary="For the agent of an external engine alone: 403 for everybody else.",
+        notes="The body is a string that holds the workflow in JSON. Refused for a run that is driven here.",
     ),
     Operation(
         id="CreateVisualization",

@@ -1,4 +1,4 @@
-"""The HTTP door of the run service: R1 to R10 without R9, X2 to X5 and X7 of the API specification's table 1.2."""
+"""The HTTP door of the run service: R1 to R10 without R9, X2, X4, X5 and X7 of the API specification's table 1.2."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ from litestar.params import FromPath
 from litestar.response import Stream
 
 from shared import idempotency, protojson
-from shared.errors import InvalidInput, NotSupported, PermissionDenied, http_body, layer
+from shared.bearer import AgentToken
+from shared.errors import InvalidInput, NotSupported, http_body, layer
 from shared.idempotency import Answers
 from shared.listing import ListRequest
 from shared.web import delete, get, post, reply
 
 from . import ranges, store
 from .domain import Detail
+from .reports import Reports
 from .step_logs import StepLogs
 from .usecases import Runs
 from .wire import Resources, Verb, WireAuthorization, WireRun, WireRuns, from_detail, from_view, to_new_run
@@ -210,10 +212,14 @@ async def authorize(request: Req) -> Response[bytes]:
     return reply()
 
 
-@post(["/apis/v1beta1/workflows", "/apis/v1beta1/scheduledworkflows"])
-async def report_from_agent() -> Response[bytes]:
-    """Nobody holds an agent token here: what runs do is observed by the controller and never reported over HTTP."""
-    raise PermissionDenied("Reports are accepted from the persistence agent alone.")
+@post("/apis/v1beta1/workflows")
+async def report_workflow(
+    request: Req, agent: NamedDependency[AgentToken], reports: NamedDependency[Reports]
+) -> Response[bytes]:
+    """Who is not the agent is refused before the body is read."""
+    agent.check(request.headers.get("authorization"))
+    await reports.take_in(protojson.decode_string(await request.body()))
+    return reply()
 
 
 ROUTES = (
@@ -231,5 +237,5 @@ ROUTES = (
     create_visualization,
     create_visualization_in_namespace,
     authorize,
-    report_from_agent,
+    report_workflow,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from shared.bearer import check_sha256
 from shared.settings import ServiceSettings
 
 from .domain import EngineName
@@ -20,6 +21,8 @@ class Settings(ServiceSettings, frozen=True, kw_only=True):
     engine: EngineName = EngineName.EMBEDDED
     """What drives the runs that are created from now on. `external`: they wait until somebody else runs their workflows
     and an agent reports how that goes."""
+    agent_token_sha256: str = ""
+    """The SHA-256 of that agent's token. Empty: nobody reports."""
     cache_enabled: bool = True
     """What the template label `pipelines.kubeflow.org/cache_enabled` says."""
     ask_seconds: float = 2.0
@@ -28,6 +31,9 @@ class Settings(ServiceSettings, frozen=True, kw_only=True):
     """How often the kept counts are folded; what waits is counted row by row until then."""
     manifest_cache_bytes: int = 32 * 1024 * 1024
     """The most text of distinct manifests that a process keeps at hand."""
+
+    def __post_init__(self) -> None:
+        check_sha256(self.agent_token_sha256)
 
 
 class ControllerSettings(Settings, frozen=True, kw_only=True):

@@ -26,6 +26,7 @@ from .domain import (
 )
 
 WORKFLOW_NAME_KEY = "runs_workflow_name_key"
+ID_KEY = "runs_pkey"
 
 _COLUMNS = (
     "id, name, description, storage_state, status, error, experiment_id, namespace, resource_references, pipeline_id, "
@@ -79,21 +80,24 @@ LISTING = Listing(
 # Runs.
 
 
-async def insert(connection: Connection, run: Run, created: Entry) -> datetime:
+async def insert(connection: Connection, run: Run, created: Entry, *, created_at: datetime | None = None) -> datetime:
     """The run, its share of the kept counts, and the fact that it was created; one statement, so all or nothing.
 
-    Returns when it was created: the run and the fact as they are given do not know. Raises
-    ConstraintViolated(WORKFLOW_NAME_KEY) where the workflow's name is taken.
+    Returns when it was created, which is now unless somebody knows better: the run and the fact as they are given do
+    not. Raises ConstraintViolated(WORKFLOW_NAME_KEY) where the workflow's name is taken.
     """
-    created_at: datetime = await connection.fetchval(
+    inserted_at: datetime = await connection.fetchval(
         """
         with inserted as (
             insert into runs (
                 id, name, description, experiment_id, namespace, resource_references, pipeline_id, pipeline_name,
                 pipeline_version_id, job_id, service_account, parameters, manifest_digest, engine, workflow_name,
-                traceparent, scheduled_at
+                traceparent, scheduled_at, created_at
             )
-            values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)
+            values (
+                $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17,
+                coalesce($23, clock_timestamp())
+            )
             returning created_at
         ), counted as (
             insert into run_count_deltas (experiment_id, storage_state, delta) values ($4, 'available', 1)
@@ -127,8 +131,9 @@ async def insert(connection: Connection, run: Run, created: Entry) -> datetime:
         created.what,
         created.body.decode(),
         created.traceparent,
+        created_at,
     )
-    return created_at
+    return inserted_at
 
 
 async def find(connection: Connection, run_id: str) -> Run | None:
@@ -293,6 +298,14 @@ async def delete(tx: Transaction, run_id: str) -> Run | None:
         run_id,
     )
     return None if row is None else to_run(row)
+
+
+async def remember_deleted(tx: Transaction, run_id: str) -> None:
+    await tx.execute("insert into deleted_runs (run_id) values ($1) on conflict (run_id) do nothing", run_id)
+
+
+async def was_deleted(connection: Connection, run_id: str) -> bool:
+    return await connection.fetchval("select 1 from deleted_runs where run_id = $1", run_id) is not None
 
 
 # Nodes.

@@ -49,6 +49,7 @@ from .domain import (
     Parameter,
     Reference,
     Relationship,
+    ReportedRun,
     ResourceType,
     Run,
     RunId,
@@ -56,7 +57,7 @@ from .domain import (
     View,
     WorkflowName,
 )
-from .engine.retry import StillOpen, rewrite
+from .engine.retry import OfAnotherKind, StillOpen, rewrite
 from .manifests import Manifests, Validator, digest_of
 
 EXPERIMENT = "experiment"
@@ -154,6 +155,45 @@ class Runs:
 
             return await self._insert(_with_references(draft, references), names, detail, keep)
 
+    async def adopt(self, reported: ReportedRun) -> Run:
+        """The record of a run that an external engine's scheduler has made of a job, made by the first report of it.
+
+        Where no external engine is configured there is none to come. Raises NotFound for what was deleted here, too.
+        """
+        if self._installation.engine is not EngineName.EXTERNAL:
+            raise domain.unknown(reported.id)
+        domain.check_workflow_name(reported.workflow_name)
+        job = await self._bus.ask(GET_JOB, ById(id=reported.job_id), within_seconds=self._installation.ask_seconds)
+        try:
+            prepared = self._manifests.prepared(reported.manifest, digest_of(reported.manifest))
+        except (compose.Malformed, compose.OfAnotherKind) as error:
+            raise domain.not_a_report(str(error)) from error
+        await self._manifests.keep(prepared.text, prepared.digest)
+        run = Run(
+            id=reported.id,
+            name=reported.workflow_name,
+            experiment_id=job.experiment_id,
+            namespace=reported.namespace,
+            references=(
+                Reference(
+                    type=ResourceType.EXPERIMENT,
+                    id=job.experiment_id,
+                    name=await self._name_of_experiment(job.experiment_id),
+                    relationship=Relationship.OWNER,
+                ),
+                Reference(type=ResourceType.JOB, id=job.id, name=job.name, relationship=Relationship.CREATOR),
+            ),
+            job_id=job.id,
+            service_account="",
+            manifest_digest=prepared.digest,
+            engine=EngineName.EXTERNAL,
+            workflow_name=reported.workflow_name,
+            traceparent=current_traceparent(),
+            created_at=reported.created_at,
+            scheduled_at=reported.scheduled_at,
+        )
+        return await self._adopted(run)
+
     async def get(self, run_id: str) -> Detail:
         run = await self._get(run_id)
         nodes = await store.list_nodes(self._database, run_id)
@@ -185,6 +225,7 @@ class Runs:
             if run.engine is EngineName.EXTERNAL:
                 # There is no controller to do it. The engine's agent learns it from the answer to its next report.
                 await store.erase(tx, run.id)
+                await store.remember_deleted(tx, run.id)
         await until_published_and_applied(
             self._bus,
             self._database,
@@ -233,12 +274,22 @@ class Runs:
 
     async def terminate(self, run_id: str) -> None:
         async with self._database.transaction() as tx:
-            run = await store.terminate(tx, run_id)
-            if run is None:
-                if await store.exists(tx, run_id):
-                    raise domain.not_terminable(run_id)
-                raise domain.unknown(run_id).inside("Check run exist failed")
+            if await self._terminate(tx, run_id):
+                return
+            if await store.exists(tx, run_id):
+                raise domain.not_terminable(run_id)
+            raise domain.unknown(run_id).inside("Check run exist failed")
+
+    async def follow_termination(self, run_id: str) -> None:
+        """Somebody has asked the engine itself for the stop. Harmless where the run's state forbids it."""
+        async with self._database.transaction() as tx:
+            await self._terminate(tx, run_id)
+
+    async def _terminate(self, tx: Transaction, run_id: str) -> bool:
+        run = await store.terminate(tx, run_id)
+        if run is not None:
             await self._outbox.add(tx, events.RUN_TERMINATING, to_state(run))
+        return run is not None
 
     async def retry(self, run_id: str) -> None:
         """The next attempt of a failed run: what is done stays done, the rest runs again (section 9.6)."""
@@ -479,6 +530,29 @@ class Runs:
             await keep(tx, created)
         return created
 
+    async def _adopted(self, run: Run) -> Run:
+        created = self._outbox.entry(events.RUN_CREATED, to_state(run))
+        try:
+            async with self._database.transaction() as tx:
+                if await store.was_deleted(tx, run.id):
+                    raise domain.unknown(run.id)
+                await store.insert(tx, run, created, created_at=run.created_at)
+                tx.after_commit(self._outbox.wake)
+        except ConstraintViolated as violation:
+            if violation.constraint == store.ID_KEY:
+                return await self._get(run.id)  # Another report of it was faster.
+            if violation.constraint == store.WORKFLOW_NAME_KEY:
+                raise domain.workflow_name_taken(run.workflow_name) from violation
+            raise
+        return run
+
+    async def _name_of_experiment(self, experiment_id: str) -> str:
+        """Nothing where it is gone: nobody but the job remembers its name."""
+        try:
+            return (await self._named_experiment(experiment_id)).name
+        except NotFound:
+            return ""
+
     async def _reopen_nodes(self, tx: Transaction, run: Run) -> None:
         nodes = await store.list_nodes(tx, run.id)
         try:
@@ -486,6 +560,8 @@ class Runs:
             rewritten = await asyncio.to_thread(rewrite, run.workflow_name, nodes)
         except StillOpen as open_node:
             raise domain.not_retryable_yet(open_node.name, open_node.phase) from open_node
+        except OfAnotherKind as error:
+            raise domain.not_retryable_here(str(error)) from error
         await store.upsert_nodes(tx, run.id, rewritten.changed)
         await store.delete_nodes(tx, run.id, rewritten.removed)
 

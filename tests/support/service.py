@@ -35,10 +35,10 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
 class Client:
     def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
         self._session = session
-        self._url = url
+        self.url = url
 
     async def call(self, method: str, path: str, *, query: dict[str, str] | None = None, **how: Any) -> Reply:
-        url = URL(self._url + path, encoded=True)
+        url = URL(self.url + path, encoded=True)
         async with self._session.request(method, url.update_query(query or {}), **how) as answer:
             body = await answer.read()
             return Reply(
@@ -61,6 +61,18 @@ class Client:
         answer = await self.call(method, V1 + path, query=query, json=document)
         assert answer.status >= 400, answer.body
         return answer.status, answer.json
+
+
+async def status_without_the_body(url: str, path: str) -> int:
+    """What a POST is answered whose body is announced and never sent."""
+    address = URL(url)
+    reader, writer = await asyncio.open_connection(address.host, address.port)
+    writer.write(f"POST {path} HTTP/1.1\r\nHost: h\r\nContent-Length: 1000000\r\n\r\n".encode())
+    async with asyncio.timeout(20):
+        line = await reader.readline()
+    writer.close()
+    await writer.wait_closed()
+    return int(line.split()[1])
 
 
 @asynccontextmanager

@@ -24,13 +24,19 @@ create table jobs (
     parameters          jsonb       not null,
     manifest_digest     text        not null,
     engine              text        not null default 'embedded',
+    reported_status     text,
     version             bigint      not null default 1,
     created_at          timestamptz not null default clock_timestamp(),
     updated_at          timestamptz not null default clock_timestamp(),
     constraint jobs_pkey primary key (id),
     constraint jobs_object_name_key unique (object_name),
-    constraint jobs_object_name_check check (object_name ~ '^[a-z0-9][-a-z0-9]{5,29}$'),
+    -- Another engine's scheduler calls its objects as it likes.
+    constraint jobs_object_name_check check (engine = 'external' or object_name ~ '^[a-z0-9][-a-z0-9]{5,29}$'),
     constraint jobs_engine_check check (engine in ('embedded', 'external')),
+    constraint jobs_reported_status_check check (
+        reported_status is null or engine = 'external'
+        and reported_status in ('NO_STATUS', 'Enabled', 'Disabled', 'Running', 'Succeeded', 'Error')
+    ),
     constraint jobs_max_concurrency_check check (max_concurrency between 1 and 10),
     constraint jobs_trigger_kind_check check (trigger_kind in ('one-off', 'cron', 'periodic')),
     constraint jobs_cron_check check ((trigger_kind = 'cron') = (cron is not null)),

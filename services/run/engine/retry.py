@@ -30,10 +30,17 @@ class StillOpen(Exception):
         self.phase = phase
 
 
+class OfAnotherKind(Exception):
+    """A node is none that this could be worked out for: another engine has kinds of its own."""
+
+
 def rewrite(workflow_name: str, nodes: Iterable[tuple[str, str]]) -> Rewritten:
-    """`nodes` are id and JSON text of all there are. Raises StillOpen."""
+    """`nodes` are id and JSON text of all there are. Raises StillOpen or OfAnotherKind."""
     texts = dict(nodes)
-    records = [_decode(text) for text in texts.values()]
+    try:
+        records = [_decode(text) for text in texts.values()]
+    except msgspec.ValidationError as error:
+        raise OfAnotherKind(str(error)) from error
     for record in records:
         if record.phase in (Phase.PENDING, Phase.RUNNING):
             raise StillOpen(record.name, record.phase.value)

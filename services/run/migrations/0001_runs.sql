@@ -117,6 +117,13 @@ create table erasures (
 
 create index erasures_requested_at_idx on erasures (requested_at, run_id);
 
+-- Deleted runs whose workflows are reported again and again by an agent that no deletion reaches: they stay deleted.
+create table deleted_runs (
+    run_id     text        not null,
+    deleted_at timestamptz not null default clock_timestamp(),
+    constraint deleted_runs_pkey primary key (run_id)
+);
+
 -- Kept counts: every change adds a delta in its own transaction, a ticker folds them. The empty experiment id
 -- stands for all experiments.
 create table run_count_deltas (

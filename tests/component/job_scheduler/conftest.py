@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -139,10 +139,12 @@ class Peers:
 
 @dataclass
 class World:
-    """Everything around the service under test: two replicas of it, on one database."""
+    """Everything around the service under test: two replicas of it, or more, on one database."""
 
     client: Client
     replica: Client
+    start_replica: Callable[..., Awaitable[Client]]
+    """With further settings."""
     peers: Peers
     database: Database
     blobs: Blobs
@@ -200,9 +202,19 @@ async def world(
     )
     database = await Database(settings.database_url, name="test", max_size=4).open()
     async with contextlib.AsyncExitStack() as replicas:
-        client = await replicas.enter_async_context(serving(create_app(settings)))
-        replica = await replicas.enter_async_context(serving(create_app(settings)))
-        yield World(client=client, replica=replica, peers=peers, database=database, blobs=blobs)
+
+        async def start_replica(**further: Any) -> Client:
+            app = create_app(msgspec.structs.replace(settings, **further))
+            return await replicas.enter_async_context(serving(app))
+
+        yield World(
+            client=await start_replica(),
+            replica=await start_replica(),
+            start_replica=start_replica,
+            peers=peers,
+            database=database,
+            blobs=blobs,
+        )
     for bus in buses.values():
         await bus.close()
     await database.close()

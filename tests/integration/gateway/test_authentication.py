@@ -16,7 +16,10 @@ from litestar import Response
 
 from gateway import tokens
 from gateway.auth import FETCH_KEYS_NO_SOONER_SECONDS, Provider
+from services.run.reports import Reports
+from services.run.routes import report_workflow
 from shared import identity
+from shared.bearer import AgentToken, digest_of
 from shared.errors import Unauthenticated
 from shared.identity import Verifier, current_caller
 from shared.web import create_app as create_service
@@ -167,6 +170,107 @@ class TestServicesBehindTheGateway:
             assert (await client.get("/readyz")).status_code == 200
 
         assert asked == []
+
+
+AGENTS_PATHS = ("/apis/v1beta1/workflows", "/apis/v1beta1/scheduledworkflows")
+AGENTS_TOKEN = "the agent's token"
+AGENTS_DIGEST = digest_of(AGENTS_TOKEN)
+
+
+class TestTheAgentOfAnExternalEngine:
+    @pytest.fixture
+    def guarded(self, house: House, service: RecordingService, file: Path) -> GatewayUnderTest:
+        self.clients_token = tokens.create(file, "ci")
+        return self.gateway(house, service, file)
+
+    def gateway(
+        self, house: House, service: Any, file: Path, *, agent_token_sha256: str = AGENTS_DIGEST
+    ) -> GatewayUnderTest:
+        return house.gateway(
+            house.service(service).url,
+            auth=("tokens",),
+            auth_tokens_file=str(file),
+            identity_key=KEY,
+            agent_token_sha256=agent_token_sha256,
+        )
+
+    @pytest.mark.parametrize("path", AGENTS_PATHS)
+    async def test_nobody_else_reports_and_a_missing_token_is_no_challenge(
+        self, guarded: GatewayUnderTest, service: RecordingService, path: str
+    ) -> None:
+        async with guarded.client() as client:
+            for headers in ({}, bearer(self.clients_token), bearer("x"), bearer(AGENTS_DIGEST), bearer("a.b.c")):
+                answer = await client.post(path, headers=headers, content=b'"{}"')
+                assert (answer.status_code, answer.json()["code"]) == (403, 7)
+                assert "www-authenticate" not in answer.headers
+        assert service.seen == []
+
+    @pytest.mark.parametrize("path", AGENTS_PATHS)
+    async def test_the_agents_token_passes_to_be_looked_at_again_by_the_service(
+        self, guarded: GatewayUnderTest, service: RecordingService, path: str
+    ) -> None:
+        async with guarded.client() as client:
+            answer = await client.post(path, headers=bearer(AGENTS_TOKEN), content=b'"{}"')
+
+        assert (answer.status_code, service.last.body) == (200, b'"{}"')
+        assert Verifier(KEY).caller_of(service.last.header(identity.HEADER)).subject == "agent"
+        assert service.last.header("authorization") == f"Bearer {AGENTS_TOKEN}"
+
+    async def test_the_agents_token_opens_nothing_else(self, guarded: GatewayUnderTest) -> None:
+        async with guarded.client() as client:
+            answer = await client.get("/apis/v1beta1/runs", headers=bearer(AGENTS_TOKEN))
+        assert answer.status_code == 401
+
+    async def test_without_a_configured_token_nobody_is_the_agent(
+        self, house: House, service: RecordingService, file: Path
+    ) -> None:
+        async with self.gateway(house, service, file, agent_token_sha256="").client() as client:
+            answer = await client.post(AGENTS_PATHS[0], headers=bearer(AGENTS_TOKEN))
+        assert (answer.status_code, service.seen) == (403, [])
+
+    async def test_a_stranger_is_refused_before_the_body_is_read(self, guarded: GatewayUnderTest) -> None:
+        head = f"POST {AGENTS_PATHS[0]} HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Length: 1000000\r\n\r\n"
+        assert (await guarded.exchange(head.encode())).startswith(b"HTTP/1.1 403 ")
+
+    @pytest.mark.parametrize("path", AGENTS_PATHS)
+    async def test_where_nobody_is_asked_the_service_alone_asks_the_agent(
+        self, gateway: GatewayUnderTest, service: RecordingService, path: str
+    ) -> None:
+        async with gateway.client() as client:
+            for headers in ({}, bearer(AGENTS_TOKEN)):
+                assert (await client.post(path, headers=headers, content=b'"{}"')).status_code == 200
+        assert [seen.header("authorization") for seen in service.seen] == [None, f"Bearer {AGENTS_TOKEN}"]
+
+    @pytest.mark.parametrize("is_authenticated", [True, False])
+    async def test_the_agent_comes_through_to_the_run_service(
+        self, house: House, file: Path, is_authenticated: bool
+    ) -> None:
+        reports = RecordingReports()
+        app = create_service(
+            service="run",
+            routes=[report_workflow],
+            identity_key=KEY if is_authenticated else "",
+            dependencies={"agent": AgentToken(AGENTS_DIGEST), "reports": reports},
+        )
+        gateway = self.gateway(house, app, file) if is_authenticated else house.gateway(house.service(app).url)
+
+        async with gateway.client() as client:
+            statuses = [
+                (await client.post(AGENTS_PATHS[0], headers=bearer(token), content=b'"{}"')).status_code
+                for token in ("x", AGENTS_TOKEN)
+            ]
+
+        assert (statuses, reports.taken_in) == ([403, 200], ["{}"])
+
+
+class RecordingReports(Reports):
+    """In the place of what the run service does with a report."""
+
+    def __init__(self) -> None:
+        self.taken_in: list[str] = []
+
+    async def take_in(self, text: str) -> None:
+        self.taken_in.append(text)
 
 
 class IdentityProvider:

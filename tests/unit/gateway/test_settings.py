@@ -71,6 +71,7 @@ def test_on_loopback_authentication_is_off_unless_asked_for(host: str) -> None:
         ),
         ("cannot be combined", {"HEADRACE_AUTH": "none,tokens", "HEADRACE_IDENTITY_KEY": KEY}),
         ("HEADRACE_AUTH=", {"HEADRACE_AUTH": "basic"}),
+        ("agent_token_sha256", {"HEADRACE_AGENT_TOKEN_SHA256": "the token itself"}),
     ],
 )
 def test_a_way_to_authenticate_that_lacks_something_is_refused(lacking: str, environment: dict[str, str]) -> None:

@@ -58,7 +58,7 @@ SPECIFIED = [
     ("J6", "POST", "/jobs/a/disable", Owner.JOB_SCHEDULER),
     ("X1", "GET", "/healthz", Owner.GATEWAY),
     ("X2", "POST", "/workflows", Owner.RUN),
-    ("X3", "POST", "/scheduledworkflows", Owner.RUN),
+    ("X3", "POST", "/scheduledworkflows", Owner.JOB_SCHEDULER),
     ("X4", "POST", "/visualizations", Owner.RUN),
     ("X4", "POST", "/visualizations/", Owner.RUN),
     ("X4", "POST", "/visualizations/ns", Owner.RUN),

@@ -146,6 +146,17 @@ def test_bytes_that_are_no_text_are_refused() -> None:
         protojson.decode(b'{} {"display_name":"\xff"}', Job)
 
 
+@pytest.mark.parametrize(("body", "text"), [(b"", ""), (b" null", ""), (b'"a\\n"', "a\n"), (b'"a" "b"', "a")])
+def test_a_body_may_be_one_string(body: bytes, text: str) -> None:
+    assert protojson.decode_string(body) == text
+
+
+@pytest.mark.parametrize("body", [b"{}", b"[]", b"5", b'"a', b'"\\u0000"', b"\xff"])
+def test_a_body_that_is_no_string_is_refused(body: bytes) -> None:
+    with pytest.raises(MalformedRequest):
+        protojson.decode_string(body)
+
+
 def test_the_strict_reader_refuses_what_the_lenient_one_ignores() -> None:
     assert protojson.decode_strictly('{"displayName":"a"}', Job) == Job(display_name="a")
     with pytest.raises(MalformedRequest, match=r'unknown field "foo" in api.Job'):
