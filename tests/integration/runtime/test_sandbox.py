@@ -218,10 +218,11 @@ async def test_planted_links_do_not_lead_the_collector_out(runner: Runner) -> No
 
 
 async def test_init_processes_come_first_and_sidecars_end_with_main(runner: Runner, volume: Path) -> None:
-    def process(script: str) -> object:
-        return runner.spec("sh", "-c", script).main
-
     mounts = (Mount(source=str(volume), target="/v"),)
+
+    def process(script: str) -> object:
+        return runner.spec("sh", "-c", script, mounts=mounts).main
+
     spec = runner.spec(
         *("sh", "-c", "cat /v/order; while [ ! -e /v/sidecar ]; do sleep 0.01; done; ls /tmp"),
         init=(process("echo first >/v/order; touch /tmp/of-init"), process("echo second >>/v/order")),
@@ -237,3 +238,14 @@ async def test_init_processes_come_first_and_sidecars_end_with_main(runner: Runn
     assert (failed.exit_code, failed.blamed, "main" in failed.processes) == (3, "init-0", False)
     failed = await runner.run(runner.spec("sleep", "0.3", sidecars=(process("exit 4"),)))
     assert (failed.exit_code, failed.blamed) == (4, "sidecar-0")
+
+
+async def test_each_process_sees_its_own_mounts_alone(runner: Runner, volume: Path) -> None:
+    a, b = ((Mount(source=str(volume), target="/v", sub_path=part),) for part in "ab")
+    of_init = runner.spec("sh", "-c", "echo of init >/v/said", mounts=b).main
+    bare = runner.spec("sh", "-c", "[ ! -e /v ]").main
+
+    ended, _ = await runner.shell("[ ! -e /v/said ] && echo of main >/v/said", mounts=a, init=(of_init, bare))
+
+    assert (ended.exit_code, ended.blamed) == (0, None)
+    assert ((volume / "a" / "said").read_text(), (volume / "b" / "said").read_text()) == ("of main\n", "of init\n")

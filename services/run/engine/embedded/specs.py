@@ -53,6 +53,7 @@ class _Builder:
         self._order = order
         self._place = place
         self._objects = objects
+        self._volumes: dict[str, tuple[Path, bool]] = {}
 
     def spec(self, staged: Mapping[str, Path]) -> runtime.StepSpec:
         order = self._order
@@ -62,7 +63,6 @@ class _Builder:
             init=tuple(map(self._process, order.init)),
             sidecars=tuple(map(self._process, order.sidecars)),
             files=tuple(self._files(staged)),
-            mounts=tuple(self._mounts()),
             make_directories=tuple(dict.fromkeys(_output_directories(order))),
             deadline_seconds=order.deadline_seconds,
             keep_stdout=order.needs_result,
@@ -76,7 +76,9 @@ class _Builder:
             argv.append(SCRIPT_PATH)
         if not process.command and self._order.kind is StepKind.CONTAINER:
             raise CannotPrepare(f"image entrypoint unknown: {process.image}")
-        return runtime.Process(argv=tuple(argv), env=env, cwd=process.working_dir or "/")
+        return runtime.Process(
+            argv=tuple(argv), env=env, cwd=process.working_dir or "/", mounts=tuple(self._mounts(process))
+        )
 
     # Environment
 
@@ -155,25 +157,23 @@ class _Builder:
             elif artifact.name in staged:
                 yield _from_host(artifact, staged[artifact.name])
 
-    def _mounts(self) -> Iterable[runtime.Mount]:
-        """Main's mounts first: where containers mount different volumes at one place, main's is the one."""
-        volumes = {volume.name: volume for volume in self._order.volumes}
-        seen: set[str] = set()
-        for process in (self._order.main, *self._order.init, *self._order.sidecars):
-            for mount in process.mounts:
-                target = mount.mount_path.rstrip("/") or "/"
-                if target in seen:
-                    continue
-                seen.add(target)
-                source, is_read_only = self._volume(volumes[mount.name])
-                yield runtime.Mount(
-                    source=str(source),
-                    target=target,
-                    read_only=mount.read_only or is_read_only,
-                    sub_path=mount.sub_path,
-                )
+    def _mounts(self, process: Process) -> Iterable[runtime.Mount]:
+        for mount in process.mounts:
+            source, is_read_only = self._volume(mount.name)
+            yield runtime.Mount(
+                source=str(source),
+                target=mount.mount_path.rstrip("/") or "/",
+                read_only=mount.read_only or is_read_only,
+                sub_path=mount.sub_path,
+            )
 
-    def _volume(self, volume: Volume) -> tuple[Path, bool]:
+    def _volume(self, name: str) -> tuple[Path, bool]:
+        """Made once, however many containers mount it."""
+        if name not in self._volumes:
+            self._volumes[name] = self._made(next(each for each in self._order.volumes if each.name == name))
+        return self._volumes[name]
+
+    def _made(self, volume: Volume) -> tuple[Path, bool]:
         """The directory behind a volume, and whether it is read-only by nature."""
         if volume.persistent_volume_claim is not None:
             claim = volume.persistent_volume_claim

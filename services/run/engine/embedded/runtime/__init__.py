@@ -24,12 +24,22 @@ Key = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,199}$"
 """Names an attempt and its directory: chosen by the controller, the same for the same (run, node, attempt)."""
 
 
+class Mount(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A host directory seen at `target`; `sub_path` (made when absent) selects a part of it."""
+
+    source: str
+    target: str
+    read_only: bool = False
+    sub_path: str = ""
+
+
 class Process(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A program to run; `env` is final, on top of the small fixed environment of the runtime."""
 
     argv: tuple[str, ...]
     env: dict[str, str] = {}
     cwd: str = "/"
+    mounts: tuple[Mount, ...] = ()
 
 
 class Placement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -45,22 +55,13 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             raise ValueError("a placement has either a source or a text")
 
 
-class Mount(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A host directory seen at `target`; `sub_path` (made when absent) selects a part of it."""
-
-    source: str
-    target: str
-    read_only: bool = False
-    sub_path: str = ""
-
-
 class StepSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One attempt of one step.
 
     `init` run in order, each must exit 0; `sidecars` live beside `main` and are stopped when it ends. Every process
-    has a private tree of its own, as containers of a pod have; `files` and `make_directories` belong to main's, and
-    what lies under a mount goes into the mount. `banner` is the first line of the log. With `keep_stdout` what main
-    writes there is kept by itself, too, without what it says to stderr.
+    has a private tree and mounts of its own, as containers of a pod have; `files` and `make_directories` belong to
+    main's, and what lies under a mount goes into the mount. `banner` is the first line of the log. With `keep_stdout`
+    what main writes there is kept by itself, too, without what it says to stderr.
     """
 
     key: Key
@@ -68,7 +69,6 @@ class StepSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     init: tuple[Process, ...] = ()
     sidecars: tuple[Process, ...] = ()
     files: tuple[Placement, ...] = ()
-    mounts: tuple[Mount, ...] = ()
     make_directories: tuple[str, ...] = ()
     deadline_seconds: float | None = None
     banner: str = ""

@@ -39,6 +39,7 @@ from services.run.engine.embedded.runtime import (
     Process,
     Running,
     StepSpec,
+    processes_of,
 )
 from services.run.engine.embedded.runtime import process as processes
 from services.run.engine.embedded.runtime import tree as trees
@@ -112,7 +113,7 @@ class Sandbox:
                     Branch(target=directory, source=directory, lower=directory, read_only=True)
                     for directory in self._view.bound
                 ),
-                *(_mounted(mount) for mount in spec.mounts),
+                *(_mounted(mount) for mount in processes_of(spec)[name].mounts),
             )
         )
 
