@@ -198,6 +198,20 @@ def test_a_patch_of_the_main_container_is_applied() -> None:
     assert order.main.command == ("x",)
 
 
+def test_the_workflows_patch_comes_before_the_templates() -> None:
+    order = ordered(
+        """
+    name: main
+    podSpecPatch: '{"containers": [{"name": "main", "env": [{"name": "A", "value": "template"}]}]}'
+    container: {image: i, command: [x], env: [{name: A, value: own}]}
+""",
+        spec='podSpecPatch: \'{"containers": [{"name": "main", "args": ["{{workflow.name}}"], '
+        '"env": [{"name": "A", "value": "workflow"}, {"name": "B", "value": "workflow"}]}]}\'',
+    )
+    assert {each.name: each.value for each in order.main.env} == {"A": "template", "B": "workflow"}
+    assert order.main.args == (NAME,)
+
+
 def test_a_script_carries_its_source_and_a_resource_its_manifest() -> None:
     script = ordered("{name: main, script: {image: i, command: [python3], source: 'print(\"{{workflow.name}}\")'}}")
     assert (script.kind, script.source, script.main.command) == (StepKind.SCRIPT, f'print("{NAME}")', ("python3",))

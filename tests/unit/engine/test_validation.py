@@ -124,6 +124,11 @@ REFUSED = {
     "templates.main failed to resolve {{tasks.a.outputs.result}}": leaf(
         "{name: main, container: {image: i, args: ['{{tasks.a.outputs.result}}']}}"
     ),
+    "templates.main.podSpecPatch is not valid JSON": leaf("{name: main, container: {image: i}, podSpecPatch: '{'}"),
+    "spec.podSpecPatch is not valid JSON": dag("[{name: a, template: t}]", spec="podSpecPatch: 'containers: []'"),
+    "templates.main.podSpecPatch does not fit a container": leaf(
+        """{name: main, container: {image: i}, podSpecPatch: '{"containers": [{"name": "main", "command": "x"}]}'}"""
+    ),
     "templates.main failed to resolve {{pod.ip}}": leaf("{name: main, container: {image: i, args: ['{{pod.ip}}']}}"),
 }
 
@@ -154,6 +159,15 @@ def test_a_run_needs_an_entrypoint_and_values() -> None:
 
 def test_text_that_merely_looks_like_a_tag_passes() -> None:
     validate(leaf("{name: main, container: {image: i, args: ['{{ user.name }}', '{{$.inputs}}', '{{retries}}']}}"))
+
+
+def test_a_patch_that_is_json_only_after_its_replacement_passes() -> None:
+    validate(
+        leaf(
+            "{name: main, inputs: {parameters: [{name: n, value: '1'}]}, container: {image: i},"
+            " podSpecPatch: '{\"containers\": [{\"name\": \"main\", \"command\": {{inputs.parameters.n}}}]}'}"
+        )
+    )
 
 
 def test_the_exit_handler_may_ask_how_the_run_ended() -> None:

@@ -134,15 +134,17 @@ class Plan:
         """
         filled = self._filled_leaf(template, inputs, node_id, attempt)
         volumes, claimed = self._volumes(filled, inputs, node_id)
-        patch = _main_patch(filled.pod_spec_patch)
         main = filled.container or filled.script or Container()
+        process = _process(main, "main", claimed)
+        for patch in (fill(self.workflow.spec.pod_spec_patch, self.globals), filled.pod_spec_patch):
+            process = patched(process, patch)
         return StepOrder(
             node_id=node_id,
             node_name=node_name,
             attempt=attempt or 0,
             template_name=template.name,
             kind=_kind(template),
-            main=_patched(_process(main, "main", claimed), patch),
+            main=process,
             init=tuple(_process(each, each.name, _mirrored(each, main)) for each in filled.init_containers),
             sidecars=tuple(_process(each, each.name, _mirrored(each, main)) for each in filled.sidecars),
             source=filled.script.source if filled.script else None,
@@ -372,41 +374,41 @@ def _archive_location(template: Template, artifact: str) -> dict[str, Any] | Non
     return {**s3, "key": f"{str(s3['key']).rstrip('/')}/{artifact}.tgz"}
 
 
-def _main_patch(text: str) -> dict[str, Any]:
-    """The part of a podSpecPatch that concerns container `main`; the rest has no meaning on one machine."""
-    if not text:
+def patched(main: Process, patch: str) -> Process:
+    """Command, args and env of a podSpecPatch; env entries merge by name, as a strategic merge patch does.
+
+    What it says of other parts of the pod has no meaning on one machine. Raises ManifestError.
+    """
+    said = _said_of_main(patch)
+    changes = {key: said[key] for key in ("image", "command", "args", "env") if said.get(key)}
+    if not changes:
+        return main
+    try:
+        new = msgspec.convert({"name": "main", **changes}, Process)
+    except msgspec.ValidationError as error:
+        raise ManifestError(f"podSpecPatch does not fit a container: {error}") from error
+    replaced = {each.name for each in new.env}
+    return msgspec.structs.replace(
+        main,
+        image=new.image or main.image,
+        command=new.command or main.command,
+        args=new.args or main.args,
+        env=(*(each for each in main.env if each.name not in replaced), *new.env),
+    )
+
+
+def _said_of_main(patch: str) -> Mapping[str, Any]:
+    if not patch:
         return {}
     try:
-        patch = json.loads(text)
-    except ValueError as error:
+        document = json.loads(patch)
+    except (ValueError, RecursionError) as error:
         raise ManifestError(f"podSpecPatch is not valid JSON: {error}") from error
-    containers = patch.get("containers") if isinstance(patch, dict) else None
+    containers = document.get("containers") if isinstance(document, dict) else None
     for each in containers if isinstance(containers, list) else ():
         if isinstance(each, dict) and each.get("name") == "main":
             return each
     return {}
-
-
-def _patched(main: Process, patch: Mapping[str, Any]) -> Process:
-    """Command, args and env of a patch; env entries merge by name, as a strategic merge patch does."""
-    changes = {key: patch[key] for key in ("image", "command", "args", "env") if patch.get(key)}
-    if not changes:
-        return main
-    try:
-        patched = msgspec.convert({"name": "main", **changes}, Process)
-    except msgspec.ValidationError as error:
-        raise ManifestError(f"podSpecPatch does not fit a container: {error}") from error
-    replaced = {each.name for each in patched.env}
-    return Process(
-        name=main.name,
-        image=patched.image or main.image,
-        command=patched.command or main.command,
-        args=patched.args or main.args,
-        env=(*(each for each in main.env if each.name not in replaced), *patched.env),
-        env_from=main.env_from,
-        working_dir=main.working_dir,
-        mounts=main.mounts,
-    )
 
 
 def _seconds(text: str | None, what: str) -> int | None:

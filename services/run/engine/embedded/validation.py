@@ -27,7 +27,8 @@ from services.run.engine.embedded.manifest import (
     Workflow,
     type_names,
 )
-from services.run.engine.embedded.plan import condition_of
+from services.run.engine.embedded.orders import Process
+from services.run.engine.embedded.plan import condition_of, patched
 from services.run.engine.embedded.template import fill, tags
 from shared import go_yaml
 
@@ -44,6 +45,7 @@ def validate(workflow: Workflow) -> None:
     _check_names("spec.arguments.artifacts", spec.arguments.artifacts)
     _check_seconds("spec.activeDeadlineSeconds", spec.active_deadline_seconds)
     _check_retry("spec", spec.retry_strategy)
+    _check_patch("spec", spec.pod_spec_patch)
     templates = _templates(workflow)
     called = [name for name in (spec.entrypoint, spec.on_exit) if name]
     for name in called:
@@ -257,6 +259,7 @@ def _check_leaf(place: str, template: Template, known: _Known) -> None:
         raise ManifestError(f"{place}.{kind}.image may not be empty")
     if template.resource is not None:
         _check_resource(place, template)
+    _check_patch(place, template.pod_spec_patch)
     _check_paths(place, template, main)
     _check_leaf_outputs(place, template)
     names = _leaf_names(template)
@@ -280,6 +283,15 @@ def _check_resource(place: str, template: Template) -> None:
 def _resource_object(manifest: str) -> Any:
     """The object of a resource template, placeholders filled with something that is a value anywhere in YAML."""
     return go_yaml.load(fill(manifest, lambda _name: "x"), only=True)
+
+
+def _check_patch(place: str, patch: str) -> None:
+    """One with placeholders is JSON only after their replacement."""
+    if "{{" not in patch:
+        try:
+            patched(Process(name="main"), patch)
+        except ManifestError as error:
+            raise ManifestError(f"{place}.{error}") from error
 
 
 def _check_paths(place: str, template: Template, main: Container | None) -> None:
