@@ -160,7 +160,36 @@ def test_an_output_is_a_part_of_the_object(path: str, found: str) -> None:
     assert output_of({"a": {"b": [1, "x"]}, "d.e": True}, path, None) == found
 
 
-@pytest.mark.parametrize("path", ["{.a.c}", "{.a.b[9]}", "{..a}", "{.a[?(@.x)]}"])
+@pytest.mark.parametrize("path", ["{.a.c}", "{.a.b[9]}", "{.a.b.c}", "{.a[0]}", "{.a.b[0][0]}"])
 def test_a_path_that_leads_nowhere_is_an_error(path: str) -> None:
-    with pytest.raises(ObjectError):
+    with pytest.raises(ObjectError, match="is not found"):
+        output_of({"a": {"b": ["x"]}}, path, None)
+
+
+@pytest.mark.parametrize("path", ["{..a}", "{.a[?(@.x)]}", "{.a.*}", "{.a[*]}", "{.a[0:1]}", "{a}"])
+def test_a_path_to_many_places_is_not_known(path: str) -> None:
+    with pytest.raises(ObjectError, match="is not supported by the local engine"):
         output_of({"a": {"b": [1]}}, path, None)
+
+
+@pytest.mark.parametrize(
+    ("jq_filter", "found"),
+    [
+        (".", '{"a":{"b":[1,"x"]},"d.e":true}'),
+        (" .a.b ", '[1,"x"]'),
+        (".a.b[1]", "x"),
+        (".a.b[-2]", "1"),
+        ('.["d.e"]', "true"),
+        ('."d.e"', "true"),
+        (".a.nothing", "null"),
+        (".nothing.at.all", "null"),
+    ],
+)
+def test_a_plain_filter_is_a_path_that_may_lead_to_nothing(jq_filter: str, found: str) -> None:
+    assert output_of({"a": {"b": [1, "x"]}, "d.e": True}, None, jq_filter) == found
+
+
+@pytest.mark.parametrize("jq_filter", [".a | .b", ".a[]", ".a?", "keys", ".a.b | length", ".a as $x | $x", ""])
+def test_a_filter_that_is_a_program_is_not_known(jq_filter: str) -> None:
+    with pytest.raises(ObjectError, match="is not supported by the local engine"):
+        output_of({"a": {"b": [1]}}, None, jq_filter)

@@ -165,7 +165,7 @@ def test_a_patch_that_is_json_only_after_its_replacement_passes() -> None:
     validate(
         leaf(
             "{name: main, inputs: {parameters: [{name: n, value: '1'}]}, container: {image: i},"
-            " podSpecPatch: '{\"containers\": [{\"name\": \"main\", \"command\": {{inputs.parameters.n}}}]}'}"
+            ' podSpecPatch: \'{"containers": [{"name": "main", "command": {{inputs.parameters.n}}}]}\'}'
         )
     )
 
@@ -243,9 +243,13 @@ UNSUPPORTED = {
         f"{{name: main, {C}, volumes: [{{name: v, projected: {{}}}}]}}"
     ),
     "templates.main resource kind TFJob": leaf("{name: main, resource: {action: create, manifest: 'kind: TFJob'}}"),
-    "templates.main parameter 'o' valueFrom.jqFilter": leaf(
+    "templates.main parameter 'o' valueFrom.jqFilter .a[]": leaf(
         "{name: main, resource: {action: create, manifest: 'kind: Secret'},"
-        " outputs: {parameters: [{name: o, valueFrom: {jqFilter: .}}]}}"
+        " outputs: {parameters: [{name: o, valueFrom: {jqFilter: '.a[]'}}]}}"
+    ),
+    "templates.main parameter 'o' valueFrom.jsonPath {.a[*]}": leaf(
+        "{name: main, resource: {action: create, manifest: 'kind: Secret'},"
+        " outputs: {parameters: [{name: o, valueFrom: {jsonPath: '{.a[*]}'}}]}}"
     ),
     "templates.main tasks.a templateRef": dag("[{name: a, templateRef: {name: x, template: y}}]"),
     "templates.main tasks.a hooks": dag("[{name: a, template: t, hooks: {exit: {template: t}}}]"),
@@ -316,6 +320,17 @@ def test_an_object_may_hold_a_date_that_never_was() -> None:
 
 def resource_template(manifest: str) -> dict[str, Any]:
     return {"name": "main", "resource": {"action": "create", "manifest": manifest}}
+
+
+@pytest.mark.parametrize("source", ["jqFilter: .metadata.name", "jsonPath: '{.data.{{inputs.parameters.k}}}'"])
+def test_plain_paths_into_a_resource_pass(source: str) -> None:
+    manifest = leaf(
+        "{name: main, inputs: {parameters: [{name: k, value: x}]},"
+        " resource: {action: create, manifest: 'kind: Secret'},"
+        f" outputs: {{parameters: [{{name: o, valueFrom: {{{source}}}}}]}}}}"
+    )
+    refuse_unsupported(manifest)
+    validate(manifest)
 
 
 def test_dates_are_text_and_items_keep_their_types() -> None:

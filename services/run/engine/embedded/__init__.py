@@ -4,6 +4,7 @@
     validation   what is refused when a run or a pipeline is created
     template     {{…}} replacement · variables: the values behind the tags
     expression   `when` and `depends`
+    paths        jsonPath and jqFilter of resource outputs
     loops        withItems, withParam, withSequence
     nodes        the records of `status.nodes`, their names and ids
     orders       what a step process is told

@@ -50,7 +50,7 @@ class ValueFrom(_Part, frozen=True, kw_only=True):
     default: str | None = None
     parameter: str | None = None
     json_path: str | None = None
-    jq_filter: Any = None
+    jq_filter: str | None = None
     expression: Any = None
     supplied: Any = None
     event: Any = None

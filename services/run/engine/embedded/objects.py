@@ -21,6 +21,7 @@ from typing import Any
 import msgspec
 
 from services.run.engine.embedded.manifest import Resource
+from services.run.engine.embedded.paths import PathError, follow, read_jq_path, read_json_path
 from shared import go_yaml
 
 KINDS = ("PersistentVolumeClaim", "VolumeSnapshot", "Secret", "ConfigMap")
@@ -188,28 +189,20 @@ class Objects:
 def output_of(document: _Object | None, json_path: str | None, jq_filter: str | None) -> str:
     """An output parameter of a resource step: `{}` is the whole object, `{.a.b[0]}` a part of it (§9).
 
-    Raises ObjectError where the path leads nowhere.
+    Raises ObjectError where the path leads nowhere; a jq filter gives null there.
     """
-    if jq_filter is not None:
-        json_path = "{" + jq_filter.strip() + "}"
-    path = (json_path or "{}").strip().removeprefix("{").removesuffix("}").strip()
-    found: Any = {} if document is None else document
-    for part in _path_parts(path):
-        try:
-            found = found[int(part)] if isinstance(found, list) else found[part]
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise ObjectError(f"{json_path}: {part} is not found") from error
+    whole: _Object = {} if document is None else document
+    try:
+        path = read_json_path(json_path or "{}") if jq_filter is None else read_jq_path(jq_filter)
+    except PathError as error:
+        raise ObjectError(str(error)) from error
+    try:
+        found = follow(whole, path)
+    except PathError as error:
+        if jq_filter is None:
+            raise ObjectError(f"{json_path}: {error}") from error
+        found = None
     return found if isinstance(found, str) else msgspec.json.encode(found).decode()
-
-
-def _path_parts(path: str) -> list[str]:
-    """`.a.b[0]['c\\.d']` as its parts; dots that belong to a key are escaped, as kubectl wants it."""
-    if path in ("", "."):
-        return []
-    parts = re.findall(r"\.((?:\\.|[^.\[\\])+)|\[['\"]?([^\]'\"]+)['\"]?\]", path)
-    if "".join(f".{dotted}" if dotted else f"[{indexed}]" for dotted, indexed in parts) != re.sub(r"['\"]", "", path):
-        raise ObjectError(f"the path {path} is not supported by the local engine")
-    return [(dotted or indexed).replace("\\.", ".") for dotted, indexed in parts]
 
 
 def _check_conditions(resource: Resource, document: _Object) -> None:

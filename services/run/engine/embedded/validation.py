@@ -28,6 +28,7 @@ from services.run.engine.embedded.manifest import (
     type_names,
 )
 from services.run.engine.embedded.orders import Process
+from services.run.engine.embedded.paths import PathError, read_jq_path, read_json_path
 from services.run.engine.embedded.plan import condition_of, patched
 from services.run.engine.embedded.template import fill, tags
 from shared import go_yaml
@@ -627,6 +628,7 @@ def _unsupported_in_template(template: Template) -> Iterator[str]:
     for parameter in (*template.inputs.parameters, *template.outputs.parameters):
         yield from _unsupported_in_parameter(parameter)
     yield from _unsupported_resource(template)
+    yield from _unsupported_paths(template)
     if _has_expression_tag(template):
         yield "expression tag '{{=…}}'"
 
@@ -674,7 +676,6 @@ def _unsupported_in_parameter(parameter: Parameter) -> Iterator[str]:
     if source is None:
         return
     fields = {
-        "jqFilter": source.jq_filter,
         "expression": source.expression,
         "supplied": source.supplied,
         "event": source.event,
@@ -700,6 +701,20 @@ def _unsupported_resource(template: Template) -> Iterator[str]:
     kind = described.get("kind") if isinstance(described, dict) else None
     if kind not in _RESOURCE_KINDS:
         yield f"resource kind {kind}"
+
+
+def _unsupported_paths(template: Template) -> Iterator[str]:
+    """Found out after the object was made, it would be too late for a step that must not be repeated."""
+    for parameter in template.outputs.parameters:
+        source = parameter.value_from
+        for name, read, path in (
+            ("jsonPath", read_json_path, source and source.json_path),
+            ("jqFilter", read_jq_path, source and source.jq_filter),
+        ):
+            try:
+                read(fill(path or ".", lambda _name: "x"))
+            except PathError:
+                yield f"parameter '{parameter.name}' valueFrom.{name} {path}"
 
 
 _EXPRESSION_TAG = re.compile(r"\{\{\s*=")
