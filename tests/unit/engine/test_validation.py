@@ -129,6 +129,33 @@ REFUSED = {
     "templates.main.podSpecPatch does not fit a container": leaf(
         """{name: main, container: {image: i}, podSpecPatch: '{"containers": [{"name": "main", "command": "x"}]}'}"""
     ),
+    "spec.parallelism must be an integer >= 0": dag("[{name: a, template: t}]", spec="parallelism: -1"),
+    "templates.main.parallelism must be an integer >= 0": leaf(
+        "{name: main, parallelism: -1, steps: [[{name: s, template: u}]]}, {name: u, container: {image: i}}"
+    ),
+    "templates.main.initContainers.first.image may not be empty": leaf(
+        "{name: main, container: {image: i}, initContainers: [{name: first, command: [x]}]}"
+    ),
+    "templates.main.sidecars.side.image may not be empty": leaf(
+        "{name: main, script: {image: i, source: x}, sidecars: [{name: side}]}"
+    ),
+    "templates.main.container.volumeMounts.v volume 'v' not found": leaf(
+        "{name: main, container: {image: i, volumeMounts: [{name: v, mountPath: /v}]}}"
+    ),
+    "templates.main.sidecars.side.volumeMounts.w volume 'w' not found": leaf(
+        "{name: main, volumes: [{name: v}], container: {image: i, volumeMounts: [{name: v, mountPath: /v}]},"
+        " sidecars: [{name: side, image: i, volumeMounts: [{name: w, mountPath: /v}]}]}"
+    ),
+    "templates.main.initContainers.first.volumeMounts.v '/v/' already mounted in initContainers.first": leaf(
+        "{name: main, volumes: [{name: v}, {name: w}], container: {image: i}, initContainers: [{name: first, image: i,"
+        " volumeMounts: [{name: w, mountPath: /v}, {name: v, mountPath: /v/}]}]}"
+    ),
+    "templates.main.resource.manifest must name its object": leaf(
+        "{name: main, resource: {action: create, manifest: '{kind: Secret, metadata: {labels: {a: b}}}'}}"
+    ),
+    "templates.main.resource.manifest must be a valid yaml mapping": leaf(
+        "{name: main, resource: {action: create, manifest: 'kind'}}"
+    ),
     "templates.main failed to resolve {{pod.ip}}": leaf("{name: main, container: {image: i, args: ['{{pod.ip}}']}}"),
 }
 
@@ -242,13 +269,37 @@ UNSUPPORTED = {
     "templates.main volume 'v' of type projected": leaf(
         f"{{name: main, {C}, volumes: [{{name: v, projected: {{}}}}]}}"
     ),
-    "templates.main resource kind TFJob": leaf("{name: main, resource: {action: create, manifest: 'kind: TFJob'}}"),
+    "templates.main volume 'v' of type hostPath": leaf(
+        f"{{name: main, {C}, volumes: [{{name: v, hostPath: {{path: /}}}}]}}"
+    ),
+    "volume 'v' of type hostPath": dag("[{name: a, template: t}]", spec="volumes: [{name: v, hostPath: {path: /}}]"),
+    "templates.main container env 'CPUS' valueFrom.resourceFieldRef": leaf(
+        "{name: main, container: {image: i, command: [x], env: [{name: CPUS, valueFrom: {resourceFieldRef: {}}}]}}"
+    ),
+    "templates.main sidecars.side env 'CPUS' valueFrom.resourceFieldRef": leaf(
+        f"{{name: main, {C}, sidecars: [{{name: side, image: i, command: [x],"
+        " env: [{name: CPUS, valueFrom: {resourceFieldRef: {}}}]}]}"
+    ),
+    "templates.main artifact 'a' azure": leaf(
+        f"{{name: main, {C}, inputs: {{artifacts: [{{name: a, path: /a, azure: {{}}}}]}}}}"
+    ),
+    "templates.main artifact 'a' archive.zip": leaf(
+        f"{{name: main, {C}, outputs: {{artifacts: [{{name: a, path: /a, archive: {{zip: {{}}}}}}]}}}}"
+    ),
+    "templates.main archiveLocation.gcs": leaf(f"{{name: main, {C}, archiveLocation: {{gcs: {{key: k}}}}}}"),
+    "expression tag '{{=…}}'": dag(
+        "[{name: a, template: t}]",
+        spec="volumes: [{name: v, persistentVolumeClaim: {claimName: '{{=workflow.name}}'}}]",
+    ),
+    "templates.main resource kind TFJob": leaf(
+        "{name: main, resource: {action: create, manifest: '{kind: TFJob, metadata: {name: t}}'}}"
+    ),
     "templates.main parameter 'o' valueFrom.jqFilter .a[]": leaf(
-        "{name: main, resource: {action: create, manifest: 'kind: Secret'},"
+        "{name: main, resource: {action: create, manifest: '{kind: Secret, metadata: {name: s}}'},"
         " outputs: {parameters: [{name: o, valueFrom: {jqFilter: '.a[]'}}]}}"
     ),
     "templates.main parameter 'o' valueFrom.jsonPath {.a[*]}": leaf(
-        "{name: main, resource: {action: create, manifest: 'kind: Secret'},"
+        "{name: main, resource: {action: create, manifest: '{kind: Secret, metadata: {name: s}}'},"
         " outputs: {parameters: [{name: o, valueFrom: {jsonPath: '{.a[*]}'}}]}}"
     ),
     "templates.main tasks.a templateRef": dag("[{name: a, templateRef: {name: x, template: y}}]"),
@@ -287,7 +338,7 @@ def test_outputs_of_foreign_template_kinds_are_checked_by_the_rules_of_leaves(ki
 
 def test_an_image_without_a_command_needs_a_known_entrypoint() -> None:
     manifest = leaf("{name: main, container: {image: cowsay}}")
-    with pytest.raises(ManifestError, match=r"^templates\.main image entrypoint unknown: cowsay$"):
+    with pytest.raises(ManifestError, match=r"^templates\.main\.container image entrypoint unknown: cowsay$"):
         refuse_unsupported(manifest)
     refuse_unsupported(manifest, {"cowsay": ("cowsay",)})
 
@@ -326,7 +377,7 @@ def resource_template(manifest: str) -> dict[str, Any]:
 def test_plain_paths_into_a_resource_pass(source: str) -> None:
     manifest = leaf(
         "{name: main, inputs: {parameters: [{name: k, value: x}]},"
-        " resource: {action: create, manifest: 'kind: Secret'},"
+        " resource: {action: create, manifest: '{kind: Secret, metadata: {name: s}}'},"
         f" outputs: {{parameters: [{{name: o, valueFrom: {{{source}}}}}]}}}}"
     )
     refuse_unsupported(manifest)

@@ -81,12 +81,14 @@ class Artifact(_Part, frozen=True, kw_only=True):
     archive: dict[str, Any] | None = None
     global_name: str | None = None
     sub_path: Any = None
-    git: Any = None
-    http: Any = None
-    gcs: Any = None
-    hdfs: Any = None
-    oss: Any = None
     artifactory: Any = None
+    azure: Any = None
+    gcs: Any = None
+    git: Any = None
+    hdfs: Any = None
+    http: Any = None
+    oss: Any = None
+    plugin: Any = None
 
 
 class Arguments(_Part, frozen=True, kw_only=True):

@@ -11,6 +11,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import msgspec
+
 from services.run.engine.embedded.expression import ExpressionError, parse_depends
 from services.run.engine.embedded.manifest import (
     Arguments,
@@ -47,6 +49,7 @@ def validate(workflow: Workflow) -> None:
     _check_seconds("spec.activeDeadlineSeconds", spec.active_deadline_seconds)
     _check_retry("spec", spec.retry_strategy)
     _check_patch("spec", spec.pod_spec_patch)
+    _check_parallelism("spec", spec.parallelism)
     templates = _templates(workflow)
     called = [name for name in (spec.entrypoint, spec.on_exit) if name]
     for name in called:
@@ -130,6 +133,7 @@ class _Known:
 
     def __init__(self, workflow: Workflow, templates: Mapping[TemplateName, Template]) -> None:
         self.templates = templates
+        self.volumes = {each.name for each in workflow.spec.volumes}
         arguments = workflow.spec.arguments
         self._parameters = {each.name for each in arguments.parameters}
         self._artifacts = {each.name for each in arguments.artifacts}
@@ -214,6 +218,7 @@ def _check_template(template: Template, known: _Known) -> None:
         _check_names(f"{place}.{what}.artifacts", arguments.artifacts)
     _check_retry(place, template.retry_strategy)
     _check_seconds(f"{place}.activeDeadlineSeconds", template.active_deadline_seconds)
+    _check_parallelism(place, template.parallelism)
     if template.dag is not None:
         _check_dag(place, template, known)
     elif template.steps is not None:
@@ -253,15 +258,20 @@ def _check_seconds(place: str, text: str | None) -> None:
         raise ManifestError(f"{place} must be a positive integer >= 0 or an argument placeholder")
 
 
+def _check_parallelism(place: str, limit: int | None) -> None:
+    if limit is not None and limit < 0:
+        raise ManifestError(f"{place}.parallelism must be an integer >= 0")
+
+
 def _check_leaf(place: str, template: Template, known: _Known) -> None:
-    main = template.container or template.script
-    if main is not None and not main.image:
-        kind = "container" if template.container else "script"
-        raise ManifestError(f"{place}.{kind}.image may not be empty")
+    for where, container in _containers(template):
+        if not container.image:
+            raise ManifestError(f"{place}.{where}.image may not be empty")
     if template.resource is not None:
         _check_resource(place, template)
     _check_patch(place, template.pod_spec_patch)
-    _check_paths(place, template, main)
+    _check_paths(place, template)
+    _check_volumes(place, template, known)
     _check_leaf_outputs(place, template)
     names = _leaf_names(template)
     _check_tags(place, template, lambda name: name in names or known.has_global(name, template))
@@ -276,9 +286,16 @@ def _check_resource(place: str, template: Template) -> None:
     if not resource.manifest and resource.action not in {"get", "delete"}:
         raise ManifestError(f"{place}.resource.manifest must be specified")
     try:
-        _resource_object(resource.manifest)
+        described = _resource_object(resource.manifest)
     except go_yaml.NotYaml as error:
         raise ManifestError(f"{place}.resource.manifest must be a valid yaml: {error}") from error
+    if described is None:
+        return
+    if not isinstance(described, dict):
+        raise ManifestError(f"{place}.resource.manifest must be a valid yaml mapping")
+    metadata = described.get("metadata")
+    if not isinstance(metadata, dict) or not (metadata.get("name") or metadata.get("generateName")):
+        raise ManifestError(f"{place}.resource.manifest must name its object: metadata.name or generateName is missing")
 
 
 def _resource_object(manifest: str) -> Any:
@@ -295,16 +312,43 @@ def _check_patch(place: str, patch: str) -> None:
             raise ManifestError(f"{place}.{error}") from error
 
 
-def _check_paths(place: str, template: Template, main: Container | None) -> None:
-    taken: dict[str, str] = {}
+def _containers(template: Template) -> Iterator[tuple[str, Container]]:
+    """Every container of a leaf with its place in the template, the main one first."""
+    if template.container is not None:
+        yield "container", template.container
+    if template.script is not None:
+        yield "script", template.script
+    yield from ((f"initContainers.{each.name}", each) for each in template.init_containers)
+    yield from ((f"sidecars.{each.name}", each) for each in template.sidecars)
+
+
+def _check_paths(place: str, template: Template) -> None:
+    """Input artifacts and main's mounts share their paths; each other container has its own."""
     inputs = [(each.path, f"inputs.artifacts.{each.name}.path") for each in template.inputs.artifacts]
-    mounts = [(each.mount_path, f"container.volumeMounts.{each.name}") for each in (main.volume_mounts if main else ())]
-    for path, what in (*inputs, *mounts):
+    _check_free(place, inputs)
+    for where, container in _containers(template):
+        mounts = [(each.mount_path, f"{where}.volumeMounts.{each.name}") for each in container.volume_mounts]
+        _check_free(place, [*inputs, *mounts] if where in ("container", "script") else mounts)
+
+
+def _check_free(place: str, paths: Iterable[tuple[str | None, str]]) -> None:
+    taken: dict[str, str] = {}
+    for path, what in paths:
         if not path:
             raise ManifestError(f"{place}.{what} is required")
-        if path in taken:
-            raise ManifestError(f"{place}.{what} '{path}' already mounted in {taken[path]}")
-        taken[path] = what
+        other = taken.setdefault(path.rstrip("/"), what)
+        if other is not what:
+            raise ManifestError(f"{place}.{what} '{path}' already mounted in {other}")
+
+
+def _check_volumes(place: str, template: Template, known: _Known) -> None:
+    declared = {each.name for each in template.volumes} | known.volumes
+    if any("{{" in name for name in declared):
+        return
+    for where, container in _containers(template):
+        for mount in container.volume_mounts:
+            if mount.name not in declared and "{{" not in mount.name:
+                raise ManifestError(f"{place}.{where}.volumeMounts.{mount.name} volume '{mount.name}' not found")
 
 
 def _check_leaf_outputs(place: str, template: Template) -> None:
@@ -519,8 +563,7 @@ def _check_supplied(where: str, callee: Template, arguments: Arguments) -> None:
 
 
 def _has_fixed_location(artifact: Artifact) -> bool:
-    places = (artifact.raw, artifact.s3, artifact.git, artifact.http, artifact.gcs, artifact.hdfs, artifact.oss)
-    return any(place is not None for place in (*places, artifact.artifactory))
+    return any(getattr(artifact, kind) is not None for kind in ("raw", "s3", *_FOREIGN_STORES))
 
 
 def _check_group_outputs(
@@ -566,19 +609,12 @@ def refuse_unsupported(workflow: Workflow, entrypoints: Mapping[str, tuple[str, 
     for template in workflow.spec.templates:
         for feature in _unsupported_in_template(template):
             raise ManifestError(f"templates.{template.name} {feature} {_REFUSED}")
-        for container, place in _processes(template):
+        for where, container in _containers(template):
+            place = f"templates.{template.name}.{where}"
             if container.command[:1] == (_V2_LAUNCHER,):
-                raise ManifestError(f"templates.{template.name}{place} v2-compatible mode {_REFUSED}")
+                raise ManifestError(f"{place} v2-compatible mode {_REFUSED}")
             if not container.command and container.image not in (entrypoints or {}):
-                raise ManifestError(f"templates.{template.name}{place} image entrypoint unknown: {container.image}")
-
-
-def _processes(template: Template) -> Iterator[tuple[Container, str]]:
-    main = template.container or template.script
-    if main is not None:
-        yield main, ""
-    for container in (*template.init_containers, *template.sidecars):
-        yield container, f".{container.name}"
+                raise ManifestError(f"{place} image entrypoint unknown: {container.image}")
 
 
 def _unsupported_in_spec(workflow: Workflow) -> Iterator[str]:
@@ -598,7 +634,7 @@ def _unsupported_in_spec(workflow: Workflow) -> Iterator[str]:
         yield from _unsupported_in_volume(volume)
     for artifact in spec.arguments.artifacts:
         yield from _unsupported_in_artifact(artifact)
-    if _has_expression_tag(spec.arguments):
+    if _has_expression_tag(msgspec.structs.replace(spec, templates=())):
         yield "expression tag '{{=…}}'"
 
 
@@ -623,6 +659,9 @@ def _unsupported_in_template(template: Template) -> Iterator[str]:
         yield from (f"tasks.{task.name} {feature}" for feature in _unsupported_in_task(task))
     for volume in template.volumes:
         yield from _unsupported_in_volume(volume)
+    for where, container in _containers(template):
+        yield from (f"{where} {feature}" for feature in _unsupported_in_env(container))
+    yield from (f"archiveLocation.{kind}" for kind in template.archive_location or () if kind in _FOREIGN_STORES)
     for artifact in (*template.inputs.artifacts, *template.outputs.artifacts):
         yield from _unsupported_in_artifact(artifact)
     for parameter in (*template.inputs.parameters, *template.outputs.parameters):
@@ -642,8 +681,18 @@ def _unsupported_in_task(task: Task) -> Iterator[str]:
         yield from _unsupported_in_parameter(parameter)
 
 
+_FOREIGN_STORES = ("artifactory", "azure", "gcs", "git", "hdfs", "http", "oss", "plugin")
+
+
+def _unsupported_in_env(container: Container) -> Iterator[str]:
+    for each in container.env:
+        if each.value_from is not None and each.value_from.resource_field_ref is not None:
+            yield f"env '{each.name}' valueFrom.resourceFieldRef"
+
+
 def _unsupported_in_volume(volume: Volume) -> Iterator[str]:
     fields = {
+        "hostPath": volume.host_path,
         "projected": volume.projected,
         "downwardAPI": volume.downward_api,
         "nfs": volume.nfs,
@@ -661,14 +710,10 @@ def _unsupported_in_artifact(artifact: Artifact) -> Iterator[str]:
     fields = {
         "fromExpression": artifact.from_expression,
         "subPath": artifact.sub_path,
-        "git": artifact.git,
-        "http": artifact.http,
-        "gcs": artifact.gcs,
-        "hdfs": artifact.hdfs,
-        "oss": artifact.oss,
-        "artifactory": artifact.artifactory,
+        **{kind: getattr(artifact, kind) for kind in _FOREIGN_STORES},
     }
     yield from (f"artifact '{artifact.name}' {name}" for name, value in fields.items() if value is not None)
+    yield from (f"artifact '{artifact.name}' archive.{kind}" for kind in artifact.archive or () if kind == "zip")
 
 
 def _unsupported_in_parameter(parameter: Parameter) -> Iterator[str]:
