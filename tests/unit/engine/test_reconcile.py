@@ -690,6 +690,33 @@ def test_a_maximum_duration_ends_the_retries(backoff: str, message: str) -> None
     assert (run.node(".f").phase, run.node(".f").message) == (Phase.FAILED, message)
 
 
+@pytest.mark.parametrize(
+    ("strategy", "message"),
+    [
+        ("backoff: {duration: '1', factor: -1}", "'-1' is not a number"),
+        ("backoff: {duration: '1', factor: nan}", "'nan' is not a number"),
+        ("backoff: {duration: x}", "'x' is not a duration"),
+        ("limit: x", "retryStrategy.limit 'x' is not an integer"),
+    ],
+)
+def test_a_strategy_that_makes_no_sense_is_an_error_before_the_first_attempt(strategy: str, message: str) -> None:
+    run = retried(f"{{{strategy}}}").run()
+    assert (run.node(".f").phase, run.node(".f").message) == (Phase.ERROR, message)
+    assert run.orders == []
+
+
+def test_no_number_of_a_manifest_is_too_large_to_wait_for() -> None:
+    endless = "9" * 400
+    waiting = retried(f"{{backoff: {{duration: '{endless}h', factor: 9e300}}}}", until(3)).run_for(10)
+    assert waiting.turn.wake_at is not None
+    bounded = retried(f"{{backoff: {{duration: '1', factor: 9e300, maxDuration: '{endless}'}}}}", until(3)).run_for(10)
+    assert bounded.node(".f").message == "Backoff would exceed max duration limit"
+    paused = single(f"{{name: main, suspend: {{duration: '{endless}'}}}}", spec=f"activeDeadlineSeconds: {endless}")
+    assert paused.turn.wake_at is not None
+    lasting = single(f"{{name: main, container: {{image: i, command: [x]}}, activeDeadlineSeconds: {endless}}}")
+    assert lasting.run().turn.phase is Phase.SUCCEEDED
+
+
 def test_a_group_is_retried_as_a_whole() -> None:
     run = dag(
         "[{name: g, template: group}, {name: z, template: c, dependencies: [g]}]",

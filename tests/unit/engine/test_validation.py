@@ -117,6 +117,16 @@ REFUSED = {
     "templates.main.retryStrategy.limit 'many'": leaf(
         "{name: main, container: {image: i}, retryStrategy: {limit: many}}"
     ),
+    "templates.main.retryStrategy.backoff.duration 'soon' is not a duration": leaf(
+        "{name: main, container: {image: i}, retryStrategy: {backoff: {duration: soon}}}"
+    ),
+    "templates.main.retryStrategy.backoff.maxDuration '1 day' is not a duration": leaf(
+        "{name: main, container: {image: i}, retryStrategy: {backoff: {duration: 1, maxDuration: 1 day}}}"
+    ),
+    "spec.retryStrategy.backoff.factor 'twice' is not a number": dag(
+        "[{name: a, template: t}]", spec="retryStrategy: {backoff: {duration: 1, factor: twice}}"
+    ),
+    "templates.main.suspend.duration 'a while' is not a duration": leaf("{name: main, suspend: {duration: a while}}"),
     "templates.main.steps[0].s failed to resolve {{steps.later.outputs.result}}": leaf(
         "{name: main, steps: [[{name: s, template: u, when: '{{steps.later.outputs.result}} == 1'}],"
         " [{name: later, template: u}]]}, {name: u, script: {image: i, command: [sh], source: x}}"

@@ -9,6 +9,7 @@
     nodes        the records of `status.nodes`, their names and ids
     orders       what a step process is told
     plan         what follows from the manifest alone, computed once a run
+    durations    seconds, and Go's notation of them
     reconcile    the manifest and what happened → what to do next
     reopen       which nodes a retried run keeps
 

@@ -7,12 +7,15 @@ must be told.
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
 import msgspec
 
+from services.run.engine.embedded.durations import LONGEST_SECONDS, duration_seconds, whole_seconds_of
 from services.run.engine.embedded.expression import MET, Depends, ExpressionError, Outcome, all_of, parse_depends
 from services.run.engine.embedded.manifest import (
     Arguments,
@@ -59,6 +62,26 @@ class DagPlan(msgspec.Struct, frozen=True, kw_only=True):
     """Whose phases make the DAG's phase, in name order."""
 
 
+class RetryRule(msgspec.Struct, frozen=True, kw_only=True):
+    """A retryStrategy whose placeholders are replaced and whose numbers are read (§10)."""
+
+    policy: str = ""
+    limit: int | None = None
+    """Attempts after the first."""
+    wait_seconds: float | None = None
+    """Before the second attempt; None without backoff."""
+    factor: float = 1.0
+    longest_seconds: float | None = None
+    """From the first attempt's start to the last one's end."""
+
+    def wait_seconds_after(self, attempts: int) -> float:
+        """How long the next one waits after that many were repeated."""
+        try:
+            return min((self.wait_seconds or 0.0) * self.factor**attempts, LONGEST_SECONDS)
+        except OverflowError:
+            return LONGEST_SECONDS
+
+
 class Plan:
     """The static side of one run."""
 
@@ -91,9 +114,13 @@ class Plan:
     def retry_strategy(self, template: Template) -> RetryStrategy | None:
         return template.retry_strategy or self.workflow.spec.retry_strategy
 
+    def retry_rule(self, strategy: RetryStrategy, inputs: NodeInputs) -> RetryRule:
+        """Raises ManifestError where a number is none."""
+        return _retry_rule(fill(fill(strategy, self.globals), inputs_lookup(inputs)))
+
     @cached_property
     def run_deadline_seconds(self) -> int | None:
-        return _seconds(fill(self.workflow.spec.active_deadline_seconds, self.globals), "spec.activeDeadlineSeconds")
+        return whole_seconds_of(fill(self.workflow.spec.active_deadline_seconds, self.globals))
 
     # -- calls ---------------------------------------------------------------------------------------------------------
 
@@ -167,7 +194,7 @@ class Plan:
             ),
             needs_result=needs_result,
             volumes=volumes,
-            deadline_seconds=_seconds(filled.active_deadline_seconds, "activeDeadlineSeconds"),
+            deadline_seconds=whole_seconds_of(filled.active_deadline_seconds),
             labels=self._labels(filled),
             annotations={**self.workflow.spec.pod_metadata.annotations, **filled.metadata.annotations},
             service_account=filled.service_account_name or self.identity.service_account,
@@ -287,6 +314,35 @@ def _result_mentions(template: Template) -> Iterable[str]:
         task, _, what = rest.partition(".")
         if kind in {"tasks", "steps"} and what == "outputs.result":
             yield task
+
+
+# -- retries -----------------------------------------------------------------------------------------------------------
+
+
+def _retry_rule(strategy: RetryStrategy) -> RetryRule:
+    limit, backoff = strategy.limit, strategy.backoff
+    if limit is not None and not re.fullmatch(r"[0-9]{1,18}", limit):
+        raise ManifestError(f"retryStrategy.limit '{limit}' is not an integer")
+    rule = RetryRule(policy=strategy.retry_policy, limit=None if limit is None else int(limit))
+    if backoff is None:
+        return rule
+    return msgspec.structs.replace(
+        rule,
+        wait_seconds=duration_seconds(backoff.duration),
+        factor=read_factor(backoff.factor or "1"),
+        longest_seconds=duration_seconds(backoff.max_duration) if backoff.max_duration else None,
+    )
+
+
+def read_factor(text: str) -> float:
+    """By how much each wait is longer than the one before. Raises ManifestError."""
+    try:
+        factor = float(text)
+    except ValueError:
+        factor = -1
+    if not 0 <= factor < math.inf:
+        raise ManifestError(f"'{text}' is not a number")
+    return factor
 
 
 # -- inputs ------------------------------------------------------------------------------------------------------------
@@ -409,12 +465,3 @@ def _said_of_main(patch: str) -> Mapping[str, Any]:
         if isinstance(each, dict) and each.get("name") == "main":
             return each
     return {}
-
-
-def _seconds(text: str | None, what: str) -> int | None:
-    if text is None or text == "":
-        return None
-    try:
-        return int(text)
-    except ValueError:
-        raise ManifestError(f"{what} '{text}' is not a number of seconds") from None

@@ -26,6 +26,7 @@ from typing import Any, TypeAlias, assert_never
 
 import msgspec
 
+from services.run.engine.embedded.durations import duration_seconds, spoken_duration
 from services.run.engine.embedded.expression import ExpressionError, Outcome, evaluate_when
 from services.run.engine.embedded.loops import expand, item_lookup, item_text
 from services.run.engine.embedded.manifest import (
@@ -59,7 +60,7 @@ from services.run.engine.embedded.nodes import (
     whole_seconds,
 )
 from services.run.engine.embedded.orders import StepOrder
-from services.run.engine.embedded.plan import DagPlan, Plan, located, workflow_artifacts
+from services.run.engine.embedded.plan import DagPlan, Plan, RetryRule, located, workflow_artifacts
 from services.run.engine.embedded.template import Lookup, fill, first_of, has_item_tag, only_tag
 from services.run.engine.embedded.variables import (
     Exiting,
@@ -310,6 +311,7 @@ class _Frame:
 @dataclass(kw_only=True, slots=True)
 class _Leaf(_Frame):
     inputs: NodeInputs
+    deadline_seconds: int | None = None
     killing: KillReason | None = None
     deadline: datetime | None = None
     """Its own, when the retry strategy's maxDuration ends earlier than the template's deadline."""
@@ -324,7 +326,7 @@ class _Pause(_Frame):
 
 @dataclass(kw_only=True, slots=True)
 class _Retry(_Frame):
-    strategy: RetryStrategy
+    rule: RetryRule
     inputs: NodeInputs
     attempts: int = 0
     wait_until: datetime | None = None
@@ -611,19 +613,11 @@ class _Pass:
 
     def _watch_deadline(self, leaf: _Leaf, started: datetime) -> None:
         """A step's own deadline counts from its process's start, each attempt anew."""
-        seconds = self._step_deadline_seconds(leaf)
-        if seconds is not None:
-            due = started + timedelta(seconds=seconds)
+        if leaf.deadline_seconds is not None:
+            due = started + timedelta(seconds=leaf.deadline_seconds)
             leaf.deadline = min(due, leaf.deadline) if leaf.deadline else due
         if leaf.deadline is not None:
             self._set_timer(leaf.deadline, leaf.node_id)
-
-    def _step_deadline_seconds(self, leaf: _Leaf) -> int | None:
-        text = leaf.call.template.active_deadline_seconds
-        if text is None:
-            return None
-        text = fill(fill(text, self._plan.globals), inputs_lookup(leaf.inputs))
-        return int(text) if text.isdigit() else None
 
     # -- stopping ------------------------------------------------------------------------------------------------------
 
@@ -772,6 +766,7 @@ class _Pass:
         if order is None:
             self._end(frame, Phase.FAILED, reason.value if reason else "")
             return
+        frame.deadline_seconds = order.deadline_seconds
         if node.phase is Phase.PENDING:
             self._start[node.id] = order
         else:
@@ -808,9 +803,9 @@ class _Pass:
     # -- retries -------------------------------------------------------------------------------------------------------
 
     def _open_retry(self, call: _Call, inputs: NodeInputs, strategy: RetryStrategy) -> None:
+        rule = self._plan.retry_rule(strategy, inputs)
         node = self._find_or_create(call, NodeType.RETRY, inputs)
-        strategy = fill(fill(strategy, self._plan.globals), inputs_lookup(inputs))
-        frame = _Retry(call=call, node_id=node.id, strategy=strategy, inputs=inputs)
+        frame = _Retry(call=call, node_id=node.id, rule=rule, inputs=inputs)
         self._state._frames[node.id] = frame
         while self._id(attempt_name(call.name, frame.attempts + 1)) in self._state.nodes:
             frame.attempts += 1  # After a restart: the last attempt goes on at once, not after another wait.
@@ -850,10 +845,7 @@ class _Pass:
         if self._stopping(frame.call) is not None:
             self._give_up_retry(frame)
             return
-        try:
-            verdict = self._retry_verdict(frame, attempt)
-        except ManifestError as error:
-            verdict = error.reason
+        verdict = self._retry_verdict(frame, attempt)
         if isinstance(verdict, str):
             self._end(frame, attempt.phase, verdict, outputs=attempt.outputs)
             return
@@ -868,34 +860,31 @@ class _Pass:
 
     def _retry_verdict(self, frame: _Retry, attempt: Node) -> str | datetime:
         """When the next attempt begins, or why there is none (§10)."""
-        strategy = frame.strategy
+        rule = frame.rule
         # An attempt of type Skipped was never executed: the next one would be refused for the same reason.
-        if attempt.type is NodeType.SKIPPED or not _policy_matches(strategy.retry_policy, attempt):
+        if attempt.type is NodeType.SKIPPED or not _policy_matches(rule.policy, attempt):
             return attempt.message
-        if strategy.limit is not None and frame.attempts >= _whole(strategy.limit, "retryStrategy.limit"):
+        if rule.limit is not None and frame.attempts >= rule.limit:
             return "No more retries left"
-        if strategy.backoff is None:
+        if rule.wait_seconds is None:
             return self._now
         ended = self._now
         if attempt.finished_at is not None and self._now - attempt.finished_at > timedelta(seconds=1):
             ended = attempt.finished_at + timedelta(seconds=1)  # Found after a restart; rounded up, as it was cut off.
-        factor = float(strategy.backoff.factor or 1)
-        seconds = duration_seconds(strategy.backoff.duration) * factor**frame.attempts
         last = self._max_duration_end(frame)
         if last is not None and self._now >= last:
             return "Max duration limit exceeded"
-        begins = ended + timedelta(seconds=min(seconds, 10 * 365 * 86400))
+        begins = ended + timedelta(seconds=rule.wait_seconds_after(frame.attempts))
         if last is not None and begins > last:
             return "Backoff would exceed max duration limit"
         return begins
 
     def _max_duration_end(self, frame: _Retry) -> datetime | None:
-        backoff = frame.strategy.backoff
-        if backoff is None or not backoff.max_duration:
+        if frame.rule.longest_seconds is None:
             return None
         first = self._state.nodes.get(self._id(attempt_name(frame.call.name, 0)))
         begun = first.started_at if first else self._now
-        return begun + timedelta(seconds=duration_seconds(backoff.max_duration))
+        return begun + timedelta(seconds=frame.rule.longest_seconds)
 
     def _give_up_retry(self, frame: _Retry) -> None:
         """The run ends: phase of the last attempt, and no new one."""
@@ -1562,33 +1551,3 @@ def _index(start: int, node: Node) -> int:
 def _own_part(node_name: str) -> TaskName:
     """The task's name at the end of its node's: DAG task names hold no dot."""
     return TaskName(node_name.rpartition(".")[2])
-
-
-def _whole(text: str, what: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise ManifestError(f"{what} '{text}' is not an integer") from None
-
-
-_DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h|d)")
-_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-
-
-def duration_seconds(text: str) -> float:
-    """Seconds of a duration: a plain number, or Go's notation such as `1m30s`. Raises ManifestError."""
-    text = text.strip()
-    if re.fullmatch(r"\d+(\.\d+)?", text):
-        return float(text)
-    if not text or _DURATION.sub("", text):
-        raise ManifestError(f"'{text}' is not a duration")
-    return sum(float(number) * _UNITS[unit] for number, unit in _DURATION.findall(text))
-
-
-def spoken_duration(seconds: int) -> str:
-    """Go's notation of whole seconds."""
-    minutes, rest = divmod(seconds, 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours}h{minutes}m{rest}s"
-    return f"{minutes}m{rest}s" if minutes else f"{rest}s"

@@ -13,10 +13,12 @@ from typing import Any
 
 import msgspec
 
+from services.run.engine.embedded.durations import duration_seconds
 from services.run.engine.embedded.expression import ExpressionError, parse_depends
 from services.run.engine.embedded.manifest import (
     Arguments,
     Artifact,
+    Backoff,
     Container,
     ManifestError,
     Parameter,
@@ -31,7 +33,7 @@ from services.run.engine.embedded.manifest import (
 )
 from services.run.engine.embedded.orders import Process
 from services.run.engine.embedded.paths import PathError, read_jq_path, read_json_path
-from services.run.engine.embedded.plan import condition_of, patched
+from services.run.engine.embedded.plan import condition_of, patched, read_factor
 from services.run.engine.embedded.template import fill, tags
 from shared import go_yaml
 
@@ -251,6 +253,22 @@ def _check_retry(place: str, strategy: RetryStrategy | None) -> None:
         raise ManifestError(f"{place}.retryStrategy.retryPolicy '{strategy.retry_policy}' is not a valid RetryPolicy")
     if strategy.limit is not None and "{{" not in strategy.limit and not re.fullmatch(r"\d+", strategy.limit):
         raise ManifestError(f"{place}.retryStrategy.limit '{strategy.limit}' must be an integer >= 0")
+    if strategy.backoff is not None:
+        _check_backoff(f"{place}.retryStrategy.backoff", strategy.backoff)
+
+
+def _check_backoff(place: str, backoff: Backoff) -> None:
+    _check_number(f"{place}.duration", backoff.duration, duration_seconds)
+    _check_number(f"{place}.factor", backoff.factor or "1", read_factor)
+    _check_number(f"{place}.maxDuration", backoff.max_duration or "0", duration_seconds)
+
+
+def _check_number(place: str, text: str, read: Callable[[str], float]) -> None:
+    if "{{" not in text:
+        try:
+            read(text)
+        except ManifestError as error:
+            raise ManifestError(f"{place} {error}") from error
 
 
 def _check_seconds(place: str, text: str | None) -> None:
@@ -269,6 +287,8 @@ def _check_leaf(place: str, template: Template, known: _Known) -> None:
             raise ManifestError(f"{place}.{where}.image may not be empty")
     if template.resource is not None:
         _check_resource(place, template)
+    if template.suspend is not None and template.suspend.duration is not None:
+        _check_number(f"{place}.suspend.duration", template.suspend.duration, duration_seconds)
     _check_patch(place, template.pod_spec_patch)
     _check_paths(place, template)
     _check_volumes(place, template, known)
