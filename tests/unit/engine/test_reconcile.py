@@ -18,6 +18,7 @@ from services.run.engine.embedded.reconcile import (
     StepStarted,
     advance,
 )
+from services.run.engine.embedded.reopen import reopen
 from tests.support.embedded_runs import MIDNIGHT, NAME, FakeExecutor, Outcome, Script, identity, succeed, workflow
 
 LEAVES = """
@@ -851,6 +852,65 @@ def test_a_wide_node_is_not_written_anew_for_each_child_that_finds_room(spec: st
         run.step()
     assert (run.max_running, len(writes), run.turn.phase) == (1, 1, Phase.SUCCEEDED)
     assert run.children(".l") == [".l(0:1)", ".l(1:2)", ".l(2:3)", ".l(3:4)"]
+
+
+CROWDED = """
+spec:
+  entrypoint: main
+  parallelism: 2
+  templates:
+  - {name: main, dag: {tasks: [{name: one, template: one}, {name: two, template: two}]}}
+  - {name: two, dag: {tasks: [%s]}}
+  - name: one
+    dag:
+      failFast: %s
+      tasks:
+      - {name: a, template: c}
+      - {name: b, template: c}
+      - {name: x, template: c, dependencies: [b]}
+      - {name: y, template: c, dependencies: [x]}
+"""
+
+
+def crowded(*, fail_fast: bool, **more: Any) -> FakeExecutor:
+    """Of the tasks of `one`, a fails and b ends while those of `two` have taken all the room that x would need."""
+    others = ", ".join(f"{{name: t{number}, template: c}}" for number in range(5))
+    return FakeExecutor(workflow(CROWDED % (others, str(fail_fast).lower()) + LEAVES), fails(".one.a"), **more)
+
+
+def test_a_failed_dag_whose_rest_finds_no_room_fails_at_once() -> None:
+    run = crowded(fail_fast=True)
+    while not run.node(".one").phase.is_fulfilled:
+        run.step()
+    assert run.node(".two").phase is Phase.RUNNING
+    run.run()
+    assert (run.turn.phase, run.node(".one").phase) == (Phase.FAILED, Phase.FAILED)
+    assert {name for name in run.names() if name.startswith(".one.")} == {".one.a", ".one.b"}
+    assert (run.children(".one"), run.children(".one.b")) == ([".one.a", ".one.b"], [])
+    assert len([name for name in run.names() if name.startswith(".two.")]) == 5
+
+
+def test_a_dag_that_does_not_fail_fast_runs_the_rest_when_there_is_room() -> None:
+    run = crowded(fail_fast=False).run()
+    assert (run.node(".one").phase, run.node(".one.y").phase) == (Phase.FAILED, Phase.SUCCEEDED)
+
+
+def test_a_dag_that_failed_fast_fails_so_after_a_restart_and_its_retry_runs_the_rest() -> None:
+    run = crowded(fail_fast=True)
+    while run.node(".one.b").phase is not Phase.SUCCEEDED:
+        run.step()
+    run.restart()
+    run.run()
+    assert ".one.x" not in run.names()
+    again = reopen(NAME, run.stored.values())
+    retried = crowded(fail_fast=True)
+    retried.stored = {node.id: node for node in again.kept}
+    retried.script = succeed
+    retried.running.clear()
+    retried.pending_events.clear()
+    retried.restart()
+    retried.run()
+    assert (retried.turn.phase, retried.node(".one.y").phase) == (Phase.SUCCEEDED, Phase.SUCCEEDED)
 
 
 # -- termination -------------------------------------------------------------------------------------------------------

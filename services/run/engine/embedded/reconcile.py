@@ -353,6 +353,10 @@ class _Dag(_Group):
     """Task → how many of its dependencies are not fulfilled."""
     done: dict[TaskName, str] = field(default_factory=dict)
     """Task → its fulfilled node."""
+    considered: int = 0
+    """How many tasks are done, run, or wait for room."""
+    without_room: set[str] = field(default_factory=set)
+    """The node names of tasks that wait for room: they have no node yet."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -393,6 +397,8 @@ class _Pass:
         self._start: dict[str, StepOrder] = {}
         self._reattach: list[StepOrder] = []
         self._kill: list[Kill] = []
+        self._crowded: dict[str, _Dag] = {}
+        """DAGs that may have nothing left but what waits for room."""
 
     def run(self, events: Sequence[Event]) -> Turn:
         state = self._state
@@ -423,8 +429,12 @@ class _Pass:
         )
 
     def _work(self) -> None:
-        while self._todo:
-            self._todo.popleft()()
+        while self._todo or self._crowded:
+            while self._todo:
+                self._todo.popleft()()
+            if self._crowded:
+                _, dag = self._crowded.popitem()
+                self._fail_fast(dag)
 
     # -- beginning and end of the run ----------------------------------------------------------------------------------
 
@@ -659,11 +669,16 @@ class _Pass:
     def _begin(self, call: _Call) -> None:
         """Create the node of a call, or find it stored; or hold the call until there is room."""
         stored = self._state.nodes.get(self._id(call.name))
+        if isinstance(call.caller, _Dag):
+            call.caller.without_room.discard(call.name)
         if stored is not None and stored.phase.is_fulfilled:
             self._link_all(call.links, stored.id)
             self._tell(call, stored)
             return
         if stored is None and not self._has_room(call):
+            if isinstance(call.caller, _Dag):
+                call.caller.without_room.add(call.name)
+                self._crowded[call.caller.node_id] = call.caller
             # Now, together with its siblings: a wide node must not be written anew for each child that finds room.
             self._link_all(call.links, self._id(call.name))
             return
@@ -914,6 +929,7 @@ class _Pass:
 
     def _consider(self, dag: _Dag, name: TaskName) -> None:
         """All that the task depends on is fulfilled: run, skip or omit it."""
+        dag.considered += 1
         planned = dag.plan.tasks[name]
         node_name = task_name(dag.call.name, name)
         links = tuple(self._task_links(dag, planned.dependencies))
@@ -995,13 +1011,32 @@ class _Pass:
             if dag.waiting[dependent] == 0:
                 self._soon(self._consider, dag, dependent)
         if len(dag.done) == len(dag.plan.tasks):
-            self._end_dag(dag)
+            self._end_dag(dag, self._dag_phase(dag))
+        elif dag.without_room:
+            self._crowded[dag.node_id] = dag
 
-    def _end_dag(self, dag: _Dag) -> None:
-        outbound = tuple(
-            dict.fromkeys(each for target in dag.plan.targets for each in self._outbound(dag.done[target]))
-        )
+    def _fail_fast(self, dag: _Dag) -> None:
+        """A DAG that has failed does not wait for room: when nothing of it runs, the rest gets no node (§6)."""
+        assert dag.call.template.dag is not None
+        waiting = len(dag.without_room)
+        is_idle = waiting > 0 and waiting == dag.considered - len(dag.done)
+        if not is_idle or not dag.call.template.dag.fail_fast or dag.node_id not in self._state._frames:
+            return
         phase = self._dag_phase(dag)
+        if not phase.is_failure:
+            return
+        for held in (dag.held, self._state._held):
+            calls = list(held)
+            held.clear()
+            held.extend(call for call in calls if call.caller is not dag)
+            for call in calls:
+                if call.caller is dag:
+                    self._unlink(call.links, self._id(call.name))
+        self._end_dag(dag, phase)
+
+    def _end_dag(self, dag: _Dag, phase: Phase) -> None:
+        ends = (dag.done[target] for target in dag.plan.targets if target in dag.done)
+        outbound = tuple(dict.fromkeys(each for end in ends for each in self._outbound(end)))
         self._end_group(dag, phase, "", outbound, partial(self._task_value, dag))
 
     def _end_group(self, group: _Group, phase: Phase, message: str, outbound: tuple[str, ...], scope: Lookup) -> None:
@@ -1022,6 +1057,8 @@ class _Pass:
         carried: dict[TaskName, frozenset[Phase]] = {}
         failed = []
         for target in dag.plan.targets:
+            if target not in dag.done:
+                continue
             phases = self._carried_out(dag, target, carried)
             phase = next((each for each in (Phase.FAILED, Phase.ERROR) if each in phases), None)
             if phase is not None and not _continues_on(dag.plan.tasks[target].task.continue_on, phase):
@@ -1389,6 +1426,16 @@ class _Pass:
             if child not in linked:
                 linked.add(child)
                 self._new_children.setdefault(parent, []).append(child)
+
+    def _unlink(self, parents: Iterable[str], child: str) -> None:
+        for parent in parents:
+            self._state._linked[parent].discard(child)
+            if child in self._new_children.get(parent, ()):
+                self._new_children[parent].remove(child)
+            else:
+                node = self._state.nodes[parent]
+                kept = tuple(each for each in node.children if each != child)
+                self._put(msgspec.structs.replace(node, children=kept))
 
     def _flush_children(self) -> None:
         """New links are added once a turn, so that a wide node's list is copied once."""
