@@ -16,6 +16,7 @@ import msgspec
 import pytest
 
 from infra.embedded.ports import free_ports
+from tests.support.step_sandbox import demand_full_sandbox
 
 _READY_WITHIN_SECONDS = 90
 _STOP_WITHIN_SECONDS = 30
@@ -46,7 +47,7 @@ def stack() -> Iterator[Stack]:
 
 @contextmanager
 def running(data_dir: Path, *, port: int | None = None) -> Iterator[Stack]:
-    """Run `headrace up` on `data_dir` and stop it in order at the end."""
+    """Run `headrace up` on `data_dir` and stop it in order at the end; with the default runtime or not at all."""
     port = port or free_ports(1)[0]
     process = subprocess.Popen(
         [sys.executable, "-m", "infra.cli", "up", "--port", str(port), "--data-dir", str(data_dir)],
@@ -73,6 +74,7 @@ def running(data_dir: Path, *, port: int | None = None) -> Iterator[Stack]:
         ready.wait(timeout=_READY_WITHIN_SECONDS)
         if not any(line.startswith("headrace ready ") for line in said):
             pytest.fail(f"the stack did not start:\n{''.join(said)}")
+        demand_full_sandbox(data_dir / "run" / "steps.sock")
         yield Stack(url=f"http://127.0.0.1:{port}", data_dir=data_dir, process=process)
     finally:
         if process.poll() is None:

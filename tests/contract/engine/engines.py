@@ -21,6 +21,7 @@ from services.run.engine.embedded.runner.client import RunnerClient
 from shared.blobs import Blobs
 from tests.support.eventually import eventually
 from tests.support.servers import ObjectStoreAccess
+from tests.support.step_sandbox import demand_full_sandbox
 
 ROOT = Path(__file__).parents[3]
 
@@ -82,10 +83,12 @@ class RunnerProcess:
 
 @contextlib.contextmanager
 def runner_process() -> Iterator[RunnerProcess]:
+    """A runner that answers. Fails the test where its steps would get less than the full sandbox."""
     room = Path(tempfile.mkdtemp(prefix="headrace-engine-"))
     runner = RunnerProcess(room)
     runner.start()
     try:
+        demand_full_sandbox(runner.socket)
         yield runner
     finally:
         runner.stop()

@@ -1,4 +1,4 @@
-"""Which runtime a step runner chooses, and which interpreter it gives to steps."""
+"""Which runtime a step runner chooses, which interpreter it gives to steps, and what tests demand of it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.runtime.conftest import Runner
+from tests.support.step_sandbox import demand_full_sandbox
 
 
 @pytest.fixture
@@ -56,3 +57,21 @@ async def test_where_the_chosen_python_is_none_other_steps_run_and_the_reason_is
     assert info.weaker == f"no python for steps: there is no program {python}; set HEADRACE_STEP_PYTHON"
     ended, log = await mortal_runner.shell("echo ran")
     assert (ended.exit_code, log) == (0, "ran\n")
+
+
+def test_what_demands_the_full_sandbox_passes_in_it(shared_runner: Runner) -> None:
+    demand_full_sandbox(shared_runner.room / "runner.sock")
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"HEADRACE_STEP_BUBBLEWRAP": "/bin/false"}, "less than the full sandbox: none; no sandbox: "),
+        ({"HEADRACE_STEP_PYTHON": "/no/python3"}, "less than the full sandbox: bubblewrap; no python for steps"),
+    ],
+)
+def test_what_demands_the_full_sandbox_fails_in_less(mortal_runner: Runner, setting: dict[str, str], said: str) -> None:
+    mortal_runner.stop()
+    mortal_runner.start(**setting)
+    with pytest.raises(pytest.fail.Exception, match=said):
+        demand_full_sandbox(mortal_runner.room / "runner.sock")
