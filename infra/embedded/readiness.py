@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from pathlib import Path
+
+import msgspec
 
 from infra.embedded.failure import StartFailure
 from infra.embedded.ports import LOOPBACK
 from infra.embedded.process import Process
+from services.run.engine.embedded.runner.protocol import Info, RunnerInfo
 
 NOBODY_ANSWERS = 0
 _INTERVAL_SECONDS = 0.01
@@ -58,4 +62,17 @@ async def until_status(wanted: int, port: int, path: str) -> None:
     while True:
         if await http_status(port, path) == wanted:
             return
+        await asyncio.sleep(_POLL_SECONDS)
+
+
+async def until_runner_tells(socket: Path) -> RunnerInfo:
+    """What the step runner behind the socket says of itself, once it does; the caller bounds the wait."""
+    while True:
+        with suppress(OSError, msgspec.DecodeError):
+            reader, writer = await asyncio.open_unix_connection(socket)
+            try:
+                writer.write(msgspec.json.encode(Info()) + b"\n")
+                return msgspec.json.decode(await reader.readline(), type=RunnerInfo)
+            finally:
+                writer.close()
         await asyncio.sleep(_POLL_SECONDS)

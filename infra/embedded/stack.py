@@ -28,9 +28,10 @@ from infra.embedded.preflight import (
     variables_of,
 )
 from infra.embedded.process import Command
-from infra.embedded.readiness import until_status
+from infra.embedded.readiness import until_runner_tells, until_status
 from infra.embedded.settings import Settings
 from infra.embedded.supervisor import Program, Row, Supervisor
+from services.run.engine.embedded.runner.protocol import RunnerInfo
 
 SERVICES = ("experiment", "pipeline-registry", "run", "job-scheduler", "metrics")
 CONTROLLER = "run-controller"
@@ -236,10 +237,17 @@ class _Stack:
             async with asyncio.timeout(READY_WITHIN_SECONDS):
                 for name, path in waiting_for.items():
                     await until_status(200, self._ports[name], path)
+                name = RUNNER
+                self._say_what_steps_lack(await until_runner_tells(self._socket))
         except TimeoutError as error:
             raise StartFailure(
                 f"{name} was not ready within {READY_WITHIN_SECONDS} s (log: {self._log(name)})"
             ) from error
+
+    def _say_what_steps_lack(self, runner: RunnerInfo) -> None:
+        if runner.weaker is not None:
+            how = "cannot run" if runner.runtime == "none" else "run in a weaker runtime"
+            self._say(f"steps {how}: {runner.weaker}")
 
 
 def _inherited() -> dict[str, str]:

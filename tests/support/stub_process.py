@@ -1,7 +1,7 @@
 """Stands in for any process of the stack: `python stub_process.py NAME`.
 
-Answers 200 to every request on HEADRACE_LISTEN_PORT, ends on SIGTERM, and appends what happens to it to
-HEADRACE_TEST_JOURNAL, one line `NAME event pid` each.
+Answers 200 to every request on HEADRACE_LISTEN_PORT, and as the step runner whoever asks it about its runtime; ends on
+SIGTERM, and appends what happens to it to HEADRACE_TEST_JOURNAL, one line `NAME event pid` each.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ async def main(name: str) -> None:
     server = None
     if port := os.environ.get("HEADRACE_LISTEN_PORT"):
         server = await asyncio.start_server(answer, "127.0.0.1", int(port))
+    elif name == "step-runner":
+        server = await asyncio.start_unix_server(tell_of_runtime, os.environ["HEADRACE_STEP_RUNNER_SOCKET"])
     await stop.wait()
     if server is not None:
         server.close()
@@ -28,6 +30,13 @@ async def main(name: str) -> None:
 async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     await reader.readline()
     writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+    await writer.drain()
+    writer.close()
+
+
+async def tell_of_runtime(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.readline()
+    writer.write(b'{"type":"info","runtime":"bubblewrap","weaker":null,"steps_dir":"","python":""}\n')
     await writer.drain()
     writer.close()
 

@@ -16,7 +16,7 @@ import pytest
 from infra.embedded.failure import StartFailure
 from infra.embedded.preflight import refuse_unknown_settings, refuse_unsupported_platform
 from infra.embedded.readiness import NOBODY_ANSWERS, http_status
-from tests.support.running_stack import WITHIN_SECONDS, command_line, started
+from tests.support.running_stack import REAL, WITHIN_SECONDS, command_line, started
 
 PROCESSES = {
     *("experiment", "pipeline-registry", "run", "job-scheduler", "metrics"),
@@ -61,6 +61,16 @@ async def test_ctrl_c_is_an_orderly_stop_and_the_next_start_continues(folder: Pa
             )
             assert before in ((b"", b""), (ports, secrets_kept))
             assert await stack.stop(signal.SIGINT) == 0
+
+
+async def test_a_person_hears_at_the_start_that_steps_cannot_run_and_what_to_do(folder: Path) -> None:
+    nothing = {"HEADRACE_STEP_BUBBLEWRAP": "/bin/false"}
+    async with started(folder / "data", command=REAL, variables=nothing) as stack:
+        said = await stack.next_complaint()
+        assert said.startswith("headrace: steps cannot run: no sandbox: ")
+        assert "let this user make namespaces: sysctl " in said
+        await stack.ready()
+        assert await stack.stop() == 0
 
 
 async def test_a_signal_while_it_comes_up_leaves_nothing(folder: Path) -> None:

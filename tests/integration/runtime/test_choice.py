@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from infra.embedded.console import Console
 from tests.integration.runtime.conftest import Runner
 from tests.support.step_sandbox import demand_full_sandbox
 
@@ -57,6 +58,17 @@ async def test_where_the_chosen_python_is_none_other_steps_run_and_the_reason_is
     assert info.weaker == f"no python for steps: there is no program {python}; set HEADRACE_STEP_PYTHON"
     ended, log = await mortal_runner.shell("echo ran")
     assert (ended.exit_code, log) == (0, "ran\n")
+
+
+async def test_what_a_runner_complains_of_is_said_by_the_console_of_a_stack(mortal_runner: Runner) -> None:
+    mortal_runner.stop()
+    said: list[str] = []
+    console = Console([mortal_runner.room / "runner.log"], say=said.append)
+    mortal_runner.start(HEADRACE_STEP_PYTHON="/no/python3")
+    await mortal_runner.client.info()
+    console.read_on()
+    assert len(said) == 1
+    assert " step-runner  WARNING weaker: no python for steps" in said[0]
 
 
 def test_what_demands_the_full_sandbox_passes_in_it(shared_runner: Runner) -> None:

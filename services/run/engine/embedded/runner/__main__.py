@@ -25,8 +25,11 @@ async def run() -> None:
     await serve(load(RunnerSettings), stop)
 
 
+# As the other processes write, without the modules that `shared.logs` brings.
+_LOG_FORMAT = "%(asctime)s.%(msecs)03d step-runner  %(levelname)s %(message)s"
+
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s step-runner  %(message)s")
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format=_LOG_FORMAT, datefmt="%H:%M:%S")
     try:
         asyncio.run(run())
     except (SettingsError, StepsDirectoryInUse, SocketInUse, OSError) as error:
