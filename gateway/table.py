@@ -167,6 +167,7 @@ EXTENSIONS: dict[str, Route] = {
     for segment, owner in {
         "runs": Owner.RUN,
         "events": Owner.RUN,
+        "engine": Owner.RUN,
         "jobs": Owner.JOB_SCHEDULER,
         "pipelines": Owner.PIPELINE_REGISTRY,
         "experiments": Owner.EXPERIMENT,

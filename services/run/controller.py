@@ -13,10 +13,11 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TypeVar
 
+import msgspec
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential_jitter
 
 from shared.bus import Bus
-from shared.contracts.questions import READ_LOG
+from shared.contracts.questions import DESCRIBE_ENGINE, READ_LOG, EngineAnswer, Nothing
 from shared.errors import Unavailable
 from shared.leases import Lease, LeaseLost
 from shared.telemetry import continue_trace
@@ -77,7 +78,8 @@ class Controller:
 
     async def _control(self, work: Callable[[], Awaitable[None]]) -> None:
         answering = self._bus.answering(READ_LOG, partial(step_logs.answer, self._engine))
-        async with answering, asyncio.TaskGroup() as group:
+        describing = self._bus.answering(DESCRIBE_ENGINE, self._describe)
+        async with answering, describing, asyncio.TaskGroup() as group:
             group.create_task(_forever(work()), name="engine")
             group.create_task(self._tell(), name="tell the engine")
             group.create_task(self._observe(), name="observe the engine")
@@ -89,6 +91,9 @@ class Controller:
         while True:
             await self._lease.confirm()
             await asyncio.sleep(self._poll_seconds)
+
+    async def _describe(self, _: Nothing) -> EngineAnswer:
+        return msgspec.convert(await self._engine.about(), EngineAnswer, from_attributes=True)
 
     # What the records want
 

@@ -26,7 +26,7 @@ from .domain import Detail
 from .reports import Reports
 from .step_logs import StepLogs
 from .usecases import Runs
-from .wire import Resources, Verb, WireAuthorization, WireRun, WireRuns, from_detail, from_view, to_new_run
+from .wire import Resources, Verb, WireAuthorization, WireRun, WireRuns, from_detail, from_engine, from_view, to_new_run
 
 Req = Request[Any, Any, Any]
 
@@ -188,6 +188,12 @@ async def read_log(
     return Stream(chunks, media_type=MediaType.TEXT, headers={"X-Content-Type-Options": "nosniff"})
 
 
+@get("/apis/headrace/v1/engine")
+async def get_engine(runs: NamedDependency[Runs]) -> Response[bytes]:
+    """What runs are executed by; an extension of the API."""
+    return reply(from_engine(await runs.engine()))
+
+
 @post("/apis/v1beta1/visualizations")
 async def create_visualization() -> Response[bytes]:
     raise NotSupported("Visualizations are not supported: this installation has no generator for them.")
@@ -234,6 +240,7 @@ ROUTES = (
     read_artifact,
     download_artifact,
     read_log,
+    get_engine,
     create_visualization,
     create_visualization_in_namespace,
     authorize,

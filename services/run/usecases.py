@@ -19,12 +19,14 @@ from shared.blobs import Blobs, NoSuchObject
 from shared.bus import Bus
 from shared.contracts import events, states
 from shared.contracts.questions import (
+    DESCRIBE_ENGINE,
     GET_DEFAULT_EXPERIMENT,
     GET_DEFAULT_VERSION,
     GET_EXPERIMENT,
     GET_JOB,
     GET_VERSION,
     ById,
+    EngineAnswer,
     ManifestAnswer,
     Nothing,
     VersionAnswer,
@@ -124,6 +126,10 @@ class Runs:
             endpoint=blobs.endpoint, bucket=blobs.bucket, is_insecure=blobs.is_insecure
         )
         self._default_experiment_id = ""
+
+    async def engine(self) -> EngineAnswer:
+        """What executes the runs, as it is now. Raises Unavailable."""
+        return await self._bus.ask(DESCRIBE_ENGINE, Nothing(), within_seconds=self._installation.ask_seconds)
 
     async def create(self, asked: NewRun, keep: Keep[Detail] = keep_nothing) -> Detail:
         """API specification, section 9.2, in the order of its checks. Nothing is started here."""

@@ -7,6 +7,7 @@ from enum import IntEnum
 
 import msgspec
 
+from shared.contracts.questions import EngineAnswer
 from shared.pipeline_spec import WireParameter, WirePipelineSpec, check_generation
 from shared.references import Relationship, ResourceType, WireReference, WireReferenceKey
 
@@ -98,6 +99,18 @@ def to_new_run(wire: WireRun) -> NewRun:
         parameters=tuple(Parameter(name=each.name, value=each.value) for each in spec.parameters),
         references=tuple(_asked(each) for each in wire.resource_references),
     )
+
+
+class WireEngine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An extension of the API."""
+
+    name: str
+    runtime: str
+    weaker: str | None = None
+
+
+def from_engine(engine: EngineAnswer) -> WireEngine:
+    return WireEngine(name=engine.name, runtime=engine.runtime, weaker=engine.weaker)
 
 
 def from_detail(detail: Detail) -> WireRunDetail:

@@ -114,6 +114,16 @@ class LogAnswer(Ask, frozen=True, kw_only=True, omit_defaults=True):
     """Some bytes from the offset on; none where there are none yet, or the step is not at hand."""
 
 
+class EngineAnswer(Ask, frozen=True, kw_only=True, omit_defaults=True):
+    """What executes the runs."""
+
+    name: str
+    runtime: str
+    """What steps run in; `none` where they cannot."""
+    weaker: str | None = None
+    """What that lacks, and how to mend it."""
+
+
 class AppliedRequest(Ask, frozen=True, kw_only=True):
     owner: str
     position: int
@@ -141,6 +151,7 @@ GET_RUN = Question("run", "get", ById, RunState)
 CHECK_MANIFEST = Question("run", "check-manifest", ManifestRequest, ManifestAnswer)
 GET_JOB = Question("job-scheduler", "get", ById, JobState)
 READ_LOG = Question("run-controller", "log", LogRequest, LogAnswer)
+DESCRIBE_ENGINE = Question("run-controller", "engine", Nothing, EngineAnswer)
 REPORT_METRICS = Question("metrics", "report", ReportRequest, ReportAnswer)
 
 

@@ -53,6 +53,10 @@ def test_an_artifact_is_downloaded_in_parts(stack: Stack) -> None:
     assert (beyond.status, beyond.headers["content-range"]) == (416, f"bytes */{size}")
 
 
+def test_the_engine_says_what_steps_run_in(stack: Stack) -> None:
+    assert Api(stack.url).get("/apis/headrace/v1/engine") == {"name": "embedded", "runtime": "bubblewrap"}
+
+
 def test_runs_are_counted_by_status_and_end(stack: Stack) -> None:
     api = Api(stack.url)
     name = f"ended-{uuid.uuid4().hex}"

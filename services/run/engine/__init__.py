@@ -58,6 +58,16 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
     """The workflow is not there any more, and nobody asked for that."""
 
 
+class About(msgspec.Struct, frozen=True, kw_only=True):
+    """What an engine says of itself."""
+
+    name: str
+    runtime: str
+    """What steps run in; `none` where they cannot."""
+    weaker: str | None = None
+    """What that lacks, why, and how to mend it."""
+
+
 class NameTaken(Exception):
     """A workflow of this name runs for another run id."""
 
@@ -94,6 +104,9 @@ class Engine(Protocol):
         self, workflow_name: WorkflowName, node_id: NodeId, *, follow: bool, offset: int = 0
     ) -> AsyncGenerator[bytes, None]:
         """The text a step wrote, from the byte `offset` on, while the engine still holds it. Empty when unknown."""
+
+    async def about(self) -> About:
+        """Asked anew each time: what a machine allows may change."""
 
     async def check(self) -> None:
         """Raise Unavailable when the engine cannot work."""

@@ -449,4 +449,5 @@ async def test_no_more_steps_run_at_once_than_the_engine_allows(
 
 async def test_an_engine_that_works_says_so(recorder: Recorder) -> None:
     await recorder.engine.check()
+    assert (await recorder.engine.about()).weaker is None
     assert msgspec.json.encode(sorted(await recorder.engine.known())) == b"[]"

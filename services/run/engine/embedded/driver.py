@@ -21,7 +21,7 @@ from typing import Any
 
 import msgspec
 
-from services.run.engine import NameTaken, NodeDocument, NodeId, Observation, Submission, WorkflowName
+from services.run.engine import About, NameTaken, NodeDocument, NodeId, Observation, Submission, WorkflowName
 from services.run.engine.embedded.collection import Artifacts
 from services.run.engine.embedded.manifest import ManifestError, parse
 from services.run.engine.embedded.nodes import Node, NodeType, Phase, timestamp, whole_seconds
@@ -152,6 +152,10 @@ class EmbeddedEngine:
             if parts.run_id not in known:
                 latest[parts.run_id] = max(parts.attempt, latest.get(parts.run_id, 0))
         return latest
+
+    async def about(self) -> About:
+        info = await self._steps.info()
+        return About(name="embedded", runtime=info.runtime, weaker=info.weaker)
 
     async def check(self) -> None:
         await self._steps.info()
