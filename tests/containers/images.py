@@ -89,7 +89,7 @@ def _build_base(engine: Engine) -> None:
             "COPY authorities.crt /etc/ssl/certs/ca-certificates.crt\n"
             "COPY pip.conf /etc/pip.conf\n"
             "COPY python /usr/local\n"
-            "RUN ldconfig && python3 -c 'import bz2, ctypes, lzma, sqlite3, ssl, venv'\n"
+            "RUN ldconfig && python3 -c 'import bz2, ctypes, lzma, sqlite3, ssl, venv' && python3 -m ensurepip\n"
             "LABEL headrace.stand-in=yes\n"
         )
         engine.docker("build", "--quiet", "--tag", PYTHON_IMAGE, folder)

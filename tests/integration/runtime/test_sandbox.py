@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import stat
+import zipfile
 from pathlib import Path, PurePosixPath
 
 from services.run.engine.embedded.runner.protocol import End
@@ -88,6 +89,37 @@ async def test_a_step_that_hunts_finds_neither_the_environment_nor_a_secret_of_t
     processes, names = log.splitlines()
     assert int(processes) <= 8
     assert names.split() == ["HOME", "LANG", "MARKER", "PATH", "PIP_BREAK_SYSTEM_PACKAGES"]
+
+
+async def test_packages_to_install_come_into_the_step_alone(runner: Runner, volume: Path) -> None:
+    _write_wheel(volume / "headrace_test_tiny-1.0-py3-none-any.whl")
+    # As the SDK puts it in front of a function with packages_to_install.
+    install = "python3 -m pip install --quiet --no-warn-script-location 'headrace-test-tiny'"
+    use = ("python3", "-c", "import headrace_test_tiny as tiny; print(tiny.size); print(tiny.__file__)")
+    spec = runner.spec(
+        *("sh", "-c", f'({install} || {install} --user) && "$0" "$@"', *use),
+        env={"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "/wheels", "PIP_DISABLE_PIP_VERSION_CHECK": "1"},
+        mounts=(Mount(source=str(volume), target="/wheels", read_only=True),),
+    )
+    assert (await runner.run(spec)).exit_code == 0, await runner.log_of(spec.key)
+    size, place = (await runner.log_of(spec.key)).splitlines()[-2:]
+    assert size == "small"
+    assert find(runner.tree(spec.key), place) is not None, "it is in the step's own layer, not on the host"
+    if runner.is_ordinary_user:
+        assert place.startswith("/root/.local/")
+    ended, _ = await runner.shell("python3 -c 'import headrace_test_tiny'")
+    assert ended.exit_code == 1, "another step has none of it"
+
+
+def _write_wheel(file: Path) -> None:
+    """A package of one module, as an index would serve it."""
+    about = "headrace_test_tiny-1.0.dist-info"
+    with zipfile.ZipFile(file, "w") as wheel:
+        wheel.writestr("headrace_test_tiny.py", "size = 'small'\n")
+        wheel.writestr(f"{about}/METADATA", "Metadata-Version: 2.1\nName: headrace-test-tiny\nVersion: 1.0\n")
+        wheel.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{about}/RECORD", "".join(f"{name},,\n" for name in (*wheel.namelist(), f"{about}/RECORD")))
+    file.chmod(0o644)
 
 
 async def test_nobodys_home_is_seen_but_for_the_interpreter_in_it(runner: Runner) -> None:

@@ -541,6 +541,7 @@ async def _choose(settings: RunnerSettings, journal: Journal) -> Choice:
         python=settings.step_python,
         masked=tuple(dict.fromkeys(masked)),
         host_directories=settings.step_host_directories,
+        environment=settings.step_variables,
         bubblewrap=settings.step_bubblewrap,
     )
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import sys
 
 import msgspec
+
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 
 
 def server_python() -> str:
@@ -27,6 +31,12 @@ class RunnerSettings(msgspec.Struct, frozen=True, kw_only=True):
     The python of a virtual environment brings that environment's packages.
     """
 
+    step_environment: str = ""
+    """Variables that every step gets: `NAME=VALUE` words, quoted as in a shell. Proxies and package indexes go here.
+
+    What the pipeline itself says wins. Steps can read all of it, so it is no place for the server's secrets.
+    """
+
     step_masked_paths: tuple[str, ...] = ()
     """Host paths no step may see: the server's data directory and secrets. `steps_dir` is always one."""
 
@@ -42,3 +52,18 @@ class RunnerSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     step_bubblewrap: str = ""
     """Another bwrap (0.11 or newer) than the wheel's."""
+
+    def __post_init__(self) -> None:
+        _ = self.step_variables
+
+    @property
+    def step_variables(self) -> dict[str, str]:
+        """`step_environment` by name. Raises ValueError."""
+        try:
+            words = shlex.split(self.step_environment)
+        except ValueError as error:
+            raise ValueError(f"HEADRACE_STEP_ENVIRONMENT cannot be read: {error}") from error
+        for word in words:
+            if not _VARIABLE.match(word):
+                raise ValueError(f"HEADRACE_STEP_ENVIRONMENT holds what is no NAME=VALUE: {word!r}")
+        return dict(word.split("=", 1) for word in words)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -38,7 +39,13 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def choose(
-    *, scratch: Path, python: str, masked: tuple[str, ...], host_directories: tuple[str, ...], bubblewrap: str = ""
+    *,
+    scratch: Path,
+    python: str,
+    masked: tuple[str, ...],
+    host_directories: tuple[str, ...],
+    environment: Mapping[str, str],
+    bubblewrap: str = "",
 ) -> Choice:
     """Probe. `scratch` must lie on the file system on which the steps' trees will."""
     program = bubblewrap or find_bubblewrap()
@@ -50,7 +57,14 @@ async def choose(
     make_shims(shims, interpreter)
 
     def with_view(view: HostView) -> Sandbox:
-        return Sandbox(bubblewrap=program, view=view, shims=shims, path=search_path(interpreter), masked=masked)
+        return Sandbox(
+            bubblewrap=program,
+            view=view,
+            shims=shims,
+            path=search_path(interpreter),
+            masked=masked,
+            environment=environment,
+        )
 
     async def refusal(view: HostView, *argv: str) -> str | None:
         with tempfile.TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True) as room:
@@ -72,8 +86,13 @@ async def choose(
                       "file system that overlayfs accepts as upper layer (ext4, xfs, btrfs, tmpfs)")  # fmt: skip
     if interpreter is None:
         weaker.append(f"no python for steps: there is no program {python}; set HEADRACE_STEP_PYTHON")
-    elif (reason := await refusal(view, "python3", "-c", "")) is not None:
-        weaker.append(f"no python for steps: {python} does not run ({reason}); set HEADRACE_STEP_PYTHON")
+    elif await refusal(view, "python3", "-c", "import pip") is not None:
+        reason = await refusal(view, "python3", "-c", "")
+        weaker.append(
+            f"steps cannot install packages: {python} has no pip; install it, or set HEADRACE_STEP_PYTHON"
+            if reason is None
+            else f"no python for steps: {python} does not run ({reason}); set HEADRACE_STEP_PYTHON"
+        )
     return Choice(runtime=with_view(view), weaker="; ".join(weaker) or None)
 
 

@@ -26,6 +26,7 @@ import re
 import shutil
 import signal
 import stat
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
 import msgspec
@@ -87,15 +88,28 @@ class HostView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Sandbox:
-    """The runtime that bubblewrap makes. `shims` is a host directory with the programs of SHIMS."""
+    """The runtime that bubblewrap makes.
+
+    `shims` is a host directory with the programs of SHIMS; `environment` is what every step has beside our own.
+    """
 
     name = "bubblewrap"
 
-    def __init__(self, *, bubblewrap: str, view: HostView, shims: Path, path: str, masked: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        *,
+        bubblewrap: str,
+        view: HostView,
+        shims: Path,
+        path: str,
+        masked: tuple[str, ...],
+        environment: Mapping[str, str],
+    ) -> None:
         self._bubblewrap = bubblewrap
         self._view = view
         self._shims = shims
-        self._environment = {"PATH": path, "HOME": HOME, "LANG": "C.UTF-8", "PIP_BREAK_SYSTEM_PACKAGES": "1"}
+        own = {"PATH": path, "HOME": HOME, "LANG": "C.UTF-8", "PIP_BREAK_SYSTEM_PACKAGES": "1"}
+        self._environment = {**own, **environment}
         self._masked = masked
         self._bash = shutil.which("bash", path="/usr/local/bin:/usr/bin:/bin")
         self._sh = os.path.realpath("/bin") + "/sh"
