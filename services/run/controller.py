@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from datetime import datetime
 from functools import partial
 from typing import TypeVar
 
@@ -24,7 +25,7 @@ from shared.telemetry import continue_trace
 
 from . import step_logs
 from .engine import Engine, NameTaken, Observation, WorkflowName
-from .records import Due, Records
+from .records import ActiveRun, Due, Records
 from .step_metrics import StepMetrics, artifacts_of
 
 T = TypeVar("T")
@@ -60,6 +61,8 @@ class Controller:
         self._compare_seconds = compare_seconds
         self._metrics_wait_seconds = metrics_wait_seconds
         self._woken = asyncio.Event()
+        self._caught_up = asyncio.Event()
+        """The engine has heard of every run that was there when this controller became the active one."""
         self._reports: dict[str, set[asyncio.Task[None]]] = {}
 
     async def run(self, work: Callable[[], Awaitable[None]]) -> None:
@@ -77,6 +80,7 @@ class Controller:
                 await asyncio.sleep(self._poll_seconds)
 
     async def _control(self, work: Callable[[], Awaitable[None]]) -> None:
+        self._caught_up.clear()
         answering = self._bus.answering(READ_LOG, partial(step_logs.answer, self._engine))
         describing = self._bus.answering(DESCRIBE_ENGINE, self._describe)
         async with answering, describing, asyncio.TaskGroup() as group:
@@ -98,6 +102,7 @@ class Controller:
     # What the records want
 
     async def _tell(self) -> None:
+        await self._caught_up.wait()
         while True:
             self._woken.clear()
             due = await self._records.due(_BATCH)
@@ -182,22 +187,28 @@ class Controller:
         """At once after a start: an engine without records of its own knows nothing yet."""
         while True:
             active = await self._active()
-            missing = active - await self._engine.known()
-            for run_id in sorted(missing):
-                await self._submit(run_id)
+            known = await self._engine.known()
+            for run in sorted((run for run in active.values() if run.id not in known), key=_turn):
+                await self._submit(run.id)
+            self._caught_up.set()
             leftovers = await self._engine.leftovers()
-            for run_id in leftovers.keys() - await self._active():
+            for run_id in leftovers.keys() - (await self._active()).keys():
                 _log.info("what is left of run %s is removed", run_id)
                 await self._engine.erase(run_id, up_to_attempt=leftovers[run_id])
             await asyncio.sleep(self._compare_seconds)
 
-    async def _active(self) -> set[str]:
-        found: set[str] = set()
+    async def _active(self) -> dict[str, ActiveRun]:
+        found: dict[str, ActiveRun] = {}
         after = ""
         while page := await self._records.active(after=after):
-            found.update(page)
-            after = page[-1]
+            found.update((run.id, run) for run in page)
+            after = page[-1].id
         return found
+
+
+def _turn(run: ActiveRun) -> tuple[bool, datetime, str]:
+    """Runs that have started go on before others take their room; those that wait do so from their creation."""
+    return not run.has_started, run.created_at, run.id
 
 
 async def _forever(work: Awaitable[None]) -> None:

@@ -41,6 +41,7 @@ async def run(settings: ControllerSettings, stop: asyncio.Event) -> None:
         steps_dir=Path(settings.steps_dir),
         data_dir=Path(settings.engine_data_dir),
         most_steps=settings.most_steps or None,
+        most_runs=settings.most_runs or None,
     )
     controller = Controller(
         Records(plumbing.database, plumbing.outbox, manifests),

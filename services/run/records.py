@@ -52,6 +52,14 @@ class Erasure(msgspec.Struct, frozen=True, kw_only=True):
     workflow_name: WorkflowName
 
 
+class ActiveRun(msgspec.Struct, frozen=True, kw_only=True):
+    """A run that is not final."""
+
+    id: RunId
+    created_at: datetime
+    has_started: bool
+
+
 class Due(msgspec.Struct, frozen=True, kw_only=True):
     """What the engine has to be told, oldest first of each kind."""
 
@@ -84,10 +92,13 @@ class Records:
             erasures=tuple(Erasure(run_id=run_id, workflow_name=name) for run_id, name in erasures),
         )
 
-    async def active(self, *, after: str = "", limit: int = 1000) -> tuple[RunId, ...]:
+    async def active(self, *, after: str = "", limit: int = 1000) -> tuple[ActiveRun, ...]:
         """Runs that are not final, by id: what a controller submits again when it starts. `after` is the last id
         of the page before."""
-        return tuple(await store.list_active(self._database, after, limit))
+        rows = await store.list_active(self._database, after, limit)
+        return tuple(
+            ActiveRun(id=run_id, created_at=created_at, has_started=started) for run_id, created_at, started in rows
+        )
 
     async def submission(self, run_id: str) -> Submission | None:
         """The workflow with the nodes on record; None where the run is gone or final."""
@@ -100,6 +111,7 @@ class Records:
         return Submission(
             workflow_name=EngineWorkflowName(run.workflow_name),
             run_id=run.id,
+            experiment_id=run.experiment_id,
             attempt=run.attempt,
             workflow=msgspec.json.decode(compose.workflow(prepared, run)),
             nodes=tuple(msgspec.json.decode(body) for _, body in nodes),
@@ -182,7 +194,10 @@ class Records:
             with continue_trace(run.traceparent):
                 await self._outbox.add(tx, events.RUN_LOST, to_state(lost))
             return
-        status = domain.after(run.status, Status(observation.phase))
+        seen = Status(observation.phase)
+        status = domain.after(run.status, seen)
+        if seen is Status.PENDING and status is not seen:
+            return  # It does not wait any more, and why it did is no message of what it has become.
         error = _plain(observation.message) if status is not Status.NONE else ""
         is_first_start = run.started_at is None and observation.started_at is not None and status is not Status.NONE
         if status is run.status and error == run.error and not is_first_start:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import msgspec
+
 from shared.bearer import check_sha256
 from shared.settings import ServiceSettings
 
@@ -45,8 +49,17 @@ class ControllerSettings(Settings, frozen=True, kw_only=True):
     """Where the step runner keeps attempts; on the same host."""
     engine_data_dir: str
     """Where claims, secrets and what is brought to and from steps are kept."""
-    most_steps: int = 0
-    """How many steps run at once; others wait as Pending. 0: as many as there are processors, and at least four."""
+    most_steps: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """How many steps run at once; others wait as Pending, experiments in turn.
+
+    0: as many as there are processors, and at least four, because steps often only wait.
+    """
+    most_runs: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """How many runs go on at once; others wait as Pending, experiments in turn. 0: eight for each step that may run.
+
+    A run counts from its first step to its end, also while it only waits. Runs that have started, retried ones among
+    them, never wait: there may be more of them than this.
+    """
     poll_seconds: float = 1.0
     """How often the records are looked at without being told; what a lost ping costs at most."""
     compare_seconds: float = 10.0

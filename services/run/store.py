@@ -213,7 +213,8 @@ async def terminate(tx: Transaction, run_id: str) -> Run | None:
     """The run, now terminating; None where it is unknown or its state forbids it."""
     row = await tx.fetchrow(
         f"""
-        update runs set status = 'Terminating', terminate_requested_at = clock_timestamp(), version = version + 1
+        update runs set
+            status = 'Terminating', error = '', terminate_requested_at = clock_timestamp(), version = version + 1
         where id = $1 and status = any($2)
         returning {_COLUMNS}
         """,  # noqa: S608
@@ -512,16 +513,17 @@ async def list_erasures(connection: Connection, limit: int) -> list[tuple[RunId,
     return [(RunId(row["run_id"]), WorkflowName(row["workflow_name"])) for row in rows]
 
 
-async def list_active(connection: Connection, after: str, limit: int) -> list[RunId]:
+async def list_active(connection: Connection, after: str, limit: int) -> list[tuple[RunId, datetime, bool]]:
+    """Run, when it was created, and whether it has started."""
     rows = await connection.fetch(
         """
-        select id from runs where engine = 'embedded' and finished_at is null and id > $1
-        order by id limit $2
+        select id, created_at, started_at is not null as has_started from runs
+        where engine = 'embedded' and finished_at is null and id > $1 order by id limit $2
         """,
         after,
         limit,
     )
-    return [RunId(row["id"]) for row in rows]
+    return [(RunId(row["id"]), row["created_at"], row["has_started"]) for row in rows]
 
 
 async def set_submitted(connection: Connection, run_id: str, attempt: int) -> None:

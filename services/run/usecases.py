@@ -653,7 +653,8 @@ def to_state(run: Run, *, is_deleted: bool = False) -> states.RunState:
         version=run.version,
         name=run.name,
         status=states.RunStatus(run.status),
-        error=run.error,
+        # Why a run waits is no error.
+        error="" if run.status is domain.Status.PENDING else run.error,
         storage_state=states.StorageState(run.storage_state),
         experiment_id=states.ExperimentId(run.experiment_id),
         pipeline_id=states.PipelineId(run.pipeline_id) if run.pipeline_id else None,

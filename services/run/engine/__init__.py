@@ -27,6 +27,8 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True):
 
     workflow_name: WorkflowName
     run_id: str
+    experiment_id: str = ""
+    """Where there is no room for all runs, experiments take turns."""
     attempt: int = 1
     """Raised by each retry of the run."""
     workflow: Mapping[str, Any]

@@ -79,7 +79,8 @@ async def test_a_run_lives_from_submission_to_success(world: World) -> None:
     assert submission.nodes == ()
     await world.records.mark_submitted(run_id, submission.attempt)
     assert (await world.records.due(10)).is_empty
-    assert await world.records.active() == (run_id,)
+    (active,) = await world.records.active()
+    assert (active.id, active.has_started) == (run_id, False)
 
     name = submission.workflow_name
     await world.observe(run_id, "Running", started_at=STARTED, nodes=(node(name, "Running"),))
@@ -117,6 +118,40 @@ async def test_an_observation_that_is_repeated_or_late_changes_nothing(world: Wo
     assert (await world.client.get(run_id))["status"] == "Failed"
     assert (await world.client.workflow(run_id))["status"]["message"] == "child failed"
     assert await world.facts(run_id) == ["created", "started", "failed"]
+
+
+async def test_a_run_that_waits_is_pending_with_its_reason_and_nobody_is_told(world: World) -> None:
+    run_id = (await world.client.create())["id"]
+    assert await world.observe(run_id, "Pending", message="position 2 in the queue")
+    assert await world.observe(run_id, "Pending", message="position 1 in the queue")
+
+    run = await world.client.get(run_id)
+    assert (run["status"], "error" in run) == ("Pending", False)
+    status = (await world.client.workflow(run_id))["status"]
+    assert (status["phase"], status["message"]) == ("Pending", "position 1 in the queue")
+    assert (status["startedAt"], "nodes" in status) == (None, False)
+    version = (await world.row(run_id))["version"]
+    assert await world.observe(run_id, "Pending", message="position 1 in the queue")
+    assert (await world.row(run_id))["version"] == version
+
+    assert await world.observe(run_id, "Running", started_at=STARTED)
+    assert "message" not in (await world.client.workflow(run_id))["status"]
+    assert await world.facts(run_id) == ["created", "started"]
+
+
+async def test_why_a_run_waited_is_no_message_of_what_becomes_of_it(world: World) -> None:
+    run_id = (await world.client.create())["id"]
+    await world.observe(run_id, "Pending", message="position 2 in the queue")
+    await world.client.call("POST", f"/runs/{run_id}:archive")
+    await world.client.call("POST", f"/runs/{run_id}/terminate")
+    assert await world.observe(run_id, "Pending", message="position 1 in the queue")
+
+    run = await world.client.get(run_id)
+    assert run["status"] == "Terminating"
+    assert "message" not in (await world.client.workflow(run_id))["status"]
+    told = await world.database.fetch("select what, body from outbox where resource_id = $1 order by seq", run_id)
+    assert [row["what"] for row in told] == ["created", "archived", "terminating"]
+    assert not any("error" in msgspec.json.decode(row["body"]) for row in told)
 
 
 async def test_a_complete_observation_replaces_the_nodes_on_record(world: World) -> None:

@@ -33,7 +33,7 @@ class EngineUnderTest:
 
 
 EngineFactory = Callable[..., AbstractAsyncContextManager[EngineUnderTest]]
-"""Called with the object store and `most_steps`."""
+"""Called with the object store, `most_steps` and `most_runs`."""
 
 
 class RunnerProcess:
@@ -97,10 +97,17 @@ def runner_process() -> Iterator[RunnerProcess]:
 
 def embedded(runner: RunnerProcess) -> EngineFactory:
     @contextlib.asynccontextmanager
-    async def make(store: ObjectStoreAccess, most_steps: int = 8) -> AsyncIterator[EngineUnderTest]:
+    async def make(
+        store: ObjectStoreAccess, most_steps: int = 8, most_runs: int = 100
+    ) -> AsyncIterator[EngineUnderTest]:
         blobs = await open_blobs(store)
         engine = EmbeddedEngine(
-            runner.client(), blobs, steps_dir=runner.steps_dir, data_dir=runner.data_dir, most_steps=most_steps
+            runner.client(),
+            blobs,
+            steps_dir=runner.steps_dir,
+            data_dir=runner.data_dir,
+            most_steps=most_steps,
+            most_runs=most_runs,
         )
         await engine.check()
         work = asyncio.create_task(engine.run())

@@ -25,6 +25,7 @@ class Run:
     name: WorkflowName
     run_id: str
     workflow: Mapping[str, Any]
+    experiment_id: str = ""
     attempt: int = 1
     phase: str = ""
     message: str = ""
@@ -52,6 +53,7 @@ class Run:
         fields: dict[str, Any] = {
             "workflow_name": self.name,
             "run_id": self.run_id,
+            "experiment_id": self.experiment_id,
             "attempt": self.attempt,
             "workflow": self.workflow,
             "nodes": tuple(self.nodes.values()),
@@ -95,7 +97,7 @@ class Run:
         return (self.finished_at - self.started_at).total_seconds()
 
 
-def new_run(workflow: Mapping[str, Any], *, name: str = "") -> Run:
+def new_run(workflow: Mapping[str, Any], *, name: str = "", experiment_id: str = "") -> Run:
     """A run as its creation leaves it: named, dated, with podMetadata's run id."""
     run_id = str(uuid.uuid4())
     name = name or f"wf-{next(_numbers)}-{run_id[:5]}"
@@ -107,7 +109,7 @@ def new_run(workflow: Mapping[str, Any], *, name: str = "") -> Run:
         "creationTimestamp": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     }
     document = {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", **workflow, "metadata": metadata}
-    return Run(name=WorkflowName(name), run_id=run_id, workflow=document)
+    return Run(name=WorkflowName(name), run_id=run_id, workflow=document, experiment_id=experiment_id)
 
 
 class Recorder:
@@ -132,8 +134,8 @@ class Recorder:
         async with self._changed:
             self._changed.notify_all()
 
-    async def begin(self, workflow: Mapping[str, Any]) -> Run:
-        run = new_run(workflow)
+    async def begin(self, workflow: Mapping[str, Any], *, experiment_id: str = "") -> Run:
+        run = new_run(workflow, experiment_id=experiment_id)
         self.runs[run.name] = run
         await self.engine.submit(run.submission())
         return run

@@ -16,6 +16,7 @@ from services.run.engine.embedded.reconcile import (
     StepFinished,
     StepLost,
     StepStarted,
+    StepWaits,
     advance,
 )
 from services.run.engine.embedded.reopen import reopen
@@ -146,6 +147,21 @@ def test_reports_that_come_twice_or_about_nobody_change_nothing() -> None:
     )
     turn = run.take(late)
     assert (turn.changed, turn.finished) == ((), True)
+
+
+@pytest.mark.parametrize("is_restarted", [False, True])
+def test_a_step_that_waits_says_why_until_it_runs(is_restarted: bool) -> None:
+    run = single(C)
+    run.take((StepWaits(node_id=NAME, reason="no room"), StepWaits(node_id="x", reason="no room")))
+    assert (run.node("").phase, run.node("").message) == (Phase.PENDING, "no room")
+    assert run.take((StepWaits(node_id=NAME, reason="no room"),)).changed == ()
+
+    if is_restarted:
+        run.restart()
+    run.step()
+    run.take((StepWaits(node_id=NAME, reason="said too late"),))
+
+    assert (run.node("").phase, run.node("").message) == (Phase.RUNNING, "")
 
 
 def test_outputs_are_listed_in_the_templates_order_and_the_log_last() -> None:

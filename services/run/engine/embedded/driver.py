@@ -22,12 +22,22 @@ from typing import Any
 import msgspec
 
 from services.run.engine import About, NameTaken, NodeDocument, NodeId, Observation, Submission, WorkflowName
+from services.run.engine.embedded.admission import Admission, Ticket
 from services.run.engine.embedded.collection import Artifacts
 from services.run.engine.embedded.manifest import ManifestError, parse
 from services.run.engine.embedded.nodes import Node, NodeType, Phase, timestamp, whole_seconds
 from services.run.engine.embedded.objects import Objects
 from services.run.engine.embedded.orders import StepOrder
-from services.run.engine.embedded.reconcile import Event, Kill, State, StepStarted, Terminated, Turn, advance
+from services.run.engine.embedded.reconcile import (
+    Event,
+    Kill,
+    State,
+    StepStarted,
+    StepWaits,
+    Terminated,
+    Turn,
+    advance,
+)
 from services.run.engine.embedded.runner.client import RunnerClient
 from services.run.engine.embedded.specs import Place
 from services.run.engine.embedded.steps import Past, Step, Steps
@@ -61,21 +71,26 @@ class EmbeddedEngine:
         steps_dir: Path,
         data_dir: Path,
         most_steps: int | None = None,
+        most_runs: int | None = None,
         clock: Clock | None = None,
     ) -> None:
         """`data_dir` holds claims, secrets and what is being brought to and from steps.
 
         `most_steps`: how many steps run at once; others wait as Pending. By default as many as there are
         processors, and at least four, because steps often only wait.
+        `most_runs`: how many runs go on at once; others wait as Pending. By default eight for each step that may run:
+        more would only wait for each other's steps, and be at hand in memory meanwhile.
         """
+        most_steps = most_steps or max(4, len(os.sched_getaffinity(0)))
         self._blobs = blobs
         self._clock = clock or SystemClock()
+        self._admission = Admission(most_runs or 8 * most_steps)
         self._steps = Steps(
             runner,
             Objects(data_dir),
             steps_dir=steps_dir,
             scratch_dir=data_dir / "scratch",
-            most=most_steps or max(4, os.cpu_count() or 1),
+            most=most_steps,
             clock=self._clock,
         )
         self._workflows: dict[WorkflowName, _Workflow] = {}
@@ -104,6 +119,8 @@ class EmbeddedEngine:
         workflow = self._workflows.get(workflow_name)
         if workflow is not None:
             workflow.tell(Terminated(at=self._clock.now()))
+            if workflow.ticket is not None:
+                self._admission.urge(workflow.ticket)
 
     async def erase(self, run_id: str, *, up_to_attempt: int | None = None) -> None:
         def is_meant(its_run_id: str, attempt: int) -> bool:
@@ -170,7 +187,9 @@ class EmbeddedEngine:
         else:
             _log.info("steps run in the runtime %s", info.runtime)
         try:
-            await self._steps.listen()
+            async with asyncio.TaskGroup() as together:
+                together.create_task(self._steps.listen())
+                together.create_task(self._admission.announce())
         finally:
             await asyncio.gather(*map(self._put_down, list(self._workflows.values())))
             await self._end_chores()
@@ -189,8 +208,12 @@ class EmbeddedEngine:
 
     async def _guarded(self, workflow: _Workflow) -> None:
         """A bug must not leave a run that nobody drives: it is submitted again, and given up in the end."""
+        # What has started goes on at once, however many do: its steps may be running, and its record shows it running.
+        group, is_urgent = workflow.submission.experiment_id, workflow.is_resumed or workflow.has_mail
         try:
-            await self._live(workflow)
+            with self._admission.ticket(group, is_urgent=is_urgent) as workflow.ticket:
+                await self._until_admitted(workflow, workflow.ticket)
+                await self._live(workflow)
             self._crashes.pop(workflow.name, None)
         except Exception as error:  # noqa: BLE001 - logged, and mended by the next submission
             _log.exception("workflow %s is put down", workflow.name)
@@ -199,6 +222,21 @@ class EmbeddedEngine:
             if self._crashes[workflow.name] >= _MOST_CRASHES:
                 await self._give_up(workflow, error)
         self._lose(workflow)
+
+    async def _until_admitted(self, workflow: _Workflow, ticket: Ticket) -> None:
+        """A run that waits for its turn has no life yet: it is Pending, and says why."""
+        async for position in ticket.positions():
+            limit = f"the limit of concurrent runs is {self._admission.most} (HEADRACE_MOST_RUNS)"
+            await self._report(
+                workflow,
+                Observation(
+                    workflow_name=workflow.name,
+                    run_id=workflow.submission.run_id,
+                    attempt=workflow.submission.attempt,
+                    phase=Phase.PENDING.value,
+                    message=f"position {position} in the queue: {limit}",
+                ),
+            )
 
     async def _live(self, workflow: _Workflow) -> None:
         """The life of one workflow, from here to its end."""
@@ -211,7 +249,7 @@ class EmbeddedEngine:
             artifacts = Artifacts(self._blobs, workflow.name, state.identity.created_at)
             if workflow.is_resumed:
                 await self._sweep(workflow)
-            events: Sequence[Event] = ()
+            events: Sequence[Event] = workflow.mail()
             while True:
                 turn = advance(state, events, self._clock.now())
                 await self._record(workflow, state, turn)
@@ -270,7 +308,8 @@ class EmbeddedEngine:
                 namespace=namespace,
                 scratch=self._steps.scratch_of(key),
             )
-            step = Step(order=order, place=place, artifacts=artifacts, past=past)
+            group = workflow.submission.experiment_id
+            step = Step(order=order, place=place, artifacts=artifacts, past=past, group=group)
             workflow.begin(order, self._steps.carry_out(step, workflow.tell))
 
         for node in turn.changed:
@@ -351,6 +390,7 @@ class _Workflow:
         self.state: State | None = None
         self.said: tuple[Any, ...] = ()
         self.task: asyncio.Task[None] | None = None
+        self.ticket: Ticket | None = None
         self._steps: dict[NodeId, asyncio.Task[None]] = {}
         self._mail: asyncio.Queue[Event] = asyncio.Queue()
 
@@ -363,23 +403,32 @@ class _Workflow:
     def tell(self, event: Event) -> None:
         self._mail.put_nowait(event)
 
+    @property
+    def has_mail(self) -> bool:
+        return not self._mail.empty()
+
+    def mail(self) -> list[Event]:
+        """Everything that happened, which may be nothing."""
+        events: list[Event] = []
+        while self.has_mail:
+            events.append(self._mail.get_nowait())
+        return events
+
     async def next_events(self, wake_at: datetime | None, now: datetime) -> list[Event]:
         """Everything that happened, waiting for at least one thing or the time to wake.
 
-        Nobody waits for the news that a step has started: it may come together with what happens next, and the node
-        of a quick step is written once.
+        Nobody waits for the news that a step waits or has started: it may come together with what happens next, and
+        the node of a quick step is written once.
         """
         events: list[Event] = []
         within = None if wake_at is None else max(0.0, (wake_at - now).total_seconds())
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(within) as limit:
-                while all(isinstance(event, StepStarted) for event in events):
+                while all(isinstance(event, StepWaits | StepStarted) for event in events):
                     events.append(await self._mail.get())
                     if len(events) == 1:
                         _bring_forward(limit, _STARTED_SECONDS)
-        while not self._mail.empty():
-            events.append(self._mail.get_nowait())
-        return events
+        return events + self.mail()
 
     def begin(self, order: StepOrder, step: Coroutine[Any, Any, None]) -> None:
         node_id = NodeId(order.node_id)

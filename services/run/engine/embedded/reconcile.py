@@ -88,6 +88,13 @@ class StepStarted(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     at: datetime
 
 
+class StepWaits(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The step is not being started yet; empty once it is."""
+
+    node_id: str
+    reason: str
+
+
 class Collected(msgspec.Struct, frozen=True, kw_only=True):
     """What was found after a step. Parameters and artifacts that were not found are absent."""
 
@@ -131,7 +138,7 @@ class Terminated(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     at: datetime
 
 
-Event: TypeAlias = StepStarted | StepFinished | StepLost | Terminated
+Event: TypeAlias = StepWaits | StepStarted | StepFinished | StepLost | Terminated
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -528,6 +535,8 @@ class _Pass:
             case Terminated():
                 self._state.terminated = True
                 self._stop(KillReason.TERMINATED)
+            case StepWaits():
+                self._step_waits(event)
             case StepStarted():
                 self._step_started(event)
             case StepFinished():
@@ -545,12 +554,18 @@ class _Pass:
             return msgspec.structs.replace(event, killed=frame.killing)
         return event
 
+    def _step_waits(self, event: StepWaits) -> None:
+        node = self._state.nodes.get(event.node_id)
+        if node is not None and node.phase is Phase.PENDING and node.message != event.reason:
+            self._put(msgspec.structs.replace(node, message=event.reason))
+
     def _step_started(self, event: StepStarted) -> None:
         frame = self._state._frames.get(event.node_id)
         node = self._state.nodes.get(event.node_id)
         if not isinstance(frame, _Leaf) or node is None or node.phase is not Phase.PENDING:
             return
-        self._put(msgspec.structs.replace(node, phase=Phase.RUNNING, started_at=whole_seconds(event.at)))
+        started_at = whole_seconds(event.at)
+        self._put(msgspec.structs.replace(node, phase=Phase.RUNNING, message="", started_at=started_at))
         self._watch_deadline(frame, event.at)
 
     def _step_ended(self, ended_id: str, at: datetime, outcome: Callable[[Template, Node], Node]) -> None:

@@ -1,8 +1,8 @@
-"""Steps from order to outcome: slots, the step runner, what is brought to a step and what is fetched from it.
+"""Steps from order to outcome: their turn, the step runner, what is brought to a step and what is fetched from it.
 
-One `carry_out` per order tells when the step runs and how it ended, whatever happens on the way. Steps live with the
-runner and are found there again by their key, so nothing here need survive. This module knows neither workflows nor
-who records what it tells.
+One `carry_out` per order tells why the step waits, when it runs and how it ended, whatever happens on the way. Steps
+live with the runner and are found there again by their key, so nothing here need survive. This module knows neither
+workflows nor who records what it tells.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import logging
 import shutil
-from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -31,6 +30,7 @@ from tenacity import (
 )
 
 from services.run.engine.embedded import runtime
+from services.run.engine.embedded.admission import Admission
 from services.run.engine.embedded.collection import Artifacts
 from services.run.engine.embedded.nodes import Phase
 from services.run.engine.embedded.objects import ObjectError, Objects, output_of
@@ -42,6 +42,7 @@ from services.run.engine.embedded.reconcile import (
     StepFinished,
     StepLost,
     StepStarted,
+    StepWaits,
 )
 from services.run.engine.embedded.runner import protocol
 from services.run.engine.embedded.runner.client import RunnerClient, RunnerRefused
@@ -78,6 +79,8 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     place: Place
     artifacts: Artifacts
     past: Past
+    group: str
+    """Steps of different groups take turns where there is no room for all."""
 
 
 class Steps:
@@ -98,7 +101,7 @@ class Steps:
         self._steps_dir = steps_dir
         self._scratch_dir = scratch_dir
         self._clock = clock
-        self._slots = _Slots(most)
+        self._admission = Admission(most)
         self._watched: dict[str, _Watched] = {}
         # Files of secrets lie there on their way into steps.
         scratch_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -108,10 +111,11 @@ class Steps:
         return self._scratch_dir / key
 
     async def listen(self) -> None:
-        """Hear from the runner how steps end, until cancelled."""
-        async with asyncio.TaskGroup() as both:
-            both.create_task(self._hear())
-            both.create_task(self._compare_now_and_then())
+        """Hear from the runner how steps end, and tell those that wait for their turn, until cancelled."""
+        async with asyncio.TaskGroup() as together:
+            together.create_task(self._hear())
+            together.create_task(self._compare_now_and_then())
+            together.create_task(self._admission.announce())
 
     async def info(self) -> protocol.RunnerInfo:
         with _runner_needed():
@@ -171,24 +175,26 @@ class Steps:
             state = None if step.past is Past.NONE else await self._state_of(key)
             if state is None and step.past is Past.RAN:
                 state = protocol.StepLost(key=key, reason="the step runner does not know it")
-            if state is None:
-                await self._slots.acquire()
-            else:
-                self._slots.take()
-            try:
+            with self._admission.ticket(step.group, is_urgent=state is not None) as ticket:
+                async for position in ticket.positions():
+                    tell(StepWaits(node_id=node_id, reason=self._why_wait(position)))
+                if ticket.position is not None:
+                    tell(StepWaits(node_id=node_id, reason=""))
                 state = state or await self._start(step)
                 if (started_at := _started_at(state)) is not None:
                     tell(StepStarted(node_id=node_id, at=started_at))
                 watched.is_begun = True
                 end = await watched.end if isinstance(state, protocol.StepStarted) else state
-            finally:
-                self._slots.release()
         if isinstance(end, protocol.StepExited):
             tell(await self._finished(step, end.exit))
             return
         assert isinstance(end, protocol.StepLost)
         _log.warning("step %s is lost: %s", node_id, end.reason)
         tell(StepLost(node_id=node_id, at=self._clock.now()))
+
+    def _why_wait(self, position: int) -> str:
+        limit = f"the limit of concurrent steps is {self._admission.most} (HEADRACE_MOST_STEPS)"
+        return f"position {position} in the queue: {limit}"
 
     async def _start(self, step: Step) -> protocol.Event:
         order, place = step.order, step.place
@@ -286,38 +292,6 @@ class _Watched:
     is_begun: bool = False
     """The runner is known to know it."""
     end: asyncio.Future[protocol.Event] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
-
-
-class _Slots:
-    """How many steps run at once. First come, first served; those that run already are counted, never refused."""
-
-    def __init__(self, most: int) -> None:
-        self._free = most
-        self._waiting: deque[asyncio.Future[None]] = deque()
-
-    async def acquire(self) -> None:
-        if self._free > 0 and not self._waiting:
-            self._free -= 1
-            return
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
-                self.release()  # it came together with the cancellation
-            raise
-
-    def take(self) -> None:
-        self._free -= 1
-
-    def release(self) -> None:
-        self._free += 1
-        while self._free > 0 and self._waiting:
-            turn = self._waiting.popleft()
-            if not turn.done():
-                self._free -= 1
-                turn.set_result(None)
 
 
 def _leaves_files(order: StepOrder) -> bool:
