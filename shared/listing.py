@@ -78,6 +78,7 @@ class ListRequest(msgspec.Struct, frozen=True, kw_only=True):
     resource_key: WireReferenceKey | None = None
 
 
+@protojson.named("Predicate.Op")
 class Op(IntEnum):
     UNKNOWN = 0
     EQUALS = 1
@@ -383,7 +384,7 @@ class Listing(msgspec.Struct, frozen=True, kw_only=True):
         return dict(equalities) if len(dict(equalities)) == len(set(equalities)) else None
 
 
-class _Values(msgspec.Struct, frozen=True, kw_only=True):
+class _LongValues(msgspec.Struct, frozen=True, kw_only=True):
     values: tuple[Int64, ...] = ()
 
 
@@ -403,7 +404,7 @@ class _Predicate(msgspec.Struct, frozen=True, kw_only=True):
     string_value: str | None = None
     timestamp_value: datetime | None = None
     int_values: _IntValues | None = None
-    long_values: _Values | None = None
+    long_values: _LongValues | None = None
     string_values: _StringValues | None = None
 
 
@@ -436,7 +437,8 @@ class _Arguments:
 
 def _page_size(asked: int) -> int:
     if asked < 0:
-        raise InvalidInput(f"The page size should be greater than 0. Got '{asked}'")
+        # The original prints the number as the character that it would be, and none is negative.
+        raise InvalidInput("The page size should be greater than 0. Got '\ufffd'")
     return min(asked, LARGEST_PAGE_SIZE) or DEFAULT_PAGE_SIZE
 
 
@@ -474,7 +476,7 @@ def _condition(predicate: _Predicate, column: Column) -> Condition:
             if column.kind is not Kind.TIMESTAMP:
                 raise InvalidInput(f'cannot compare key "{predicate.key}" to a timestamp')
             given = (at - _EPOCH) // _SECOND
-        case _Predicate(int_values=_IntValues(values=values)) | _Predicate(long_values=_Values(values=values)):
+        case _Predicate(int_values=_IntValues(values=values)) | _Predicate(long_values=_LongValues(values=values)):
             given = values
         case _Predicate(string_values=_StringValues(values=texts)):
             given = texts

@@ -10,7 +10,8 @@ everything; a reader and a writer are built from them once per type:
     dict[str, …]         a map                          X | None     absent when None, written even at X's zero
 
 An IntEnum's members are called and numbered as in the proto; a StrEnum's values are the names and its members stand in
-the proto's order, from 0 on.
+the proto's order, from 0 on. A type is called in the proto as it is here without a leading `_` or `Wire`, or as `named`
+says.
 
 Without `| None`, zero means absent, as in proto3. A member of a oneof, a timestamp and a message that may be missing
 are therefore declared with it.
@@ -41,6 +42,7 @@ import msgspec
 from shared.errors import MalformedRequest
 
 S = TypeVar("S", bound=msgspec.Struct)
+T = TypeVar("T")
 
 Int64 = Annotated[int, "int64"]
 
@@ -54,6 +56,7 @@ _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2}).{0,2}")
 _NON_FINITE: Final = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _TRUE: Final = frozenset({"1", "t", "T", "true", "TRUE", "True"})
 _FALSE: Final = frozenset({"0", "f", "F", "false", "FALSE", "False"})
+_PROTO_NAMES: Final[dict[type, str]] = {}
 
 _Read = Callable[[Any], Any]
 
@@ -125,7 +128,21 @@ def encode(document: msgspec.Struct) -> bytes:
     return _encoder.encode(_struct_writer(type(document))(document))
 
 
+def named(proto_name: str) -> Callable[[type[T]], type[T]]:
+    """Decorate a message or an enum that the proto calls otherwise, or declares inside of another: `Job.Mode`."""
+
+    def name(kind: type[T]) -> type[T]:
+        _PROTO_NAMES[kind] = proto_name
+        return kind
+
+    return name
+
+
 _encoder = msgspec.json.Encoder()
+
+
+def _proto_name(kind: type) -> str:
+    return _PROTO_NAMES.get(kind) or kind.__name__.removeprefix("_").removeprefix("Wire")
 
 
 # Reading JSON.
@@ -190,7 +207,7 @@ def _struct_reader(kind: type[msgspec.Struct], strict: bool) -> _Read:
             known = fields.get(key)
             if known is None:
                 if strict:
-                    raise _Mismatch(f'unknown field "{key}" in api.{kind.__name__}')
+                    raise _Mismatch(f'unknown field "{key}" in api.{_proto_name(kind)}')
                 continue
             name, read, is_camel = known
             if item is None or name in from_camel:
@@ -306,8 +323,8 @@ def _enum_reader(kind: type[Enum]) -> _Read:
         if type(value) is int and value in by_number:
             return by_number[value]
         if type(value) in (str, int):
-            raise _Mismatch(f"unknown value {json.dumps(value, ensure_ascii=False)} for enum api.{kind.__name__}")
-        raise _Mismatch(_cannot(value, f"api.{kind.__name__}"))
+            raise _Mismatch(f"unknown value {json.dumps(value, ensure_ascii=False)} for enum api.{_proto_name(kind)}")
+        raise _Mismatch(_cannot(value, f"api.{_proto_name(kind)}"))
 
     return read_enum
 
@@ -442,7 +459,7 @@ def _parse_enum(text: str, kind: type[Enum]) -> Enum:
         return by_name[text]
     if _INTEGER.fullmatch(text) and int(text) in by_number:
         return by_number[int(text)]
-    raise _Mismatch(f"{text} is not a valid go_client.{kind.__name__}")
+    raise _Mismatch(f"{text} is not a valid go_client.{_proto_name(kind).replace('.', '_')}")
 
 
 def _build(kind: type[S], given: dict[str, Any]) -> S:

@@ -7,11 +7,13 @@ from enum import IntEnum
 
 import msgspec
 
+from shared.protojson import named
 from shared.references import WireReference
 
 from .domain import Experiment, StorageState
 
 
+@named("Experiment.StorageState")
 class WireStorageState(IntEnum):
     """An experiment's zero value is UNSPECIFIED, so that AVAILABLE shows in replies."""
 

@@ -11,7 +11,7 @@ import msgspec
 from shared import protojson
 from shared.errors import InvalidInput, MalformedRequest
 from shared.pipeline_spec import WireParameter, WirePipelineSpec, check_generation
-from shared.protojson import Int64
+from shared.protojson import Int64, named
 from shared.references import Relationship, ResourceType, WireReference, WireReferenceKey
 
 from . import domain
@@ -34,6 +34,7 @@ from .domain import (
 _LONGEST_QUOTE = 1_000
 
 
+@named("Job.Mode")
 class WireMode(IntEnum):
     """Clients send it and the API reads `enabled` alone."""
 

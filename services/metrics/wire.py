@@ -6,9 +6,12 @@ from enum import IntEnum
 
 import msgspec
 
+from shared.protojson import named
+
 from .domain import Format, Metric, Outcome
 
 
+@named("RunMetric.Format")
 class WireFormat(IntEnum):
     UNSPECIFIED = 0
     RAW = 1

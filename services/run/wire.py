@@ -9,6 +9,7 @@ import msgspec
 
 from shared.contracts.questions import EngineAnswer
 from shared.pipeline_spec import WireParameter, WirePipelineSpec, check_generation
+from shared.protojson import named
 from shared.references import Relationship, ResourceType, WireReference, WireReferenceKey
 
 from .domain import AskedReference, Detail, NewRun, Parameter, Reference, Run, StorageState, View
@@ -16,6 +17,7 @@ from .domain import AskedReference, Detail, NewRun, Parameter, Reference, Run, S
 _EPOCH = datetime.fromtimestamp(0, UTC)
 
 
+@named("Run.StorageState")
 class WireStorageState(IntEnum):
     """A run's zero value is AVAILABLE, so that it does not show in replies."""
 
@@ -23,6 +25,7 @@ class WireStorageState(IntEnum):
     STORAGESTATE_ARCHIVED = 1
 
 
+@named("RunMetric.Format")
 class WireMetricFormat(IntEnum):
     UNSPECIFIED = 0
     RAW = 1
@@ -68,11 +71,13 @@ class WireRuns(msgspec.Struct, frozen=True, kw_only=True):
     next_page_token: str = ""
 
 
+@named("AuthorizeRequest.Resources")
 class Resources(IntEnum):
     UNASSIGNED_RESOURCES = 0
     VIEWERS = 1
 
 
+@named("AuthorizeRequest.Verb")
 class Verb(IntEnum):
     UNASSIGNED_VERB = 0
     CREATE = 1

@@ -88,7 +88,7 @@ FORMAT = 'Supported format: "field_name", "field_name desc", or "field_name asc"
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        (ListRequest(page_size=-1), "The page size should be greater than 0. Got '-1'"),
+        (ListRequest(page_size=-1), "The page size should be greater than 0. Got '\ufffd'"),
         (ListRequest(sort_by="name des"), f'Received invalid sort by format "name des". {FORMAT}'),
         (ListRequest(sort_by="a b c"), f'Received invalid sort by format "a b c". {FORMAT}'),
         (ListRequest(sort_by="Size"), 'Invalid sorting field: "size" on listable type Run'),
@@ -102,8 +102,11 @@ FORMAT = 'Supported format: "field_name", "field_name desc", or "field_name asc"
         (ListRequest(filter="[]"), 'failed to parse valid filter from "[]": json: cannot unmarshal array'),
         (ListRequest(filter="%zz"), 'failed to parse valid filter from "%zz": '),
         (ListRequest(filter='{"x":1}'), 'failed to parse valid filter from "{"x":1}": unknown field "x"'),
-        (ListRequest(filter=filter_of({"op": "LIKE", "key": "name"})), 'unknown value "LIKE" for enum api.Op'),
-        (ListRequest(filter=filter_of({"op": 4, "key": "name"})), "unknown value 4 for enum api.Op"),
+        (
+            ListRequest(filter=filter_of({"op": "LIKE", "key": "name"})),
+            '"LIKE" for enum api.Predicate.Op',
+        ),
+        (ListRequest(filter=filter_of({"op": 4, "key": "name"})), "unknown value 4 for enum api.Predicate.Op "),
         (
             ListRequest(filter=filter_of({"op": 1, "key": "Name", "string_value": "a"})),
             'no support for filtering on unrecognized field "Name"',
