@@ -94,7 +94,7 @@ def decode_strictly(text: str | bytes, kind: type[S]) -> S:
     try:
         document = msgspec.json.decode(text)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-        raise MalformedRequest(_reason(error)) from error
+        raise MalformedRequest(_reason(error, text)) from error
     return _read_message(document, kind, strict=True)
 
 
@@ -153,11 +153,16 @@ def _first_value(body: bytes) -> Any:
         return msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         if "trailing characters" not in str(error):
-            raise MalformedRequest(_reason(error)) from error
+            raise MalformedRequest(_reason(error, body)) from error
     try:
-        value, _end = _lenient.raw_decode(body.decode().lstrip())
+        return _lenient_value(body)
     except (ValueError, RecursionError) as error:
-        raise MalformedRequest(_reason(error)) from error
+        raise MalformedRequest(_reason(error, body)) from error
+
+
+def _lenient_value(text: str | bytes) -> Any:
+    """The first value, whatever follows it."""
+    value, _end = _lenient.raw_decode((text if isinstance(text, str) else text.decode()).lstrip())
     return value
 
 
@@ -168,11 +173,18 @@ def _refuse_constant(text: str) -> NoReturn:
 _lenient = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, text: str | bytes) -> str:
     if isinstance(error, RecursionError):
         return "exceeded max depth"
-    text = str(error)
-    return "unexpected EOF" if "truncated" in text else text
+    reason = str(error)
+    if "truncated" not in reason:
+        return reason
+    try:
+        _lenient_value(text)
+    except (ValueError, RecursionError):
+        return "unexpected EOF"
+    # Half of a pair is what the fast reader waits for the rest of, to the end of the text.
+    return "invalid utf-16 surrogate pair in string"
 
 
 def _read_message(document: Any, kind: type[S], *, strict: bool) -> S:
