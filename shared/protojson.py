@@ -27,7 +27,7 @@ import binascii
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
 from enum import Enum, IntEnum, StrEnum
@@ -107,7 +107,7 @@ def query(kind: type[S], parameters: bytes | Iterable[tuple[str, str]]) -> S:
     """
     given: dict[str, Any] = {}
     names = _query_reader(kind)
-    for name, value in _pairs(parameters) if isinstance(parameters, bytes) else parameters:
+    for name, value in _pairs(parameters, names) if isinstance(parameters, bytes) else parameters:
         found = names.get(name)
         if found is None:
             continue
@@ -414,14 +414,16 @@ def _camel(name: str) -> str:
 # Reading a URL's query.
 
 
-def _pairs(query_string: bytes) -> Iterator[tuple[str, str]]:
+def _pairs(query_string: bytes, known: Container[str]) -> Iterator[tuple[str, str]]:
+    """Those of known names, whose values must be escaped as a URL escapes."""
     for pair in query_string.decode("latin-1").split("&"):
-        if not pair:
+        escaped_name, _, value = pair.partition("=")
+        name = unquote_plus(escaped_name)
+        if name not in known:
             continue
-        if bad := _BAD_ESCAPE.search(pair):
+        if bad := _BAD_ESCAPE.search(value):
             raise MalformedRequest(f'invalid URL escape "{bad[0]}"')
-        name, _, value = pair.partition("=")
-        yield unquote_plus(name), unquote_plus(value)
+        yield name, unquote_plus(value)
 
 
 @cache

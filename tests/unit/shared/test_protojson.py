@@ -326,6 +326,7 @@ class ListRequest(msgspec.Struct, frozen=True, kw_only=True):
         ("resource_reference_key.type=2", ListRequest(resource_reference_key=ResourceKey(type=ResourceType.JOB))),
         ("resource_reference_key.id=", ListRequest(resource_reference_key=ResourceKey())),
         ("resource_reference_key=x", ListRequest()),
+        ("unknown=%zz&page_size=5&%zz=1&%zz", ListRequest(page_size=5)),
         ("page_token=%C3%A9%FF", ListRequest(page_token="é\ufffd")),
     ],
 )
@@ -349,6 +350,8 @@ def test_a_query_is_read_as_the_original_reads_it(query_string: str, expected: L
         ("resource_reference_key.type=9", "9 is not a valid go_client.ResourceType"),
         ("page_token=%zz", 'invalid URL escape "%zz"'),
         ("page_token=%4", 'invalid URL escape "%4"'),
+        ("unknown=%zz&page_token=a%zz&page_size=5", 'invalid URL escape "%zz"'),
+        ("page%5Ftoken=%zz", 'invalid URL escape "%zz"'),
         ("page_token=%00", "U+0000"),
     ],
 )
