@@ -84,7 +84,9 @@ async def _filters(client: Client, route: ListRoute) -> None:
         assert await route.names(client, filter=spelled) == ["run-3"]
     assert await route.names(client, filter=predicate(1, "name", string_value="run-3")) == ["run-3"]
     assert await route.names(client, filter=predicate("IS_SUBSTRING", "name", string_value="RUN-")) == NAMES[:5]
-    assert await route.names(client, filter=predicate("IS_SUBSTRING", "name", string_value="%_")) == ["100%_a+b"]
+    assert await route.names(client, filter=predicate("IS_SUBSTRING", "name", string_value="0\\%_A")) == ["100%_a+b"]
+    assert await route.names(client, filter=predicate("IS_SUBSTRING", "name", string_value="r%n_")) == NAMES[:5]
+    assert await route.names(client, filter=predicate("IS_SUBSTRING", "name", string_value="\\")) == []
     assert await route.names(client, filter=predicate("EQUALS", "name", string_value="100%_a+b")) == ["100%_a+b"]
     chosen = predicate("IN", "name", string_values={"values": ["run-1", "run-4", "none"]})
     assert await route.names(client, filter=chosen) == ["run-1", "run-4"]

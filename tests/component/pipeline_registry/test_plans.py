@@ -77,7 +77,11 @@ async def test_a_page_of_pipelines_is_found_by_an_index_at_any_depth(
 
 async def test_a_name_or_a_part_of_one_is_found_by_an_index(registry: Client, crowded: Database) -> None:
     name = await crowded.fetchval("select name from pipelines where id = 'p5000'")
-    for operation, value in (("EQUALS", name), ("IS_SUBSTRING", name[9:20])):
+    for operation, value in (
+        ("EQUALS", name),
+        ("IS_SUBSTRING", name[9:20]),
+        ("IS_SUBSTRING", f"{name[9:20]}_%{name[25:]}"),
+    ):
         asked = ListRequest(filter=predicate(operation, "name", string_value=value), page_size=20)
         plan = await plan_of(crowded, store.PIPELINES, asked)
         assert not reads_all(plan), plan

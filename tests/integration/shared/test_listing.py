@@ -254,11 +254,18 @@ MINUTE_1 = START + timedelta(minutes=1)
         ({"op": 8, "key": "name", "string_values": {"values": ["train", "x"]}}, lambda row: row.name == "train"),
         ({"op": 8, "key": "name", "string_values": {}}, lambda row: False),
         ({"op": 9, "key": "name", "string_value": "TRAIN"}, lambda row: "train" in row.name.lower()),
+        # What stands for any letter, for any letters and for the letter after it is the filter's to use.
         ({"op": 9, "key": "name", "string_value": "n_1"}, lambda row: row.name == "Train_1"),
-        ({"op": 9, "key": "name", "string_value": "n_e"}, lambda row: False),
-        ({"op": 9, "key": "name", "string_value": "0%"}, lambda row: row.name == "50% off"),
-        ({"op": 9, "key": "name", "string_value": "a\\b"}, lambda row: row.name == r"a\b"),
-        ({"op": 9, "key": "name", "string_value": "\\"}, lambda row: row.name == r"a\b"),
+        ({"op": 9, "key": "name", "string_value": "n_e"}, lambda row: row.name == "train+eval"),
+        ({"op": 9, "key": "name", "string_value": "n\\_1"}, lambda row: row.name == "Train_1"),
+        ({"op": 9, "key": "name", "string_value": "n\\_e"}, lambda row: False),
+        ({"op": 9, "key": "name", "string_value": "5%f"}, lambda row: row.name == "50% off"),
+        ({"op": 9, "key": "name", "string_value": "0\\%"}, lambda row: row.name == "50% off"),
+        ({"op": 9, "key": "name", "string_value": "5\\%"}, lambda row: False),
+        ({"op": 9, "key": "name", "string_value": "a\\b"}, lambda row: False),
+        ({"op": 9, "key": "name", "string_value": "a\\\\b"}, lambda row: row.name == r"a\b"),
+        ({"op": 9, "key": "name", "string_value": "\\\\"}, lambda row: row.name == r"a\b"),
+        ({"op": 9, "key": "name", "string_value": "\\"}, lambda row: False),
         ({"op": 9, "key": "name", "string_value": "n+e"}, lambda row: row.name == "train+eval"),
         ({"op": 9, "key": "name", "string_value": ""}, lambda row: True),
         ({"op": 1, "key": "description", "string_value": "d1"}, lambda row: row.description == "d1"),
@@ -317,6 +324,16 @@ MINUTE_1 = START + timedelta(minutes=1)
             {"op": 9, "key": "storage_state", "string_value": "archived"},
             lambda row: row.storage_state == "archived",
         ),
+        (
+            {"op": 9, "key": "storage_state", "string_value": "state_a%b"},
+            lambda row: row.storage_state == "available",
+        ),
+        (
+            {"op": 9, "key": "storage_state", "string_value": "e\\_ARCHIVE_%"},
+            lambda row: row.storage_state == "archived",
+        ),
+        ({"op": 9, "key": "storage_state", "string_value": "ARCHIVED_"}, lambda row: False),
+        ({"op": 9, "key": "storage_state", "string_value": "_\\"}, lambda row: False),
     ],
 )
 async def test_an_operator_finds_what_the_rows_hold(
@@ -326,6 +343,20 @@ async def test_an_operator_finds_what_the_rows_hold(
     asked = ListRequest(filter=filter_of(predicate), sort_by="id")
     assert await walk(database, asked, 4) == expected
     assert (await page(database, asked)).total_size == len(expected)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(pattern=st.text("%_\\saTR", max_size=8))
+async def test_words_of_the_api_are_matched_as_the_database_would(database: Database, pattern: str) -> None:
+    words = {"STORAGESTATE_AVAILABLE": "available", "STORAGESTATE_ARCHIVED": "archived"}
+    matching = [
+        stored
+        for word, stored in words.items()
+        if await database.fetchval("select $1::text ilike '%' || $2::text || '%'", word, pattern)
+    ]
+    expected = sorted(row.id for row in ROWS if row.storage_state in matching)
+    asked = ListRequest(filter=filter_of({"op": 9, "key": "storage_state", "string_value": pattern}), sort_by="id")
+    assert await walk(database, asked, 200) == expected
 
 
 async def test_predicates_must_all_hold_also_two_on_one_key(database: Database) -> None:
