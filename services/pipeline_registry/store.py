@@ -8,11 +8,15 @@ import msgspec
 
 from shared.database import Connection, Row, Transaction
 from shared.listing import Column, Kind, Listing
+from shared.references import ResourceType
 
 from .domain import Parameter, Pipeline, PipelineId, Version, VersionId
 
 PIPELINE_NAME_KEY = "pipelines_name_key"
 VERSION_NAME_KEY = "pipeline_versions_pipeline_id_name_key"
+
+_NAMESPACE = "''::text"
+"""There is one, and it has no name."""
 
 PIPELINES = Listing(
     model="Pipeline",
@@ -23,8 +27,9 @@ PIPELINES = Listing(
         "name": Column("name"),
         "created_at": Column("created_at", Kind.TIMESTAMP),
         "description": Column("description"),
-        "namespace": Column("''::text"),  # There is one, and it has no name.
+        "namespace": Column(_NAMESPACE),
     },
+    references={ResourceType.NAMESPACE: _NAMESPACE},
 )
 
 VERSIONS = Listing(

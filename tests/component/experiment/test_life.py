@@ -130,10 +130,18 @@ async def test_only_the_empty_namespace_filters_and_says_nothing(experiments: Cl
     await create(experiments)
     key = "resource_reference_key"
     assert await LIST.names(experiments, **{f"{key}.type": "NAMESPACE", f"{key}.id": ""}) == ["mine"]
-    assert await LIST.names(experiments, **{f"{key}.type": "JOB", f"{key}.id": "x"}) == ["mine"]
+    assert await LIST.names(experiments, **{f"{key}.type": "NAMESPACE"}) == ["mine"]
+    for ignored in ("EXPERIMENT", "JOB", "PIPELINE_VERSION"):
+        assert await LIST.names(experiments, **{f"{key}.type": ignored, f"{key}.id": "x"}) == ["mine"]
     refusal = await LIST.refusal(experiments, **{f"{key}.type": "NAMESPACE", f"{key}.id": "kubeflow"})
     assert refusal == "In single-user mode, ListExperiment cannot filter by namespace."
-    assert await LIST.refusal(experiments, **{f"{key}.id": "x"}) == "Unsupported resource type: UNKNOWN_RESOURCE_TYPE"
+    for of_nothing, name in (({}, "UNKNOWN_RESOURCE_TYPE"), ({f"{key}.type": "PIPELINE"}, "PIPELINE")):
+        status, body = await experiments.refused("GET", "/experiments", **{f"{key}.id": "x"}, **of_nothing)
+        assert (status, body["error"]) == (
+            400,
+            "Validating filter failed.: Unrecognized resource reference type.: "
+            f"Invalid input error: Unsupported resource type: {name}",
+        )
 
 
 async def test_archiving_is_idempotent_and_filtered_by_the_words_of_the_api(

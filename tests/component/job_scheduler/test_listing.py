@@ -41,11 +41,17 @@ async def test_jobs_are_filtered_by_what_they_refer_to(world: World) -> None:
     assert await JOBS.names(world.client, **of("EXPERIMENT", "mine")) == ["mine"]
     assert await JOBS.names(world.client, **of("PIPELINE_VERSION", "v")) == ["versioned"]
     assert await JOBS.names(world.client, **of("JOB", parent["id"])) == ["versioned"]
-    assert await JOBS.names(world.client, **of("NAMESPACE", "kubeflow")) == ["mine", "versioned"]
+    elsewhere = [reference("PIPELINE_VERSION", "v", "OWNER"), reference("NAMESPACE", "elsewhere")]
+    await world.create(name="owned", resource_references=elsewhere)
+    assert await JOBS.names(world.client, **of("PIPELINE_VERSION", "v")) == ["versioned", "owned"]
+    assert await JOBS.names(world.client, **of("NAMESPACE", "kubeflow")) == ["mine", "versioned", "owned"]
+    assert await world.client.get("/jobs", **of("NAMESPACE", "elsewhere")) == {}
     for kind in ("EXPERIMENT", "JOB", "PIPELINE_VERSION", "NAMESPACE"):
         assert await world.client.get("/jobs", **of(kind, "nope")) == {}
     for kind in ("PIPELINE", "UNKNOWN_RESOURCE_TYPE"):
         assert await JOBS.refusal(world.client, **of(kind, "x")) == f"Unsupported resource type: {kind}"
+    refusal = await JOBS.refusal(world.client, **{"resource_reference_key.id": "mine"})
+    assert refusal == "Unsupported resource type: UNKNOWN_RESOURCE_TYPE"
 
 
 async def test_the_pipeline_sorts_and_filters_under_both_of_its_names(world: World) -> None:

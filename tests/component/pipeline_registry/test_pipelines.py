@@ -71,18 +71,34 @@ async def test_a_list_of_versions_needs_a_pipeline_that_exists(registry: Client)
     assert (status, body["details"][0]["error_message"]) == (400, "ResourceKey must be set in the input")
     status, body = await registry.refused("GET", "/pipeline_versions", **{"resource_key.id": "unknown"})
     assert (status, body["details"][0]["error_message"]) == (404, "Pipeline unknown not found.")
+    status, body = await registry.refused("GET", "/pipeline_versions", **{"resource_key.type": "PIPELINE"})
+    assert (status, body["details"][0]["error_message"]) == (404, "Pipeline  not found.")
+
+
+async def test_of_the_key_of_versions_only_the_id_counts(registry: Client) -> None:
+    pipeline = await upload(registry)
+    for kind in ({}, {"resource_key.type": "UNKNOWN_RESOURCE_TYPE"}, {"resource_key.type": "JOB"}):
+        found = await registry.get("/pipeline_versions", **{"resource_key.id": pipeline["id"]}, **kind)
+        assert [version["id"] for version in found["versions"]] == [pipeline["id"]]
+    other = {"resource_reference_key.type": "JOB", "resource_reference_key.id": "x"}
+    found = await registry.get("/pipeline_versions", **{"resource_key.id": pipeline["id"]}, **other)
+    assert found["total_size"] == 1, "which is the key of other lists"
 
 
 async def test_pipelines_are_listed_by_namespace_or_by_nothing(registry: Client) -> None:
     await upload(registry)
     key = "resource_reference_key"
-    found = await registry.get("/pipelines", **{f"{key}.type": "NAMESPACE", f"{key}.id": ""})
-    assert found["total_size"] == 1
-    status, body = await registry.refused("GET", "/pipelines", **{f"{key}.type": "JOB", "page_size": "-1"})
-    assert status == 400
-    assert body["details"][0]["error_message"] == (
-        "Invalid resource references for pipelines. ListPipelines requires filtering by namespace."
-    )
+    for of_namespace in ({f"{key}.id": ""}, {}):
+        found = await registry.get("/pipelines", **{f"{key}.type": "NAMESPACE"}, **of_namespace)
+        assert found["total_size"] == 1, "pipelines belong to the namespace that has no name"
+    assert await registry.get("/pipelines", **{f"{key}.type": "NAMESPACE", f"{key}.id": "kubeflow"}) == {}
+    kinds = ("EXPERIMENT", "JOB", "PIPELINE", "PIPELINE_VERSION", "UNKNOWN_RESOURCE_TYPE")
+    for other in (*({f"{key}.type": kind} for kind in kinds), {f"{key}.id": "x"}):
+        status, body = await registry.refused("GET", "/pipelines", **other, page_size="-1", filter="x", sort_by="x")
+        assert status == 400
+        assert body["details"][0]["error_message"] == (
+            "Invalid resource references for pipelines. ListPipelines requires filtering by namespace."
+        )
 
 
 @pytest.mark.parametrize(

@@ -59,16 +59,26 @@ async def test_runs_are_filtered_by_what_they_refer_to(world: World) -> None:
     mine = world.peers.has_experiment("mine")
     await world.client.create(name="mine", resource_references=[reference("EXPERIMENT", mine)])
     await world.client.create(name="versioned", pipeline_spec={"pipeline_id": "p"})
+    elsewhere = [reference("PIPELINE_VERSION", "v", "OWNER"), reference("NAMESPACE", "elsewhere")]
+    await world.client.create(name="owned", resource_references=elsewhere)
+    await world.client.create(name="last")
 
     assert await names(world, **of("EXPERIMENT", mine)) == ["mine"]
-    assert await names(world, **of("PIPELINE_VERSION", "v")) == ["versioned"]
-    assert await names(world, **of("NAMESPACE", "kubeflow")) == ["mine", "versioned"]
+    assert await names(world, **of("PIPELINE_VERSION", "v")) == ["versioned", "owned"], "whatever the relationship"
+    assert await names(world, **of("NAMESPACE", "kubeflow")) == ["mine", "versioned", "owned", "last"]
+    assert await names(world, **of("NAMESPACE", "elsewhere")) == [], "a run's workflow is where the installation is"
     for kind in ("EXPERIMENT", "JOB", "PIPELINE_VERSION", "NAMESPACE"):
         assert await names(world, **of(kind, "nope")) == []
     assert await names(world, **of("EXPERIMENT", "")) == []
     for kind in ("PIPELINE", "UNKNOWN_RESOURCE_TYPE"):
         answer = await world.client.call("GET", "/runs", **of(kind, "x"))
         assert (answer.status, answer.message) == (400, f"Unsupported resource type: {kind}")
+    answer = await world.client.call("GET", "/runs", **{"resource_reference_key.id": mine})
+    assert (answer.status, answer.message) == (400, "Unsupported resource type: UNKNOWN_RESOURCE_TYPE")
+    first = await world.client.call("GET", "/runs", page_size="1", **of("PIPELINE_VERSION", "v"))
+    token = {"page_size": "5", "page_token": first.body["next_page_token"]}
+    assert await names(world, **token, **of("PIPELINE_VERSION", "v")) == ["owned"]
+    assert await names(world, **token) == ["owned", "last"], "a token does not remember the reference"
 
 
 async def test_every_field_sorts_and_filters(world: World) -> None:
