@@ -14,7 +14,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -86,15 +86,16 @@ class DataDir:
         _write(file, kept | given)
         return given
 
-    def ports(self, names: Sequence[str]) -> dict[str, int]:
-        """A free port for each name: the same as last time unless somebody took it meanwhile.
+    def ports(self, names: Sequence[str], *, besides: Collection[int] = ()) -> dict[str, int]:
+        """A free port for each name: the same as last time unless somebody took it meanwhile, or `besides` has it.
 
         Stable ports matter to the object store, which files its own bookkeeping under them.
         """
         file = self.path / "ports.json"
-        ports = {name: port for name, port in _read(file, dict[str, int]).items() if name in names and is_free(port)}
+        kept = _read(file, dict[str, int])
+        ports = {name: port for name, port in kept.items() if name in names and port not in besides and is_free(port)}
         lacking = [name for name in names if name not in ports]
-        ports.update(zip(lacking, free_ports(len(lacking)), strict=True))
+        ports.update(zip(lacking, free_ports(len(lacking), besides=[*ports.values(), *besides]), strict=True))
         _write(file, ports)
         return ports
 

@@ -8,23 +8,31 @@ from __future__ import annotations
 import errno
 import random
 import socket
+from collections.abc import Collection
 from contextlib import ExitStack
 
 LOOPBACK = "127.0.0.1"
 _RANGE = range(18_000, 32_000)
 
 
-def free_ports(count: int) -> list[int]:
-    """Distinct ports that nobody listens on now; they are held until all are found."""
+def free_ports(count: int, *, besides: Collection[int] = ()) -> list[int]:
+    """Distinct ports that nobody listens on now; they are held until all are found.
+
+    `besides` are meant for others, who do not listen yet.
+    """
     found: list[int] = []
     with ExitStack() as held:
         for port in random.sample(_RANGE, len(_RANGE)):
             if len(found) == count:
-                return found
+                break
+            if port in besides:
+                continue
             probe = held.enter_context(socket.socket())
             if _binds(probe, port):
                 found.append(port)
-    raise OSError(errno.EADDRINUSE, f"no {count} free ports between {_RANGE.start} and {_RANGE.stop}")
+    if len(found) < count:
+        raise OSError(errno.EADDRINUSE, f"no {count} free ports between {_RANGE.start} and {_RANGE.stop}")
+    return found
 
 
 def is_free(port: int, host: str = LOOPBACK) -> bool:

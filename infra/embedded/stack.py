@@ -115,7 +115,8 @@ class _Stack:
     ) -> None:
         self._data_dir = data_dir
         self._serve = serve
-        self._ports = data_dir.ports([*PORT_NAMES, *SERVICES, CONTROLLER]) | {GATEWAY: gateway_port}
+        ours = data_dir.ports([*PORT_NAMES, *SERVICES, CONTROLLER], besides=[gateway_port])
+        self._ports = ours | {GATEWAY: gateway_port}
         self._backing = Backing(data_dir, self._ports, programs)
         self._socket = data_dir.socket("steps.sock")
         self._zygote = Zygote(self._command(ZYGOTE, [], {}), modules=_SHARED_MODULES)

@@ -125,6 +125,20 @@ async def test_waiting_for_servers_of_a_killed_stack_can_be_called_off(folder: P
     data_dir.close()
 
 
+async def test_ports_are_the_same_as_last_time_but_for_those_that_are_somebody_elses(folder: Path) -> None:
+    data_dir = DataDir(folder / "data")
+    await data_dir.open()
+    try:
+        first = data_dir.ports(["nats", "run"], besides=[8888])
+        assert data_dir.ports(["nats", "run"], besides=[8888]) == first
+        # Nobody listens on the gateway's port yet.
+        second = data_dir.ports(["nats", "run"], besides=[first["nats"]])
+    finally:
+        data_dir.close()
+    assert second["run"] == first["run"]
+    assert second["nats"] not in first.values()
+
+
 def test_whoever_fails_to_start_takes_nothing_from_whoever_starts(folder: Path) -> None:
     """Many begin at the same moment on a folder that is not there; half of them find the disk too full."""
     path = folder / "data"

@@ -213,6 +213,14 @@ def test_free_ports_are_distinct_and_free() -> None:
     assert free_ports(0) == []
 
 
+def test_a_port_that_is_meant_for_another_is_not_free_for_this_one() -> None:
+    (one,) = free_ports(1)
+    every_other = set(range(18_000, 32_000)) - {one}
+    assert free_ports(1, besides=every_other) == [one]
+    with pytest.raises(OSError, match="no 1 free ports"):
+        free_ports(1, besides={one, *every_other})
+
+
 async def _start_again(server: Postgres) -> None:
     """As the supervisor does: sessions of a killed server take a moment to notice, and Postgres waits for them."""
     for _ in range(20):

@@ -11,9 +11,11 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from infra.embedded.failure import StartFailure
+from infra.embedded.ports import free_ports
 from infra.embedded.preflight import refuse_unknown_settings, refuse_unsupported_platform
 from infra.embedded.readiness import NOBODY_ANSWERS, http_status
 from tests.support.running_stack import REAL, WITHIN_SECONDS, command_line, started
@@ -146,6 +148,17 @@ async def test_two_stacks_run_at_once_on_two_folders(folder: Path) -> None:
         assert await one.stop() == 0
         assert await http_status(two.port, "/apis/v1beta1/healthz") == 200
         assert await two.stop() == 0
+
+
+async def test_a_port_that_was_another_servers_last_time_serves_the_gateway(folder: Path) -> None:
+    (port,) = free_ports(1)
+    (folder / "data").mkdir(mode=0o711)
+    (folder / "data" / "headrace.lock").touch()
+    (folder / "data" / "ports.json").write_bytes(msgspec.json.encode({"nats": port}))
+    async with started(folder / "data", port=port) as stack:
+        await stack.ready()
+        assert await stack.stop() == 0
+        assert await stack.complaints() == ""
 
 
 async def test_a_folder_too_long_for_a_socket_works(folder: Path) -> None:
