@@ -158,6 +158,16 @@ class Blobs:
         except NoSuchObject:
             return False
 
+    async def list_keys(self, prefix: str) -> list[str]:
+        """The keys that begin so, in order."""
+        return await self._call(
+            lambda client: sorted(
+                str(found.object_name)
+                for found in client.list_objects(self.bucket, prefix=prefix, recursive=True)
+                if not found.is_dir
+            )
+        )
+
     async def delete(self, key: str) -> None:
         """Harmless where the object is absent."""
         await self._call(lambda client: client.remove_object(self.bucket, key))

@@ -95,3 +95,10 @@ async def test_a_store_that_is_down_is_unavailable() -> None:
         with pytest.raises(Unavailable):
             await call
     blobs.close()
+
+
+async def test_the_keys_below_a_prefix(blobs: Blobs) -> None:
+    for key in ("tree/b", "tree/a/deep", "tree-not", "tree/a/er"):
+        await blobs.put(key, b"x")
+    assert await blobs.list_keys("tree/") == ["tree/a/deep", "tree/a/er", "tree/b"]
+    assert await blobs.list_keys("nowhere/") == []

@@ -160,6 +160,10 @@ REFUSED = {
         "{name: main, volumes: [{name: v}, {name: w}], container: {image: i}, initContainers: [{name: first, image: i,"
         " volumeMounts: [{name: w, mountPath: /v}, {name: v, mountPath: /v/}]}]}"
     ),
+    "templates.main.outputs.artifacts.a.archive.tar.compressionLevel '11' is not an integer from 0 to 9": leaf(
+        "{name: main, container: {image: i},"
+        " outputs: {artifacts: [{name: a, path: /a, archive: {tar: {compressionLevel: 11}}}]}}"
+    ),
     "templates.main.resource.manifest must name its object": leaf(
         "{name: main, resource: {action: create, manifest: '{kind: Secret, metadata: {labels: {a: b}}}'}}"
     ),

@@ -9,14 +9,20 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import msgspec
 
-from services.run.engine.embedded.orders import PlacedArtifact, StepOrder, WantedArtifact, WantedParameter
+from services.run.engine.embedded.orders import (
+    PlacedArtifact,
+    StepOrder,
+    WantedArtifact,
+    WantedParameter,
+    compression_level,
+)
 from services.run.engine.embedded.reconcile import Collected
 from services.run.engine.embedded.runner.journal import stdout_of
 from services.run.engine.embedded.runtime import archive
@@ -35,8 +41,9 @@ _CREDENTIALS = {
 
 
 _RESERVED = ("manifests/", "pipelines/")
-"""Where the server keeps what runs are made of: no place for what a step writes."""
+"""Where the server keeps what runs are made of: no place for what a step writes, or reads."""
 _LARGEST_KEY_BYTES = 1024
+_AT_ONCE = 4
 
 
 class Found(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,11 +80,15 @@ class Artifacts:
 
     async def _fetch(self, artifact: PlacedArtifact, target: Path) -> Path:
         key = str((artifact.s3 or {}).get("key", ""))
+        if f"{key}/".startswith(_RESERVED):
+            raise CannotPrepare(f"artifact {artifact.name}: the key {key!r} lies among what the server keeps")
         await asyncio.to_thread(_make_empty, target)
         packed, placed = target / "object", target / "artifact"
         try:
             await self._blobs.get_file(key, packed)
         except NoSuchObject as error:
+            if await self._fetch_directory(key, placed):
+                return placed
             raise CannotPrepare(f"artifact {artifact.name}: nothing is stored at {key}") from error
         if artifact.archive is not None and "none" in artifact.archive:
             return packed
@@ -86,6 +97,18 @@ class Artifacts:
         except (archive.BadArchive, OSError) as error:
             raise CannotPrepare(f"artifact {artifact.name}: {error}") from error
         return placed
+
+    async def _fetch_directory(self, key: str, target: Path) -> bool:
+        """One that was stored as an object per file. Whether there was any."""
+        prefix = key.rstrip("/") + "/"
+        names = [found.removeprefix(prefix) for found in await self._blobs.list_keys(prefix)]
+        files = [name for name in names if not {"", ".", ".."}.intersection(name.split("/"))]
+
+        async def fetch(name: str) -> None:
+            await self._blobs.get_file(prefix + name, target / name)
+
+        await _each(files, fetch)
+        return bool(files)
 
     async def collect(self, order: StepOrder, tree: Tree | None, attempt_dir: Path, scratch: Path) -> Found:
         """Store what the step wrote, and its log. Raises Unavailable; repeating it is harmless."""
@@ -124,18 +147,32 @@ class Artifacts:
         file_name = top if is_plain else f"{wanted.name}.tgz"
         key = _checked(str((wanted.s3 or {}).get("key") or f"{self._prefix}/{node_id}/{file_name}"))
         if is_plain:
-            await self._store_plain(key, path)
+            is_own = not (wanted.s3 or {}).get("key")
+            await self._store_plain(key, path, is_own=is_own)
             return self.location(key)
         packed = scratch / "outputs" / f"{wanted.name}.tgz"
-        await asyncio.to_thread(_pack, path, top, packed)
+        await asyncio.to_thread(_pack, path, top, packed, compression_level(wanted.archive))
         await self._blobs.put_file(key, packed)
         await asyncio.to_thread(packed.unlink)
         return self.location(key)
 
-    async def _store_plain(self, key: str, path: Path) -> None:
-        """A file as it is; a directory as one object per file under the key."""
-        for relative, file in await asyncio.to_thread(_files_at, path):
-            await self._blobs.put_file(f"{key}/{relative}" if relative else key, file)
+    async def _store_plain(self, key: str, path: Path, *, is_own: bool) -> None:
+        """A file as it is; a directory as one object per file under the key.
+
+        A key that nobody else uses holds nothing but this when it is done: an earlier attempt may have left more.
+        """
+        files = {
+            f"{key}/{relative}" if relative else key: file
+            for relative, file in await asyncio.to_thread(_files_at, path)
+        }
+        if is_own:
+            earlier = [key, *await self._blobs.list_keys(f"{key}/")]
+            await _each([each for each in earlier if each not in files], self._blobs.delete)
+
+        async def store(key: str) -> None:
+            await self._blobs.put_file(key, files[key])
+
+        await _each(files, store)
 
     async def _store_log(self, node_id: str, log: Path) -> dict[str, Any] | None:
         if not await asyncio.to_thread(log.exists):
@@ -143,6 +180,22 @@ class Artifacts:
         key = f"{self._prefix}/{node_id}/main.log"
         await self._blobs.put_file(key, log)
         return self.location(key)
+
+
+async def _each(names: Iterable[str], work: Callable[[str], Awaitable[None]]) -> None:
+    """A few at a time: thousands of small objects one by one are thousands of waits. Raises what `work` raised."""
+    left = iter(names)
+
+    async def some() -> None:
+        for name in left:
+            await work(name)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(_AT_ONCE):
+                group.create_task(some())
+    except ExceptionGroup as failed:
+        raise failed.exceptions[0] from None
 
 
 class _BadKey(Exception):
@@ -169,9 +222,9 @@ def _make_empty(directory: Path) -> None:
     directory.mkdir(parents=True)
 
 
-def _pack(path: Path, top: str, packed: Path) -> None:
+def _pack(path: Path, top: str, packed: Path, level: int) -> None:
     packed.parent.mkdir(parents=True, exist_ok=True)
-    archive.pack(path, top, packed)
+    archive.pack(path, top, packed, compression_level=level)
 
 
 def _files_at(path: Path) -> list[tuple[str, Path]]:

@@ -100,6 +100,20 @@ class StepOrder(_Part, frozen=True, kw_only=True):
     service_account: str = ""
 
 
+_USUAL_COMPRESSION = 6
+
+
+def compression_level(archive: Mapping[str, Any] | None) -> int:
+    """How hard an artifact is packed, from 0 to 9. Raises ValueError where the template says something else."""
+    tar = (archive or {}).get("tar")
+    level = tar.get("compressionLevel") if isinstance(tar, Mapping) else None
+    if level is None or level == -1:
+        return _USUAL_COMPRESSION
+    if not isinstance(level, int) or not 0 <= level <= 9:
+        raise ValueError(f"archive.tar.compressionLevel '{level}' is not an integer from 0 to 9")
+    return level
+
+
 _REFERENCE = re.compile(r"\$\$|\$\(([^)]*)\)")
 
 

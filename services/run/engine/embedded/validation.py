@@ -31,7 +31,7 @@ from services.run.engine.embedded.manifest import (
     Workflow,
     type_names,
 )
-from services.run.engine.embedded.orders import Process
+from services.run.engine.embedded.orders import Process, compression_level
 from services.run.engine.embedded.paths import PathError, read_jq_path, read_json_path
 from services.run.engine.embedded.plan import condition_of, patched, read_factor
 from services.run.engine.embedded.template import fill, tags
@@ -378,6 +378,10 @@ def _check_leaf_outputs(place: str, template: Template) -> None:
             raise ManifestError(
                 f"{place}.outputs.artifacts.{artifact.name}.path must be specified for {kind} templates"
             )
+        try:
+            compression_level(artifact.archive)
+        except ValueError as error:
+            raise ManifestError(f"{place}.outputs.artifacts.{artifact.name}.{error}") from error
     for parameter in template.outputs.parameters:
         where = f"{place}.outputs.parameters.{parameter.name}"
         source = parameter.value_from
