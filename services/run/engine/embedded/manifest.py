@@ -327,7 +327,8 @@ class Spec(_Part, frozen=True, kw_only=True):
     retry_strategy: RetryStrategy | None = None
     workflow_template_ref: Any = None
     volume_claim_templates: Any = None
-    template_defaults: Any = None
+    template_defaults: dict[str, Any] | None = None
+    """Only as written: `parse` has merged it into each template."""
     synchronization: Any = None
     hooks: Any = None
     shutdown: Any = None
@@ -350,9 +351,57 @@ def parse(document: Mapping[str, Any]) -> Workflow:
     Raises ManifestError with the path of the first part that has the wrong shape.
     """
     try:
-        return msgspec.convert(_cleaned(dict(document)), Workflow)
+        return msgspec.convert(_with_defaults(_cleaned(dict(document))), Workflow)
     except msgspec.ValidationError as error:
         raise ManifestError(str(error)) from error
+
+
+_MERGE_KEYS = {
+    "artifacts": "name",
+    "env": "name",
+    "initContainers": "name",
+    "parameters": "name",
+    "sidecars": "name",
+    "volumeMounts": "mountPath",
+    "volumes": "name",
+}
+"""Lists whose items are the same thing when this key of theirs is the same; any other list is one value."""
+
+
+def _with_defaults(document: dict[str, Any]) -> dict[str, Any]:
+    """`spec.templateDefaults` under each template: what the template says itself wins, its kind above all."""
+    spec = document.get("spec")
+    if not isinstance(spec, dict) or not isinstance(defaults := spec.get("templateDefaults"), dict):
+        return document
+    templates = [
+        _merged({key: value for key, value in defaults.items() if key not in _KINDS or key in template}, template)
+        if isinstance(template, dict)
+        else template
+        for template in spec.get("templates") or ()
+    ]
+    return {**document, "spec": {**spec, "templates": templates}}
+
+
+_KINDS = frozenset({"name", "containerSet", "data", "http", "plugin", *type_names})
+"""What a template has of its own or not at all."""
+
+
+def _merged(default: Any, own: Any, key: str = "") -> Any:
+    """As a strategic merge patch of the default does it."""
+    if isinstance(default, dict) and isinstance(own, dict):
+        return {**default, **{key: _merged(default.get(key), value, key) for key, value in own.items()}}
+    by = _MERGE_KEYS.get(key)
+    if by is None or not _is_list_of_things(default) or not _is_list_of_things(own):
+        return own
+    found = {str(each.get(by)): each for each in default}
+    for each in own:
+        name = str(each.get(by))
+        found[name] = _merged(found.get(name), each)
+    return list(found.values())
+
+
+def _is_list_of_things(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, dict) for each in value)
 
 
 def scalar_text(value: Any) -> str:

@@ -646,7 +646,6 @@ def _unsupported_in_spec(workflow: Workflow) -> Iterator[str]:
     fields = {
         "workflowTemplateRef": spec.workflow_template_ref,
         "volumeClaimTemplates": spec.volume_claim_templates,
-        "templateDefaults": spec.template_defaults,
         "synchronization": spec.synchronization,
         "hooks": spec.hooks,
         "shutdown": spec.shutdown,
