@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import shutil
 from collections.abc import AsyncIterator
 from typing import Any
@@ -15,9 +16,10 @@ from services.run.engine.embedded.driver import EmbeddedEngine
 from services.run.engine.embedded.runner.client import RunnerClient
 from shared.errors import Unavailable
 from tests.contract.engine.engines import RunnerProcess, embedded, open_blobs, runner_process
-from tests.contract.engine.manifests import c, workflow
+from tests.contract.engine.manifests import c, dag, task, workflow
 from tests.contract.engine.marked import begun, gone, marked, new_marker, processes_with
-from tests.contract.engine.recorder import Recorder, new_run, said
+from tests.contract.engine.recorder import Recorder, Run, new_run, said
+from tests.support.eventually import eventually
 from tests.support.servers import ObjectStoreAccess
 
 
@@ -163,3 +165,57 @@ async def test_a_step_that_meets_a_stopping_runner_is_started_by_the_next_one(
             work.cancel()
             await asyncio.wait([work])
         blobs.close()
+
+
+CLAIMING: dict[str, Any] = {
+    "volumeClaimTemplates": [{"metadata": {"name": "work"}, "spec": {"resources": {"requests": {"storage": "1Gi"}}}}]
+}
+
+
+def on_work(script: str, **rest: Any) -> dict[str, Any]:
+    template = c(script, **rest)
+    template["container"]["volumeMounts"] = [{"name": "work", "mountPath": "/w"}]
+    return template
+
+
+def claims_of(runner: RunnerProcess, run: Run) -> list[str]:
+    return [path.name for path in runner.data_dir.rglob(f"{run.name}-*") if path.is_dir()]
+
+
+async def test_a_claim_of_the_run_is_shared_by_its_steps_and_goes_when_it_succeeds(
+    shared_runner: RunnerProcess, object_store_access: ObjectStoreAccess
+) -> None:
+    get = json.dumps({"kind": "PersistentVolumeClaim", "metadata": {"name": "{{workflow.name}}-work"}})
+    bound = {"parameters": [{"name": "o", "valueFrom": {"jsonPath": "{.status.phase}"}}]}
+    async with embedded(shared_runner)(object_store_access) as made, recording(made.engine) as recorder:  # type: ignore[arg-type]
+        run = await recorder.carry_out(
+            workflow(
+                dag(task("a", "write"), task("b", "read", "a"), task("see", "see")),
+                templates={
+                    "write": on_work("echo from a > /w/f"),
+                    "read": on_work("cp /w/f /tmp/o", gives={"o": "/tmp/o"}),
+                    "see": {"resource": {"action": "get", "manifest": get}, "outputs": bound},
+                },
+                **CLAIMING,
+            )
+        )
+        assert (run.value(".b"), run.value(".see")) == ("from a", "Bound")
+
+        async def is_gone() -> bool:
+            return not claims_of(shared_runner, run)
+
+        await eventually(is_gone)
+
+
+async def test_a_claim_of_a_failed_run_waits_for_its_retry_and_goes_when_it_is_erased(
+    shared_runner: RunnerProcess, object_store_access: ObjectStoreAccess
+) -> None:
+    async with embedded(shared_runner)(object_store_access) as made, recording(made.engine) as recorder:  # type: ignore[arg-type]
+        run = await recorder.carry_out(workflow(on_work("echo >> /w/f; exit 1"), **CLAIMING))
+        assert (run.phase, claims_of(shared_runner, run)) == ("Failed", [f"{run.name}-work"])
+        await made.engine.erase(run.run_id, up_to_attempt=1)
+        assert claims_of(shared_runner, run) == [f"{run.name}-work"]
+
+        await made.engine.erase(run.run_id)
+
+        assert claims_of(shared_runner, run) == []

@@ -193,3 +193,17 @@ def test_a_plain_filter_is_a_path_that_may_lead_to_nothing(jq_filter: str, found
 def test_a_filter_that_is_a_program_is_not_known(jq_filter: str) -> None:
     with pytest.raises(ObjectError, match="is not supported by the local engine"):
         output_of({"a": {"b": [1]}}, None, jq_filter)
+
+
+def test_what_a_run_made_is_removed_with_it_and_nothing_else(objects: Objects) -> None:
+    act(objects, "create", claim("of-the-run"), node="run-1")
+    act(objects, "create", claim("of-another"), node="run-2")
+    (objects.claim(NAMESPACE, "of-the-run") / "f").write_text("x")
+
+    objects.remove_claims_of("run-1")
+    objects.remove_claims_of("run-1")
+
+    with pytest.raises(ObjectError, match="not found"):
+        act(objects, "get", claim("of-the-run"))
+    assert list(objects.claim(NAMESPACE, "of-the-run").iterdir()) == []
+    assert act(objects, "get", claim("of-another"))["metadata"]["name"] == "of-another"

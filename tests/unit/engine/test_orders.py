@@ -264,3 +264,34 @@ def test_a_real_pipeline_mounts_the_place_its_producer_wrote_to() -> None:
     (read,) = run.order(".consumer").main.mounts
     assert (read.sub_path, read.read_only) == (written, True)
     assert run.node(".processor").id in written
+
+
+def test_a_claim_template_is_a_volume_of_every_step() -> None:
+    order = ordered(
+        "{name: main, container: {image: i, command: [x], volumeMounts: [{name: work, mountPath: /w}]}}",
+        spec="volumeClaimTemplates: [{metadata: {name: work}, spec: {resources: {requests: {storage: 1Gi}}}}]",
+    )
+    (volume,) = order.volumes
+    assert volume.persistent_volume_claim is not None
+    assert volume.persistent_volume_claim.claim_name == f"{NAME}-work"
+
+
+def test_a_claim_template_becomes_an_object_of_the_run() -> None:
+    run = FakeExecutor(
+        workflow("""
+spec:
+  entrypoint: main
+  arguments: {parameters: [{name: size, value: 2Gi}]}
+  volumeClaimTemplates:
+  - {metadata: {name: work, labels: {a: b}}, spec: {resources: {requests: {storage: "{{workflow.parameters.size}}"}}}}
+  templates: [{name: main, container: {image: i, command: [x]}}]
+""")
+    )
+    assert run.state.plan.claims == (
+        {
+            "apiVersion": "v1",
+            "kind": "PersistentVolumeClaim",
+            "metadata": {"name": f"{NAME}-work", "labels": {"a": "b"}},
+            "spec": {"resources": {"requests": {"storage": "2Gi"}}},
+        },
+    )

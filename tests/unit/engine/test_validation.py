@@ -164,6 +164,12 @@ REFUSED = {
         "{name: main, container: {image: i},"
         " outputs: {artifacts: [{name: a, path: /a, archive: {tar: {compressionLevel: 11}}}]}}"
     ),
+    "spec.volumeClaimTemplates[0].metadata.name: 'A b' is invalid": dag(
+        "[{name: a, template: t}]", spec="volumeClaimTemplates: [{metadata: {name: A b}}]"
+    ),
+    "spec.volumeClaimTemplates[0].metadata.name 'v' is not unique": dag(
+        "[{name: a, template: t}]", spec="volumes: [{name: v}]\n  volumeClaimTemplates: [{metadata: {name: v}}]"
+    ),
     "templates.main.resource.manifest must name its object": leaf(
         "{name: main, resource: {action: create, manifest: '{kind: Secret, metadata: {labels: {a: b}}}'}}"
     ),
@@ -209,6 +215,17 @@ def test_a_patch_that_is_json_only_after_its_replacement_passes() -> None:
             ' podSpecPatch: \'{"containers": [{"name": "main", "command": {{inputs.parameters.n}}}]}\'}'
         )
     )
+
+
+def test_a_claim_template_is_a_declared_volume() -> None:
+    manifest = workflow("""
+spec:
+  entrypoint: main
+  volumeClaimTemplates: [{metadata: {name: work}, spec: {resources: {requests: {storage: 1Gi}}}}]
+  templates: [{name: main, container: {image: i, command: [x], volumeMounts: [{name: work, mountPath: /w}]}}]
+""")
+    refuse_unsupported(manifest)
+    validate(manifest)
 
 
 def test_the_exit_handler_may_ask_how_the_run_ended() -> None:
@@ -264,7 +281,6 @@ C = "container: {image: i, command: [x]}"
 
 UNSUPPORTED = {
     "spec.workflowTemplateRef": workflow("spec: {workflowTemplateRef: {name: x}}"),
-    "spec.volumeClaimTemplates": workflow("spec: {volumeClaimTemplates: [{}]}"),
     "spec.synchronization": workflow("spec: {synchronization: {mutex: {name: m}}}"),
     "templates.main memoize": leaf(f"{{name: main, {C}, memoize: {{key: k}}}}"),
     "templates.main synchronization": leaf(f"{{name: main, {C}, synchronization: {{mutex: {{name: m}}}}}}"),

@@ -26,7 +26,7 @@ from services.run.engine.embedded.admission import Admission, Ticket
 from services.run.engine.embedded.collection import Artifacts
 from services.run.engine.embedded.manifest import ManifestError, parse
 from services.run.engine.embedded.nodes import Node, NodeType, Phase, timestamp, whole_seconds
-from services.run.engine.embedded.objects import Objects
+from services.run.engine.embedded.objects import ObjectError, Objects
 from services.run.engine.embedded.orders import StepOrder
 from services.run.engine.embedded.reconcile import (
     Event,
@@ -130,6 +130,8 @@ class EmbeddedEngine:
         for workflow in [each for each, submission in driven if is_meant(submission.run_id, submission.attempt)]:
             await self._put_down(workflow)
             self._crashes.pop(workflow.name, None)
+        if up_to_attempt is None:
+            await self._steps.remove_claims(run_id)
         keys = await self._steps.keys()
         await self._forget_all(key for key in keys if is_meant(_parts(key).run_id, _parts(key).attempt))
 
@@ -243,8 +245,9 @@ class EmbeddedEngine:
         with continue_trace(workflow.submission.traceparent or None):
             try:
                 state = workflow.state = _open_state(workflow.submission)
-            except ManifestError as error:
-                await self._report(workflow, _ended_in_error(workflow, error.reason, self._clock.now()))
+                await self._make_claims(workflow, state)
+            except (ManifestError, ObjectError) as error:
+                await self._report(workflow, _ended_in_error(workflow, str(error), self._clock.now()))
                 return
             artifacts = Artifacts(self._blobs, workflow.name, state.identity.created_at)
             if workflow.is_resumed:
@@ -257,6 +260,13 @@ class EmbeddedEngine:
                 if turn.finished:
                     break
                 events = await workflow.next_events(turn.wake_at, self._clock.now())
+            if state.plan.claims and (turn.phase is Phase.SUCCEEDED or state.plan.removes_claims_of_failures):
+                self._soon(self._steps.remove_claims(workflow.submission.run_id))
+
+    async def _make_claims(self, workflow: _Workflow, state: State) -> None:
+        await self._steps.make_claims(
+            state.plan.claims, run_id=workflow.submission.run_id, namespace=state.identity.namespace
+        )
 
     async def _sweep(self, workflow: _Workflow) -> None:
         """Remove what a crash kept from being removed. Steps of an earlier attempt end before those of this begin."""

@@ -215,6 +215,18 @@ class Volume(_Part, frozen=True, kw_only=True):
     azure_file: Any = None
 
 
+class ClaimTemplate(_Part, frozen=True, kw_only=True):
+    """A claim that each run has for itself; templates mount it by the template's name."""
+
+    metadata: Metadata = msgspec.field(default_factory=Metadata)
+    spec: dict[str, Any] = msgspec.field(default_factory=dict)
+
+
+class ClaimCollection(_Part, frozen=True, kw_only=True):
+    strategy: str = ""
+    """OnWorkflowCompletion, or by default OnWorkflowSuccess: when the run's own claims are removed."""
+
+
 class Backoff(_Part, frozen=True, kw_only=True):
     duration: str = ""
     factor: str | None = None
@@ -326,7 +338,8 @@ class Spec(_Part, frozen=True, kw_only=True):
     pod_spec_patch: str = ""
     retry_strategy: RetryStrategy | None = None
     workflow_template_ref: Any = None
-    volume_claim_templates: Any = None
+    volume_claim_templates: tuple[ClaimTemplate, ...] = ()
+    volume_claim_gc: ClaimCollection | None = msgspec.field(default=None, name="volumeClaimGC")
     template_defaults: dict[str, Any] | None = None
     """Only as written: `parse` has merged it into each template."""
     synchronization: Any = None

@@ -74,6 +74,18 @@ class Objects:
         _check_conditions(resource, result)
         return result
 
+    def make_claim(self, document: Mapping[str, Any], *, run_id: str, namespace: str) -> None:
+        """A claim of the run itself; made again, it is the same one. Raises ObjectError."""
+        wanted = dict(document)
+        self._create(wanted, "PersistentVolumeClaim", str(wanted["metadata"]["name"]), namespace, run_id)
+
+    def remove_claims_of(self, run_id: str) -> None:
+        """Those that `make_claim` made, with what is in them."""
+        for file in (self._directory / "objects").glob("*/PersistentVolumeClaim/*.json"):
+            metadata = json.loads(file.read_bytes())["metadata"]
+            if metadata.get("annotations", {}).get(_MADE_BY) == run_id:
+                self._delete("PersistentVolumeClaim", metadata["name"], metadata["namespace"])
+
     def secret(self, namespace: str, name: str) -> dict[str, bytes] | None:
         """The decoded entries of a secret."""
         found = self._find("Secret", name, namespace)

@@ -20,6 +20,8 @@ from services.run.engine.embedded.expression import MET, Depends, ExpressionErro
 from services.run.engine.embedded.manifest import (
     Arguments,
     Artifact,
+    Claim,
+    ClaimTemplate,
     Container,
     Dag,
     ManifestError,
@@ -122,6 +124,38 @@ class Plan:
     def run_deadline_seconds(self) -> int | None:
         return whole_seconds_of(fill(self.workflow.spec.active_deadline_seconds, self.globals))
 
+    @cached_property
+    def claims(self) -> tuple[dict[str, Any], ...]:
+        """The run's own claims, as objects."""
+        return tuple(
+            {
+                "apiVersion": "v1",
+                "kind": "PersistentVolumeClaim",
+                "metadata": {
+                    **msgspec.to_builtins(fill(each.metadata, self.globals)),
+                    "name": self._claim_name(each),
+                },
+                "spec": fill(each.spec, self.globals),
+            }
+            for each in self.workflow.spec.volume_claim_templates
+        )
+
+    @property
+    def removes_claims_of_failures(self) -> bool:
+        rule = self.workflow.spec.volume_claim_gc
+        return rule is not None and rule.strategy == "OnWorkflowCompletion"
+
+    def _claim_name(self, template: ClaimTemplate) -> str:
+        return f"{self.identity.name}-{template.metadata.name}"
+
+    @cached_property
+    def _workflow_volumes(self) -> tuple[Volume, ...]:
+        own = (
+            Volume(name=each.metadata.name, persistent_volume_claim=Claim(claim_name=self._claim_name(each)))
+            for each in self.workflow.spec.volume_claim_templates
+        )
+        return (*self.workflow.spec.volumes, *own)
+
     # -- calls ---------------------------------------------------------------------------------------------------------
 
     def bind(
@@ -215,7 +249,7 @@ class Plan:
         main = filled.container or filled.script or Container()
         everyone = (main, *filled.init_containers, *filled.sidecars)
         mounted = {mount.name for container in everyone for mount in container.volume_mounts}
-        known = {each.name: each for each in (*self.workflow.spec.volumes, *filled.volumes) if each.name in mounted}
+        known = {each.name: each for each in (*self._workflow_volumes, *filled.volumes) if each.name in mounted}
         lookup = first_of(self.globals, inputs_lookup(inputs), {"pod.name": pod_name}.get)
         for missing in sorted(mounted - known.keys()):
             raise ManifestError(f"volume '{missing}' not found in workflow spec")

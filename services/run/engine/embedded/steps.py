@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import shutil
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
@@ -240,6 +240,19 @@ class Steps:
             return StepFinished(node_id=order.node_id, at=self._clock.now(), error=reason)
         outputs = Collected(parameters=parameters)
         return StepFinished(node_id=order.node_id, at=self._clock.now(), exit_code=0, outputs=outputs)
+
+    async def make_claims(self, claims: Sequence[Mapping[str, Any]], *, run_id: str, namespace: str) -> None:
+        """The run's own, before its first step. Raises ObjectError; a full disk is waited for."""
+
+        def make() -> None:
+            for each in claims:
+                self._objects.make_claim(each, run_id=run_id, namespace=namespace)
+
+        if claims:
+            await _patiently(lambda: asyncio.to_thread(make))
+
+    async def remove_claims(self, run_id: str) -> None:
+        await asyncio.to_thread(self._objects.remove_claims_of, run_id)
 
     # What the runner says
 

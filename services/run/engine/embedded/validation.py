@@ -23,6 +23,7 @@ from services.run.engine.embedded.manifest import (
     ManifestError,
     Parameter,
     RetryStrategy,
+    Spec,
     Task,
     TaskName,
     Template,
@@ -52,6 +53,7 @@ def validate(workflow: Workflow) -> None:
     _check_retry("spec", spec.retry_strategy)
     _check_patch("spec", spec.pod_spec_patch)
     _check_parallelism("spec", spec.parallelism)
+    _check_claims(spec)
     templates = _templates(workflow)
     called = [name for name in (spec.entrypoint, spec.on_exit) if name]
     for name in called:
@@ -62,6 +64,17 @@ def validate(workflow: Workflow) -> None:
         _check_template(template, known)
     for name in called:
         _check_supplied(f"templates.{name}", templates[name], spec.arguments)
+
+
+def _check_claims(spec: Spec) -> None:
+    taken = {each.name for each in spec.volumes}
+    for index, claim in enumerate(spec.volume_claim_templates):
+        place, name = f"spec.volumeClaimTemplates[{index}].metadata.name", claim.metadata.name
+        if not _OBJECT_NAME.fullmatch(name):
+            raise ManifestError(f"{place}: '{name}' is invalid: {_OBJECT_NAME_RULE}")
+        if name in taken:
+            raise ManifestError(f"{place} '{name}' is not unique")
+        taken.add(name)
 
 
 def _templates(workflow: Workflow) -> dict[TemplateName, Template]:
@@ -83,6 +96,10 @@ _SHORT_NAME = re.compile(r"[-a-zA-Z0-9_]+")
 _SHORT_NAME_RULE = "name must consist of alpha-numeric characters, '_' or '-'"
 _LONG_NAME = re.compile(r"[a-zA-Z0-9][-a-zA-Z0-9]*")
 _LONG_NAME_RULE = "name must consist of alpha-numeric characters or '-', and must start with an alpha-numeric character"
+
+
+_OBJECT_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+_OBJECT_NAME_RULE = "name must consist of lower case alpha-numeric characters or '-'"
 
 
 def _check_names(place: str, named: Iterable[Parameter | Artifact]) -> None:
@@ -135,7 +152,10 @@ class _Known:
 
     def __init__(self, workflow: Workflow, templates: Mapping[TemplateName, Template]) -> None:
         self.templates = templates
-        self.volumes = {each.name for each in workflow.spec.volumes}
+        spec = workflow.spec
+        self.volumes = {each.name for each in spec.volumes} | {
+            each.metadata.name for each in spec.volume_claim_templates
+        }
         arguments = workflow.spec.arguments
         self._parameters = {each.name for each in arguments.parameters}
         self._artifacts = {each.name for each in arguments.artifacts}
@@ -645,7 +665,6 @@ def _unsupported_in_spec(workflow: Workflow) -> Iterator[str]:
     spec = workflow.spec
     fields = {
         "workflowTemplateRef": spec.workflow_template_ref,
-        "volumeClaimTemplates": spec.volume_claim_templates,
         "synchronization": spec.synchronization,
         "hooks": spec.hooks,
         "shutdown": spec.shutdown,
