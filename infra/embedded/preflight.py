@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import platform
 import sys
 from collections.abc import Iterable, Mapping
@@ -37,6 +38,14 @@ def refuse_taken_port(port: int) -> None:
         raise StartFailure(f"port {port} cannot be used: {error.strerror}") from error
     if not free:
         raise StartFailure(f"port {port} on {LOOPBACK} is taken: stop what listens there, or choose another by --port")
+
+
+def refuse_absent_directories(environment: Mapping[str, str], *variables: str) -> None:
+    """Who names one means it to be there, now."""
+    for name in variables:
+        path = environment.get(name)
+        if path and not os.path.isdir(path):
+            raise StartFailure(f"{name}={path}: there is no such directory")
 
 
 def refuse_unknown_settings(environment: Mapping[str, str], known: Iterable[str]) -> None:

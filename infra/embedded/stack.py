@@ -22,6 +22,7 @@ from infra.embedded.failure import StartFailure
 from infra.embedded.forked import Forked, Zygote
 from infra.embedded.ports import LOOPBACK
 from infra.embedded.preflight import (
+    refuse_absent_directories,
     refuse_taken_port,
     refuse_unknown_settings,
     refuse_unsupported_platform,
@@ -46,6 +47,9 @@ _SHARED_MODULES = ("infra.cli.serve", "shared.plumbing", "shared.listing", "mini
 
 _PROJECT = Path(__file__).parents[2]
 _STOP_WITHIN_SECONDS = 15
+
+_OBJECTS = ("HEADRACE_SECRETS_DIR", "HEADRACE_CONFIG_MAPS_DIR")
+_KEPT_FROM_STEPS = (*_OBJECTS, "HEADRACE_AUTH_TOKENS_FILE")
 
 _SETTINGS = (
     "infra.embedded.settings:Settings",
@@ -75,6 +79,7 @@ async def run(
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     refuse_unsupported_platform()
     refuse_unknown_settings(os.environ, variables_of(*_SETTINGS))
+    refuse_absent_directories(os.environ, *_OBJECTS)
     refuse_taken_port(settings.port)
     programs = find_programs()
     data_dir = DataDir(Path(settings.data_dir))
@@ -203,8 +208,16 @@ class _Stack:
         return {
             "HEADRACE_STEP_RUNNER_SOCKET": str(self._socket),
             "HEADRACE_STEPS_DIR": str(self._data_dir.steps),
-            "HEADRACE_STEP_MASKED_PATHS": str(self._data_dir.path),
+            "HEADRACE_STEP_MASKED_PATHS": ",".join(self._masked()),
         }
+
+    def _masked(self) -> list[str]:
+        """What no step may see: what is kept here, and what the person who started us says."""
+        kept = [str(self._data_dir.path), *filter(None, map(os.environ.get, _KEPT_FROM_STEPS))]
+        for path in kept:
+            if "," in path:  # The runner is told a list, separated by commas.
+                raise StartFailure(f"{path}: steps cannot be kept from a path with a comma in it")
+        return [*kept, *filter(None, [os.environ.get("HEADRACE_STEP_MASKED_PATHS")])]
 
     def _row(self, name: str, variables: dict[str, str]) -> Row:
         command = self._command(name, [*self._serve, name], variables)

@@ -15,6 +15,7 @@ from shared.plumbing import Plumbing
 from .compose import Rules
 from .controller import Controller
 from .engine.embedded.driver import EmbeddedEngine
+from .engine.embedded.objects import Objects
 from .engine.embedded.runner.client import RunnerClient
 from .manifests import Manifests
 from .records import Records
@@ -35,13 +36,19 @@ async def run(settings: ControllerSettings, stop: asyncio.Event) -> None:
     )
     rules = Rules(default_service_account=settings.default_service_account, cache_enabled=settings.cache_enabled)
     manifests = Manifests(plumbing.database, blobs, rules, cache_bytes=settings.manifest_cache_bytes)
+    data_dir = Path(settings.engine_data_dir)
     engine = EmbeddedEngine(
         RunnerClient(settings.step_runner_socket),
         blobs,
         steps_dir=Path(settings.steps_dir),
-        data_dir=Path(settings.engine_data_dir),
+        data_dir=data_dir,
         most_steps=settings.most_steps or None,
         most_runs=settings.most_runs or None,
+        objects=Objects(
+            data_dir,
+            secrets_dir=_directory(settings.secrets_dir),
+            config_maps_dir=_directory(settings.config_maps_dir),
+        ),
     )
     controller = Controller(
         Records(plumbing.database, plumbing.outbox, manifests),
@@ -61,3 +68,7 @@ async def run(settings: ControllerSettings, stop: asyncio.Event) -> None:
     finally:
         await plumbing.close()
         blobs.close()
+
+
+def _directory(setting: str) -> Path | None:
+    return Path(setting) if setting else None

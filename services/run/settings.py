@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import msgspec
 
 from shared.bearer import check_sha256
-from shared.settings import ServiceSettings
+from shared.settings import ServiceSettings, variable_of
 
 from .domain import EngineName
 
@@ -60,9 +61,20 @@ class ControllerSettings(Settings, frozen=True, kw_only=True):
     A run counts from its first step to its end, also while it only waits. Runs that have started, retried ones among
     them, never wait: there may be more of them than this.
     """
+    secrets_dir: str = ""
+    """Secrets that pipelines may use without having made them: a directory for each, and in it a file for each key."""
+    config_maps_dir: str = ""
+    """The same for config maps."""
     poll_seconds: float = 1.0
     """How often the records are looked at without being told; what a lost ping costs at most."""
     compare_seconds: float = 10.0
     """How often records and engine are compared both ways."""
     metrics_wait_seconds: float = 5.0
     """How long the end of a run waits for the metrics of its steps to be recorded."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("secrets_dir", "config_maps_dir"):
+            path = getattr(self, name)
+            if path and not os.path.isdir(path):
+                raise ValueError(f"{variable_of(name)}={path!r}: there is no such directory")

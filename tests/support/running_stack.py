@@ -139,6 +139,11 @@ def command_line(pid: int) -> bytes:
         return b""
 
 
+def environment(pid: int) -> list[str]:
+    """`NAME=VALUE`, as the process was started with."""
+    return Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
+
+
 def _empty_journal() -> Path:
     journal = Path(tempfile.mkdtemp(prefix="headrace-journal-"), "journal")
     journal.touch()

@@ -18,7 +18,7 @@ from infra.embedded.failure import StartFailure
 from infra.embedded.ports import free_ports
 from infra.embedded.preflight import refuse_unknown_settings, refuse_unsupported_platform
 from infra.embedded.readiness import NOBODY_ANSWERS, http_status
-from tests.support.running_stack import REAL, WITHIN_SECONDS, command_line, started
+from tests.support.running_stack import REAL, WITHIN_SECONDS, command_line, environment, started
 
 PROCESSES = {
     *("experiment", "pipeline-registry", "run", "job-scheduler", "metrics"),
@@ -211,6 +211,7 @@ async def test_a_taken_port_is_refused_before_anything_is_written(folder: Path) 
         ("HEADRACE_WEED", "/no/weed", "HEADRACE_WEED=/no/weed: this is not a program"),
         ("HEADRACE_PORT", "abc", "HEADRACE_PORT: 'abc' is not a port"),
         ("HEADRACE_PORT", "65536", "HEADRACE_PORT: '65536' is not a port"),
+        ("HEADRACE_SECRETS_DIR", "/no/dir", "HEADRACE_SECRETS_DIR=/no/dir: there is no such directory"),
         ("HEADRACE_PROT", "1", "unknown setting HEADRACE_PROT (did you mean HEADRACE_PORT?)"),
     ],
 )
@@ -221,6 +222,17 @@ async def test_a_wrong_setting_is_refused_before_anything_is_written(
         assert await stack.ended() == 1
         assert await stack.complaints() == f"headrace: cannot start: {complaint}\n"
     assert os.listdir(folder) == []
+
+
+async def test_steps_are_kept_from_all_that_is_kept_for_them(folder: Path) -> None:
+    secrets = folder / "secrets"
+    secrets.mkdir()
+    variables = {"HEADRACE_SECRETS_DIR": str(secrets), "HEADRACE_STEP_MASKED_PATHS": "/etc/mine,/opt/mine"}
+    async with started(folder / "data", variables=variables) as stack:
+        await stack.ready()
+        masked = f"HEADRACE_STEP_MASKED_PATHS={folder}/data,{secrets},/etc/mine,/opt/mine"
+        assert masked in environment(stack.pid_of("step-runner"))
+        assert await stack.stop() == 0
 
 
 async def test_a_folder_that_is_a_file_is_refused(folder: Path) -> None:

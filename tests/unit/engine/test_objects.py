@@ -36,6 +36,40 @@ def secret(**data: Any) -> dict[str, Any]:
     return {"kind": "Secret", "metadata": {"name": "s"}, **data}
 
 
+@pytest.fixture
+def given(tmp_path: Path) -> Objects:
+    """Objects of an installation that was given a secret and a config map, the latter as a cluster mounts it."""
+    secrets_dir, config_maps_dir = tmp_path / "secrets", tmp_path / "config-maps"
+    (secrets_dir / "s").mkdir(parents=True)
+    (secrets_dir / "s" / "token").write_bytes(b"\xff\x00given\n")
+    version = config_maps_dir / "c" / "..2026_01_02"
+    version.mkdir(parents=True)
+    (version / "settings.ini").write_text("a = 1")
+    (config_maps_dir / "c" / "..data").symlink_to(version.name)
+    (config_maps_dir / "c" / "settings.ini").symlink_to("..data/settings.ini")
+    return Objects(tmp_path / "data", secrets_dir=secrets_dir, config_maps_dir=config_maps_dir)
+
+
+def test_what_the_installation_was_given_is_found_byte_for_byte(given: Objects) -> None:
+    assert given.secret(NAMESPACE, "s") == {"token": b"\xff\x00given\n"}
+    assert given.config_map(NAMESPACE, "c") == {"settings.ini": b"a = 1"}
+    assert given.secret(NAMESPACE, "c") is None, "each kind has names of its own"
+    assert given.config_map(NAMESPACE, "s") is None
+
+
+def test_what_a_step_has_made_comes_before_what_was_given(given: Objects) -> None:
+    act(given, "create", secret(stringData={"own": "mine"}))
+    assert given.secret(NAMESPACE, "s") == {"own": b"mine"}
+    act(given, "delete", secret())
+    assert given.secret(NAMESPACE, "s") == {"token": b"\xff\x00given\n"}
+
+
+@pytest.mark.parametrize("name", ["../secrets/s", "..", "", "/etc"])
+def test_no_name_leads_out_of_what_was_given(given: Objects, name: str) -> None:
+    with pytest.raises(ObjectError, match="is not a valid name of an object"):
+        given.config_map(NAMESPACE, name)
+
+
 def test_a_claim_is_bound_with_what_it_asked_for(objects: Objects) -> None:
     made = act(objects, "create", claim(resources={"requests": {"storage": "3Gi"}}))
 

@@ -72,10 +72,12 @@ class EmbeddedEngine:
         data_dir: Path,
         most_steps: int | None = None,
         most_runs: int | None = None,
+        objects: Objects | None = None,
         clock: Clock | None = None,
     ) -> None:
         """`data_dir` holds claims, secrets and what is being brought to and from steps.
 
+        `objects`: what pipelines mount and name; by default what their own steps have made in `data_dir`.
         `most_steps`: how many steps run at once; others wait as Pending. By default as many as there are
         processors, and at least four, because steps often only wait.
         `most_runs`: how many runs go on at once; others wait as Pending. By default eight for each step that may run:
@@ -87,7 +89,7 @@ class EmbeddedEngine:
         self._admission = Admission(most_runs or 8 * most_steps)
         self._steps = Steps(
             runner,
-            Objects(data_dir),
+            objects or Objects(data_dir),
             steps_dir=steps_dir,
             scratch_dir=data_dir / "scratch",
             most=most_steps,

@@ -40,8 +40,16 @@ class ObjectError(Exception):
 class Objects:
     """The objects of one installation, by namespace. Every method blocks on the disk for a moment."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(
+        self, directory: Path, *, secrets_dir: Path | None = None, config_maps_dir: Path | None = None
+    ) -> None:
+        """Steps make objects in `directory`. What no step has made is looked for in the other two, for all namespaces.
+
+        There an object is a directory, and each file in it an entry, as a cluster mounts them.
+        """
         self._directory = directory
+        self._secrets_dir = secrets_dir
+        self._config_maps_dir = config_maps_dir
 
     def perform(self, resource: Resource, *, node_id: str, namespace: str) -> _Object | None:
         """Carry out a resource template's action. The object as it is now, None after a delete.
@@ -90,13 +98,13 @@ class Objects:
         """The decoded entries of a secret."""
         found = self._find("Secret", name, namespace)
         if found is None:
-            return None
+            return _given(self._secrets_dir, name)
         return {key: _decoded(str(value)) for key, value in (found.get("data") or {}).items()}
 
     def config_map(self, namespace: str, name: str) -> dict[str, bytes] | None:
         found = self._find("ConfigMap", name, namespace)
         if found is None:
-            return None
+            return _given(self._config_maps_dir, name)
         texts = {key: str(value).encode() for key, value in (found.get("data") or {}).items()}
         binary = {key: _decoded(str(value)) for key, value in (found.get("binaryData") or {}).items()}
         return texts | binary
@@ -266,6 +274,14 @@ def _name_of(wanted: Mapping[str, Any], node_id: str) -> str:
     # From the node's id, not by chance: a repetition after a crash finds the object it made.
     digest = hashlib.sha256(node_id.encode()).digest()
     return f"{prefix}{''.join(_ALPHABET[byte % len(_ALPHABET)] for byte in digest[:5])}"
+
+
+def _given(directory: Path | None, name: str) -> dict[str, bytes] | None:
+    """The files of `directory/name`. Names that begin with a dot are no keys: a cluster keeps its versions there."""
+    if directory is None or not (directory / name).is_dir():
+        return None
+    files = (file for file in (directory / name).iterdir() if file.is_file() and not file.name.startswith("."))
+    return {file.name: file.read_bytes() for file in files}
 
 
 def _safe(name: str) -> str:
