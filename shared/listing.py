@@ -58,7 +58,8 @@ class Kind(Enum):
 class Column(msgspec.Struct, frozen=True):
     """A SQL expression over the listing's table.
 
-    `is_nullable`: rows may lack the value; they sort last in both directions.
+    `is_nullable`: rows may lack the value. To filters it then equals the zero that replies show or leave out, the empty
+    text or the epoch, and is neither before nor after anything; they sort last in both directions.
     `stored`: for a closed set, what is stored for each word of the API. Comparisons are then made on the words.
     """
 
@@ -378,7 +379,8 @@ class Listing(msgspec.Struct, frozen=True, kw_only=True):
             if column.stored is not None:
                 values = _matching(condition, column.stored)
             else:
-                values = [str(condition.operand)] if condition.op is Op.EQUALS and column.kind is Kind.TEXT else []
+                is_text = condition.op is Op.EQUALS and column.kind is Kind.TEXT
+                values = [str(condition.operand)] if is_text and not _finds_missing(condition, column) else []
             if len(values) != 1:
                 return None
             equalities.append((column.sql, values[0]))
@@ -569,6 +571,7 @@ _SQL_OPERATORS: Final = {
     Op.LESS_THAN: "<",
     Op.LESS_THAN_EQUALS: "<=",
 }
+_ORDERINGS: Final = (Op.GREATER_THAN, Op.GREATER_THAN_EQUALS, Op.LESS_THAN, Op.LESS_THAN_EQUALS)
 _COMPARISONS: Final[dict[Op, Callable[[Any, Any], bool]]] = {
     Op.EQUALS: operator.eq,
     Op.NOT_EQUALS: operator.ne,
@@ -589,14 +592,14 @@ def _predicate_sql(condition: Condition, column: Column, bound: _Arguments) -> s
     cast = column.kind.value
     match condition.op:
         case Op.IN:
-            return f"{column.sql} = any({bound.add(list(_items(condition)), f'{cast}[]')})"
+            compared = f"{column.sql} = any({bound.add(list(_items(condition)), f'{cast}[]')})"
         case Op.IS_SUBSTRING:
             # As the original has it, what stands for other letters in a pattern does so in a filter, too. The sign at
             # the end keeps a lone backslash from being the last.
-            return f"{column.sql} ilike {bound.add(f'%{condition.operand}%', 'text')}"
+            compared = f"{column.sql} ilike {bound.add(f'%{condition.operand}%', 'text')}"
         case _:
             compared = f"{column.sql} {_SQL_OPERATORS[condition.op]} {bound.add(condition.operand, cast)}"
-            return _or_missing(compared, condition, column)
+    return _or_missing(compared, condition, column)
 
 
 def _matching(condition: Condition, stored: Mapping[str, str]) -> list[str]:
@@ -635,12 +638,12 @@ def _time_sql(condition: Condition, column: Column, bound: _Arguments) -> str:
     """Compare in whole seconds without wrapping the column, so that an index on it still serves."""
     if condition.op is Op.IN:
         seconds = [_within_second(int(second), column, bound) for second in _items(condition)]
-        return f"({' or '.join(seconds)})" if seconds else "false"
+        return _or_missing(f"({' or '.join(seconds)})" if seconds else "false", condition, column)
     second = int(condition.operand)  # type: ignore[arg-type]
     at, after = _EPOCH + timedelta(seconds=second), _EPOCH + timedelta(seconds=second + 1)
     match condition.op:
         case Op.EQUALS:
-            return _within_second(second, column, bound)
+            return _or_missing(_within_second(second, column, bound), condition, column)
         case Op.NOT_EQUALS:
             return _or_missing(f"not {_within_second(second, column, bound)}", condition, column)
         case Op.GREATER_THAN:
@@ -661,8 +664,14 @@ def _within_second(second: int, column: Column, bound: _Arguments) -> str:
 
 
 def _or_missing(sql: str, condition: Condition, column: Column) -> str:
-    """A missing value differs from every value."""
-    return f"({sql} or {column.sql} is null)" if column.is_nullable and condition.op is Op.NOT_EQUALS else sql
+    return f"({sql} or {column.sql} is null)" if _finds_missing(condition, column) else sql
+
+
+def _finds_missing(condition: Condition, column: Column) -> bool:
+    """Whether rows that lack the value fit: it equals the zero of its kind."""
+    if not column.is_nullable or condition.op in _ORDERINGS:
+        return False
+    return _COMPARISONS[condition.op]("" if column.kind is Kind.TEXT else 0, condition.operand)
 
 
 def _items(condition: Condition) -> tuple[str | int, ...]:

@@ -181,6 +181,10 @@ async def test_runs_are_filtered_by_more_than_the_original_knows(world: World) -
     assert await names(world, where("finished_at", "LESS_THAN", "2026-01-03T00:00:00Z")) == ["done"]
     assert await names(world, where("finished_at", "GREATER_THAN_EQUALS", "2026-01-03T00:00:00Z")) == ["failed"]
     assert await names(world, where("finished_at", "GREATER_THAN", "1960-01-01T00:00:00Z")) == ["done", "failed"]
+    assert await names(world, where("pipeline_id", "EQUALS", "")) == ["done", "open"], "as replies have it"
+    assert await names(world, where("pipeline_id", "NOT_EQUALS", "")) == ["failed"]
+    assert await names(world, where("finished_at", "EQUALS", "1970-01-01T00:00:00Z")) == ["open"], "as replies have it"
+    assert await names(world, where("finished_at", "NOT_EQUALS", "1970-01-01T00:00:00Z")) == ["done", "failed"]
     assert await names(world, sort_by="finished_at desc") == ["failed", "done", "open"]
     paged = where("status", "IS_SUBSTRING", "e")
     first = (await world.client.call("GET", "/runs", page_size="1", filter=filter_of(paged))).body
