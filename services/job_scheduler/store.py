@@ -48,6 +48,12 @@ LISTING = Listing(
         "package_id": _PIPELINE_ID,
         # What the UI calls it; the original refuses its own UI.
         "pipeline_id": _PIPELINE_ID,
+        # Beyond the API of the original, as for runs. The status is the one that `Job.status` tells.
+        "experiment_id": Column("experiment_id"),
+        "status": Column(
+            f"case when trigger_kind = 'one-off' then '{Status.RUNNING}' "
+            f"when is_enabled then '{Status.ENABLED}' else '{Status.DISABLED}' end"
+        ),
     },
     references={
         KeyType.EXPERIMENT: "experiment_id",

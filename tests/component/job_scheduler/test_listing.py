@@ -67,8 +67,28 @@ async def test_the_pipeline_sorts_and_filters_under_both_of_its_names(world: Wor
         assert others == ["of a", "of none"]
 
 
+async def test_jobs_are_filtered_by_more_than_the_original_knows(world: World) -> None:
+    world.peers.has_version("p", "v", await world.blobs.put_manifest(MANIFEST))
+    world.peers.has_experiment("mine", "mine")
+    await world.create(name="once", trigger=None, enabled=True, pipeline_spec={"pipeline_id": "p"})
+    await world.create(name="on", enabled=True, resource_references=[reference("EXPERIMENT", "mine")])
+    await world.create(name="off", trigger={"cron_schedule": {"cron": "@daily"}})
+
+    async def where(key: str, value: str) -> list[str]:
+        return await JOBS.names(world.client, filter=predicate("EQUALS", key, string_value=value))
+
+    shown = {job["name"]: job["status"] for job in (await world.client.get("/jobs"))["jobs"]}
+    assert len(set(shown.values())) == 3
+    for name, status in shown.items():
+        assert await where("status", status) == [name]
+    assert await JOBS.names(world.client, sort_by="status") == sorted(shown, key=lambda name: shown[name])
+    assert await where("experiment_id", "mine") == ["on"]
+    assert await where("pipeline_id", "p") == ["once"]
+    assert await where("pipeline_id", "") == ["on", "off"]
+
+
 async def test_other_fields_of_a_job_neither_sort_nor_filter(world: World) -> None:
-    for key in ("status", "enabled", "updated_at", "description", "storage_state", "metric:x"):
+    for key in ("enabled", "updated_at", "description", "storage_state", "metric:x"):
         assert await JOBS.refusal(world.client, sort_by=key) == f'Invalid sorting field: "{key}" on listable type Job'
         refusal = await JOBS.refusal(world.client, filter=predicate("EQUALS", key, string_value="x"))
         assert refusal == f'no support for filtering on unrecognized field "{key}"'
