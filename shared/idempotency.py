@@ -16,7 +16,7 @@ import msgspec
 
 from shared.database import Connection, Database, Transaction
 from shared.errors import AlreadyExists, InvalidInput, Refusal
-from shared.identity import current_caller
+from shared.identity import caller_subject
 
 T = TypeVar("T")
 
@@ -46,10 +46,7 @@ def keyed(route: str, key: str | None, body: bytes) -> Keyed | None:
         return None
     if not _KEY.fullmatch(key):
         raise InvalidInput(f"The {HEADER} must be 1 to 255 visible ASCII characters.")
-    caller = current_caller()
-    return Keyed(
-        caller="" if caller is None else caller.subject, route=route, key=key, request=hashlib.sha256(body).digest()
-    )
+    return Keyed(caller=caller_subject(), route=route, key=key, request=hashlib.sha256(body).digest())
 
 
 class Answers:

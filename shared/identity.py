@@ -69,6 +69,12 @@ def current_caller() -> Caller | None:
     return _caller.get()
 
 
+def caller_subject() -> str:
+    """Who made what is being made, as records keep it; empty where nobody was asked."""
+    caller = current_caller()
+    return "" if caller is None else caller.subject
+
+
 @contextmanager
 def calling(caller: Caller) -> Iterator[None]:
     """Work for this caller."""

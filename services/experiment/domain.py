@@ -28,6 +28,7 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True):
     description: str
     storage_state: StorageState
     version: int
+    created_by: str
     created_at: datetime
 
 

@@ -12,7 +12,7 @@ NAME_KEY = "experiments_name_key"
 LISTING = Listing(
     model="Experiment",
     table="experiments",
-    columns="id, name, description, storage_state, version, created_at",
+    columns="id, name, description, storage_state, version, created_by, created_at",
     fields={
         "id": Column("id"),
         "name": Column("name"),
@@ -30,16 +30,19 @@ LISTING = Listing(
 )
 
 
-async def insert(tx: Transaction, experiment_id: ExperimentId, name: str, description: str) -> Experiment:
+async def insert(
+    tx: Transaction, experiment_id: ExperimentId, name: str, description: str, created_by: str
+) -> Experiment:
     """Raises ConstraintViolated(NAME_KEY) where the name is taken."""
     row = await tx.fetchrow(
         """
-        insert into experiments (id, name, description) values ($1, $2, $3)
-        returning id, name, description, storage_state, version, created_at
+        insert into experiments (id, name, description, created_by) values ($1, $2, $3, $4)
+        returning id, name, description, storage_state, version, created_by, created_at
         """,
         experiment_id,
         name,
         description,
+        created_by,
     )
     assert row is not None
     return to_experiment(row)
@@ -47,7 +50,7 @@ async def insert(tx: Transaction, experiment_id: ExperimentId, name: str, descri
 
 async def find(connection: Connection, experiment_id: str) -> Experiment | None:
     row = await connection.fetchrow(
-        "select id, name, description, storage_state, version, created_at from experiments where id = $1",
+        "select id, name, description, storage_state, version, created_by, created_at from experiments where id = $1",
         experiment_id,
     )
     return None if row is None else to_experiment(row)
@@ -55,7 +58,8 @@ async def find(connection: Connection, experiment_id: str) -> Experiment | None:
 
 async def find_by_name(tx: Transaction, name: str) -> Experiment | None:
     row = await tx.fetchrow(
-        "select id, name, description, storage_state, version, created_at from experiments where name = $1", name
+        "select id, name, description, storage_state, version, created_by, created_at from experiments where name = $1",
+        name,
     )
     return None if row is None else to_experiment(row)
 
@@ -69,7 +73,7 @@ async def set_storage_state(tx: Transaction, experiment_id: str, state: StorageS
         """
         update experiments set storage_state = $2, version = version + 1
         where id = $1 and (storage_state <> $2 or $2 = 'archived')
-        returning id, name, description, storage_state, version, created_at
+        returning id, name, description, storage_state, version, created_by, created_at
         """,
         experiment_id,
         state.value,
@@ -81,7 +85,7 @@ async def delete(tx: Transaction, experiment_id: str) -> Experiment | None:
     row = await tx.fetchrow(
         """
         delete from experiments where id = $1
-        returning id, name, description, storage_state, version + 1 as version, created_at
+        returning id, name, description, storage_state, version + 1 as version, created_by, created_at
         """,
         experiment_id,
     )
@@ -91,7 +95,7 @@ async def delete(tx: Transaction, experiment_id: str) -> Experiment | None:
 async def find_default(connection: Connection) -> Experiment | None:
     row = await connection.fetchrow(
         """
-        select id, name, description, storage_state, version, created_at
+        select id, name, description, storage_state, version, created_by, created_at
         from experiments join default_experiment on experiment_id = id
         """
     )
@@ -113,5 +117,6 @@ def to_experiment(row: Row) -> Experiment:
         description=row["description"],
         storage_state=StorageState(row["storage_state"]),
         version=row["version"],
+        created_by=row["created_by"],
         created_at=row["created_at"],
     )

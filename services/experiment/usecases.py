@@ -12,6 +12,7 @@ from shared.contracts.states import StorageState as PublicStorageState
 from shared.database import ConstraintViolated, Database, Transaction
 from shared.errors import layer
 from shared.idempotency import Keep, keep_nothing
+from shared.identity import caller_subject
 from shared.listing import Page, Query
 from shared.outbox import Outbox
 from shared.subscriptions import until_published_and_applied
@@ -107,7 +108,7 @@ class Experiments:
         )
 
     async def _insert(self, tx: Transaction, experiment_id: ExperimentId, name: str, description: str) -> Experiment:
-        experiment = await store.insert(tx, experiment_id, name, description)
+        experiment = await store.insert(tx, experiment_id, name, description, caller_subject())
         await self._outbox.add(tx, events.EXPERIMENT_CREATED, to_state(experiment))
         return experiment
 
@@ -119,5 +120,6 @@ def to_state(experiment: Experiment, *, is_deleted: bool = False) -> ExperimentS
         name=experiment.name,
         storage_state=PublicStorageState(experiment.storage_state),
         created_at=experiment.created_at,
+        created_by=experiment.created_by,
         is_deleted=is_deleted,
     )

@@ -96,6 +96,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     reported_status: Status | None = None
     """What an external engine's scheduler says of it; None until it has said something."""
     version: int = 1
+    created_by: str = ""
     created_at: datetime
     updated_at: datetime
 

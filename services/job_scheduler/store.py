@@ -32,7 +32,7 @@ _COLUMNS = (
     "id, object_name, name, description, is_enabled, no_catchup, max_concurrency, trigger_kind, cron, "
     "interval_seconds, starts_at, ends_at, experiment_id, namespace, resource_references, pipeline_id, pipeline_name, "
     "pipeline_version_id, referred_job_id, service_account, parameters, manifest_digest, engine, "
-    "reported_status, version, created_at, updated_at"
+    "reported_status, version, created_by, created_at, updated_at"
 )
 
 _PIPELINE_ID = Column("coalesce(pipeline_id, '')")
@@ -54,6 +54,7 @@ LISTING = Listing(
             f"case when trigger_kind = 'one-off' then '{Status.RUNNING}' "
             f"when is_enabled then '{Status.ENABLED}' else '{Status.DISABLED}' end"
         ),
+        "created_by": Column("nullif(created_by, '')", is_nullable=True),
     },
     references={
         KeyType.EXPERIMENT: "experiment_id",
@@ -77,10 +78,10 @@ async def insert(tx: Transaction, job: Job) -> Job:
             id, object_name, name, description, is_enabled, no_catchup, max_concurrency, trigger_kind, cron,
             interval_seconds, starts_at, ends_at, experiment_id, namespace, resource_references, pipeline_id,
             pipeline_name, pipeline_version_id, referred_job_id, service_account, parameters, manifest_digest, engine,
-            created_at, updated_at
+            created_by, created_at, updated_at
         )
         select $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22,
-            $23, now, now
+            $23, $24, now, now
         from now
         returning {_COLUMNS}
         """,  # noqa: S608
@@ -107,6 +108,7 @@ async def insert(tx: Transaction, job: Job) -> Job:
         msgspec.json.encode(job.parameters).decode(),
         job.manifest_digest,
         job.engine.value,
+        job.created_by,
     )
     assert row is not None
     return to_job(row)
@@ -247,6 +249,7 @@ def to_job(row: Row) -> Job:
         engine=EngineName(row["engine"]),
         reported_status=Status(row["reported_status"]) if row["reported_status"] else None,
         version=row["version"],
+        created_by=row["created_by"],
         created_at=row["created_at"],
         updated_at=row["updated_at"],
     )

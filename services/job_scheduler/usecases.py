@@ -31,6 +31,7 @@ from shared.contracts.states import ExperimentState, JobState
 from shared.database import ConstraintViolated, Database, Transaction
 from shared.errors import InvalidInput, layer
 from shared.idempotency import Keep, keep_nothing
+from shared.identity import caller_subject
 from shared.listing import Page, Query
 from shared.outbox import Outbox
 from shared.subscriptions import until_published_and_applied
@@ -313,6 +314,7 @@ class Jobs:
             parameters=asked.parameters,
             manifest_digest=digest,
             engine=self._installation.engine,
+            created_by=caller_subject(),
             created_at=now,
             updated_at=now,
         )
@@ -378,6 +380,7 @@ def to_state(job: Job, *, is_deleted: bool = False) -> JobState:
         pipeline_id=states.PipelineId(job.pipeline_id) if job.pipeline_id else None,
         pipeline_version_id=states.PipelineVersionId(job.pipeline_version_id) if job.pipeline_version_id else None,
         created_at=job.created_at,
+        created_by=job.created_by,
         updated_at=job.updated_at,
         is_deleted=is_deleted,
     )

@@ -48,6 +48,7 @@ class Pipeline(msgspec.Struct, frozen=True, kw_only=True):
     default_version_id: VersionId | None
     revision: int
     """Orders the pipeline's facts."""
+    created_by: str
     created_at: datetime
 
 
@@ -59,6 +60,7 @@ class Version(msgspec.Struct, frozen=True, kw_only=True):
     code_source_url: str
     parameters: tuple[Parameter, ...]
     manifest_digest: str
+    created_by: str
     created_at: datetime
 
 

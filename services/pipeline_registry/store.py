@@ -21,7 +21,7 @@ _NAMESPACE = "''::text"
 PIPELINES = Listing(
     model="Pipeline",
     table="pipelines",
-    columns="id, name, description, parameters, default_version_id, revision, created_at",
+    columns="id, name, description, parameters, default_version_id, revision, created_by, created_at",
     fields={
         "id": Column("id"),
         "name": Column("name"),
@@ -35,7 +35,7 @@ PIPELINES = Listing(
 VERSIONS = Listing(
     model="PipelineVersion",
     table="pipeline_versions",
-    columns="id, pipeline_id, name, description, code_source_url, parameters, manifest_digest, created_at",
+    columns="id, pipeline_id, name, description, code_source_url, parameters, manifest_digest, created_by, created_at",
     fields={
         "id": Column("id"),
         "name": Column("name"),
@@ -55,18 +55,21 @@ async def insert_pipeline(
     description: str,
     parameters: Sequence[Parameter],
     default_version_id: VersionId,
+    created_by: str,
 ) -> Pipeline:
     """Raises ConstraintViolated(PIPELINE_NAME_KEY) where the name is taken."""
     row = await tx.fetchrow(
         """
-        insert into pipelines (id, name, description, parameters, default_version_id) values ($1, $2, $3, $4, $5)
-        returning id, name, description, parameters, default_version_id, revision, created_at
+        insert into pipelines (id, name, description, parameters, default_version_id, created_by)
+        values ($1, $2, $3, $4, $5, $6)
+        returning id, name, description, parameters, default_version_id, revision, created_by, created_at
         """,
         pipeline_id,
         name,
         description,
         _to_json(parameters),
         default_version_id,
+        created_by,
     )
     assert row is not None
     return to_pipeline(row)
@@ -75,7 +78,7 @@ async def insert_pipeline(
 async def find_pipeline(connection: Connection, pipeline_id: str) -> Pipeline | None:
     row = await connection.fetchrow(
         """
-        select id, name, description, parameters, default_version_id, revision, created_at
+        select id, name, description, parameters, default_version_id, revision, created_by, created_at
         from pipelines where id = $1
         """,
         pipeline_id,
@@ -86,7 +89,7 @@ async def find_pipeline(connection: Connection, pipeline_id: str) -> Pipeline | 
 async def lock_pipeline(tx: Transaction, pipeline_id: str) -> Pipeline | None:
     row = await tx.fetchrow(
         """
-        select id, name, description, parameters, default_version_id, revision, created_at
+        select id, name, description, parameters, default_version_id, revision, created_by, created_at
         from pipelines where id = $1 for update
         """,
         pipeline_id,
@@ -102,7 +105,7 @@ async def set_default(tx: Transaction, pipeline_id: PipelineId, version_id: Vers
     row = await tx.fetchrow(
         """
         update pipelines set default_version_id = $2, revision = revision + 1 where id = $1
-        returning id, name, description, parameters, default_version_id, revision, created_at
+        returning id, name, description, parameters, default_version_id, revision, created_by, created_at
         """,
         pipeline_id,
         version_id,
@@ -128,6 +131,7 @@ async def insert_version(
     code_source_url: str,
     parameters: Sequence[Parameter],
     manifest_digest: str,
+    created_by: str,
 ) -> Version:
     """Raises ConstraintViolated(VERSION_NAME_KEY) where the pipeline has a version of this name.
 
@@ -136,11 +140,12 @@ async def insert_version(
     row = await tx.fetchrow(
         """
         insert into pipeline_versions
-            (id, pipeline_id, name, description, code_source_url, parameters, manifest_digest, created_at)
-        select $1, pipelines.id, $3, $4, $5, $6, $7,
+            (id, pipeline_id, name, description, code_source_url, parameters, manifest_digest, created_by, created_at)
+        select $1, pipelines.id, $3, $4, $5, $6, $7, $8,
             case when $1 = pipelines.id then pipelines.created_at else clock_timestamp() end
         from pipelines where id = $2
-        returning id, pipeline_id, name, description, code_source_url, parameters, manifest_digest, created_at
+        returning id, pipeline_id, name, description, code_source_url, parameters, manifest_digest, created_by,
+            created_at
         """,
         version_id,
         pipeline_id,
@@ -149,6 +154,7 @@ async def insert_version(
         code_source_url,
         _to_json(parameters),
         manifest_digest,
+        created_by,
     )
     assert row is not None
     return to_version(row)
@@ -157,7 +163,7 @@ async def insert_version(
 async def find_version(connection: Connection, version_id: str) -> Version | None:
     row = await connection.fetchrow(
         """
-        select id, pipeline_id, name, description, code_source_url, parameters, manifest_digest, created_at
+        select id, pipeline_id, name, description, code_source_url, parameters, manifest_digest, created_by, created_at
         from pipeline_versions where id = $1
         """,
         version_id,
@@ -168,7 +174,7 @@ async def find_version(connection: Connection, version_id: str) -> Version | Non
 async def find_versions(connection: Connection, version_ids: Sequence[VersionId]) -> dict[VersionId, Version]:
     rows = await connection.fetch(
         """
-        select id, pipeline_id, name, description, code_source_url, parameters, manifest_digest, created_at
+        select id, pipeline_id, name, description, code_source_url, parameters, manifest_digest, created_by, created_at
         from pipeline_versions where id = any($1)
         """,
         list(version_ids),
@@ -179,7 +185,7 @@ async def find_versions(connection: Connection, version_ids: Sequence[VersionId]
 async def list_versions_of(tx: Transaction, pipeline_id: PipelineId) -> list[Version]:
     rows = await tx.fetch(
         """
-        select id, pipeline_id, name, description, code_source_url, parameters, manifest_digest, created_at
+        select id, pipeline_id, name, description, code_source_url, parameters, manifest_digest, created_by, created_at
         from pipeline_versions where pipeline_id = $1 order by created_at, id
         """,
         pipeline_id,
@@ -254,6 +260,7 @@ def to_pipeline(row: Row) -> Pipeline:
         parameters=_from_json(row["parameters"]),
         default_version_id=row["default_version_id"],
         revision=row["revision"],
+        created_by=row["created_by"],
         created_at=row["created_at"],
     )
 
@@ -267,6 +274,7 @@ def to_version(row: Row) -> Version:
         code_source_url=row["code_source_url"],
         parameters=_from_json(row["parameters"]),
         manifest_digest=row["manifest_digest"],
+        created_by=row["created_by"],
         created_at=row["created_at"],
     )
 

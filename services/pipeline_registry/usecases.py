@@ -16,6 +16,7 @@ from shared.contracts.states import PipelineVersionId as PublicVersionId
 from shared.database import Connection, ConstraintViolated, Database, Transaction
 from shared.errors import InvalidInput, Unavailable, layer
 from shared.idempotency import Keep, keep_nothing
+from shared.identity import caller_subject
 from shared.listing import Page, Query
 from shared.outbox import Outbox
 from shared.subscriptions import until_published_and_applied
@@ -171,10 +172,10 @@ class Pipelines:
             async with self._database.transaction() as tx:
                 await self._spare(tx, version_id)
                 pipeline = await store.insert_pipeline(
-                    tx, pipeline_id, name, description, package.parameters, version_id
+                    tx, pipeline_id, name, description, package.parameters, version_id, caller_subject()
                 )
                 version = await store.insert_version(
-                    tx, version_id, pipeline_id, name, description, "", package.parameters, digest
+                    tx, version_id, pipeline_id, name, description, "", package.parameters, digest, caller_subject()
                 )
                 await self._outbox.add(tx, events.PIPELINE_CREATED, to_state(pipeline))
                 await self._outbox.add(tx, events.PIPELINE_VERSION_CREATED, to_version_state(version))
@@ -205,7 +206,15 @@ class Pipelines:
                 pipeline = await self._locked(tx, pipeline_id)
                 await self._spare(tx, version_id)
                 version = await store.insert_version(
-                    tx, version_id, pipeline.id, name, description, code_source_url, package.parameters, digest
+                    tx,
+                    version_id,
+                    pipeline.id,
+                    name,
+                    description,
+                    code_source_url,
+                    package.parameters,
+                    digest,
+                    caller_subject(),
                 )
                 await self._outbox.add(tx, events.PIPELINE_VERSION_CREATED, to_version_state(version))
                 if self._new_versions_become_default:
@@ -390,6 +399,7 @@ def to_state(pipeline: Pipeline, *, is_deleted: bool = False) -> PipelineState:
         name=pipeline.name,
         default_version_id=None if default_version_id is None else PublicVersionId(default_version_id),
         created_at=pipeline.created_at,
+        created_by=pipeline.created_by,
         is_deleted=is_deleted,
     )
 
@@ -403,6 +413,7 @@ def to_version_state(version: Version, *, is_deleted: bool = False) -> PipelineV
         pipeline_id=PublicPipelineId(version.pipeline_id),
         manifest_digest=version.manifest_digest,
         created_at=version.created_at,
+        created_by=version.created_by,
         is_deleted=is_deleted,
     )
 

@@ -108,6 +108,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     workflow_name: WorkflowName
     attempt: int = 1
     version: int = 1
+    created_by: str = ""
     traceparent: str = ""
     created_at: datetime
     scheduled_at: datetime | None = None

@@ -31,7 +31,7 @@ ID_KEY = "runs_pkey"
 _COLUMNS = (
     "id, name, description, storage_state, status, error, experiment_id, namespace, resource_references, pipeline_id, "
     "pipeline_name, pipeline_version_id, job_id, service_account, parameters, manifest_digest, engine, workflow_name, "
-    "attempt, version, traceparent, created_at, scheduled_at, started_at, finished_at, retried_at, "
+    "attempt, version, created_by, traceparent, created_at, scheduled_at, started_at, finished_at, retried_at, "
     "terminate_requested_at"
 )
 
@@ -58,6 +58,7 @@ LISTING = Listing(
         # Beyond the API of the original. Runs that have not finished are neither before nor after anything.
         "experiment_id": Column("experiment_id", Kind.TEXT),
         "pipeline_id": Column("pipeline_id", Kind.TEXT, is_nullable=True),
+        "created_by": Column("nullif(created_by, '')", Kind.TEXT, is_nullable=True),
         "finished_at": Column("finished_at", Kind.TIMESTAMP, is_nullable=True),
     },
     references={
@@ -92,19 +93,19 @@ async def insert(connection: Connection, run: Run, created: Entry, *, created_at
             insert into runs (
                 id, name, description, experiment_id, namespace, resource_references, pipeline_id, pipeline_name,
                 pipeline_version_id, job_id, service_account, parameters, manifest_digest, engine, workflow_name,
-                traceparent, scheduled_at, created_at
+                traceparent, scheduled_at, created_by, created_at
             )
             values (
-                $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17,
-                coalesce($23, clock_timestamp())
+                $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18,
+                coalesce($24, clock_timestamp())
             )
             returning created_at
         ), counted as (
             insert into run_count_deltas (experiment_id, storage_state, delta) values ($4, 'available', 1)
         ), told as (
             insert into outbox (type, owner, what, resource_id, body, traceparent)
-            select $18, $19, $20, $1,
-                convert_to(($21::jsonb || jsonb_build_object('created_at', created_at))::text, 'UTF8'), $22
+            select $19, $20, $21, $1,
+                convert_to(($22::jsonb || jsonb_build_object('created_at', created_at))::text, 'UTF8'), $23
             from inserted
         )
         select created_at from inserted
@@ -126,6 +127,7 @@ async def insert(connection: Connection, run: Run, created: Entry, *, created_at
         run.workflow_name,
         run.traceparent,
         run.scheduled_at,
+        run.created_by,
         created.type,
         created.owner,
         created.what,
@@ -631,6 +633,7 @@ def to_run(row: Row) -> Run:
         workflow_name=WorkflowName(row["workflow_name"]),
         attempt=row["attempt"],
         version=row["version"],
+        created_by=row["created_by"],
         traceparent=row["traceparent"],
         created_at=row["created_at"],
         scheduled_at=row["scheduled_at"],

@@ -36,6 +36,7 @@ from shared.contracts.states import ExperimentState, PipelineVersionState
 from shared.database import ConstraintViolated, Database, Transaction
 from shared.errors import InvalidInput, NotFound, layer
 from shared.idempotency import Keep, keep_nothing
+from shared.identity import caller_subject
 from shared.listing import Page, Query
 from shared.outbox import Outbox
 from shared.subscriptions import until_published_and_applied
@@ -194,6 +195,7 @@ class Runs:
             manifest_digest=prepared.digest,
             engine=EngineName.EXTERNAL,
             workflow_name=reported.workflow_name,
+            created_by=job.created_by,
             traceparent=current_traceparent(),
             created_at=reported.created_at,
             scheduled_at=reported.scheduled_at,
@@ -427,6 +429,7 @@ class Runs:
             manifest_digest=prepared.digest,
             engine=self._installation.engine,
             workflow_name=WorkflowName(prepared.name or "run"),
+            created_by=caller_subject(),
             traceparent=current_traceparent(),
             created_at=clock.now(),
         )
@@ -663,6 +666,7 @@ def to_state(run: Run, *, is_deleted: bool = False) -> states.RunState:
         workflow_name=run.workflow_name,
         attempt=run.attempt,
         created_at=run.created_at,
+        created_by=run.created_by,
         scheduled_at=run.scheduled_at,
         started_at=run.started_at,
         finished_at=run.finished_at,

@@ -47,7 +47,11 @@ class MetricFormat(StrEnum):
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What every fact carries: whose it is and how new."""
+    """What every fact carries: whose it is and how new.
+
+    `created_by`, where a state has it, is the subject of the caller who made the record: `token:ci`, `oidc:4711`; empty
+    where nobody was asked who they are.
+    """
 
     id: str
     version: int
@@ -57,6 +61,7 @@ class ExperimentState(State, frozen=True, kw_only=True, omit_defaults=True):
     name: str
     storage_state: StorageState = StorageState.AVAILABLE
     created_at: datetime
+    created_by: str = ""
     is_deleted: bool = False
 
 
@@ -64,6 +69,7 @@ class PipelineState(State, frozen=True, kw_only=True, omit_defaults=True):
     name: str
     default_version_id: PipelineVersionId | None = None
     created_at: datetime
+    created_by: str = ""
     is_deleted: bool = False
 
 
@@ -72,6 +78,7 @@ class PipelineVersionState(State, frozen=True, kw_only=True, omit_defaults=True)
     pipeline_id: PipelineId
     manifest_digest: str
     created_at: datetime
+    created_by: str = ""
     is_deleted: bool = False
 
 
@@ -89,6 +96,7 @@ class RunState(State, frozen=True, kw_only=True, omit_defaults=True):
     workflow_name: str = ""
     attempt: int = 1
     created_at: datetime
+    created_by: str = ""
     scheduled_at: datetime | None = None
     started_at: datetime | None = None
     finished_at: datetime | None = None
@@ -102,6 +110,7 @@ class JobState(State, frozen=True, kw_only=True, omit_defaults=True):
     pipeline_id: PipelineId | None = None
     pipeline_version_id: PipelineVersionId | None = None
     created_at: datetime
+    created_by: str = ""
     updated_at: datetime
     is_deleted: bool = False
 

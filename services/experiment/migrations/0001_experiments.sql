@@ -4,6 +4,7 @@ create table experiments (
     description   text        not null default '',
     storage_state text        not null default 'available',
     version       bigint      not null default 1,
+    created_by    text        not null default '',
     created_at    timestamptz not null default clock_timestamp(),
     constraint experiments_pkey primary key (id),
     constraint experiments_name_key unique (name),

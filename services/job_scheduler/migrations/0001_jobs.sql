@@ -26,6 +26,7 @@ create table jobs (
     engine              text        not null default 'embedded',
     reported_status     text,
     version             bigint      not null default 1,
+    created_by          text        not null default '',
     created_at          timestamptz not null default clock_timestamp(),
     updated_at          timestamptz not null default clock_timestamp(),
     constraint jobs_pkey primary key (id),

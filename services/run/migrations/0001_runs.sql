@@ -21,6 +21,8 @@ create table runs (
     workflow_name          text        not null,
     attempt                integer     not null default 1,
     version                bigint      not null default 1,
+    -- The subject of the caller; empty where nobody is asked who they are, and then in no index.
+    created_by             text        not null default '',
     traceparent            text        not null,
     created_at             timestamptz not null default clock_timestamp(),
     scheduled_at           timestamptz,
@@ -63,6 +65,8 @@ create index runs_experiment_id_idx on runs (experiment_id, created_at, id);
 create index runs_experiment_id_storage_state_idx on runs (experiment_id, storage_state, created_at, id);
 create index runs_status_idx on runs (status, created_at, id);
 create index runs_pipeline_id_idx on runs (pipeline_id, created_at, id) where pipeline_id is not null;
+create index runs_created_by_idx on runs (nullif(created_by, ''), created_at, id)
+    where nullif(created_by, '') is not null;
 create index runs_finished_at_idx on runs (finished_at, id) where finished_at is not null;
 create index runs_job_id_idx on runs (job_id, created_at, id) where job_id is not null;
 create index runs_pipeline_version_id_idx on runs (pipeline_version_id, created_at, id)

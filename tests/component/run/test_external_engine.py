@@ -178,7 +178,8 @@ async def test_what_is_no_report_of_a_run_is_refused_as_the_specification_says(w
 
 
 async def test_a_job_of_the_engine_makes_runs_that_its_reports_create_once(world: World, agent: Agent) -> None:
-    world.peers.jobs["nightly"] = msgspec.structs.replace(NIGHTLY, experiment_id=DEFAULT_EXPERIMENT)
+    job = msgspec.structs.replace(NIGHTLY, experiment_id=DEFAULT_EXPERIMENT, created_by="token:ci")
+    world.peers.jobs["nightly"] = job
     run_id, name = str(uuid.uuid4()), "nightly-1-42"
 
     answers = await asyncio.gather(*(agent.send(of_job(run_id, name)) for _ in range(6)))
@@ -211,6 +212,7 @@ async def test_a_job_of_the_engine_makes_runs_that_its_reports_create_once(world
     assert await world.facts(run_id) == ["created", "started", "succeeded"]
     row = await world.row(run_id)
     assert (row["engine"], row["namespace"], row["job_id"]) == ("external", "elsewhere", "nightly")
+    assert row["created_by"] == "token:ci"
 
 
 async def test_a_name_is_that_of_one_run(world: World, agent: Agent) -> None:

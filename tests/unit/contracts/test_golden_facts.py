@@ -33,10 +33,16 @@ AT = datetime(2024, 5, 6, 7, 8, 9, 123456, tzinfo=UTC)
 EXAMPLES: dict[type[State], tuple[State, bytes]] = {
     ExperimentState: (
         ExperimentState(
-            id="e", version=3, name="mill", storage_state=StorageState.ARCHIVED, created_at=AT, is_deleted=True
+            id="e",
+            version=3,
+            name="mill",
+            storage_state=StorageState.ARCHIVED,
+            created_at=AT,
+            created_by="token:ci",
+            is_deleted=True,
         ),
         b'{"id":"e","version":3,"name":"mill","storage_state":"archived",'
-        b'"created_at":"2024-05-06T07:08:09.123456Z","is_deleted":true}',
+        b'"created_at":"2024-05-06T07:08:09.123456Z","created_by":"token:ci","is_deleted":true}',
     ),
     PipelineState: (
         PipelineState(
@@ -45,10 +51,11 @@ EXAMPLES: dict[type[State], tuple[State, bytes]] = {
             name="grind",
             default_version_id=PipelineVersionId("v"),
             created_at=AT,
+            created_by="token:ci",
             is_deleted=True,
         ),
         b'{"id":"p","version":2,"name":"grind","default_version_id":"v",'
-        b'"created_at":"2024-05-06T07:08:09.123456Z","is_deleted":true}',
+        b'"created_at":"2024-05-06T07:08:09.123456Z","created_by":"token:ci","is_deleted":true}',
     ),
     PipelineVersionState: (
         PipelineVersionState(
@@ -58,10 +65,11 @@ EXAMPLES: dict[type[State], tuple[State, bytes]] = {
             pipeline_id=PipelineId("p"),
             manifest_digest="abc",
             created_at=AT,
+            created_by="token:ci",
             is_deleted=True,
         ),
         b'{"id":"v","version":1,"name":"fine","pipeline_id":"p","manifest_digest":"abc",'
-        b'"created_at":"2024-05-06T07:08:09.123456Z","is_deleted":true}',
+        b'"created_at":"2024-05-06T07:08:09.123456Z","created_by":"token:ci","is_deleted":true}',
     ),
     RunState: (
         RunState(
@@ -78,6 +86,7 @@ EXAMPLES: dict[type[State], tuple[State, bytes]] = {
             workflow_name="run-x",
             attempt=2,
             created_at=AT,
+            created_by="token:ci",
             scheduled_at=AT,
             started_at=AT,
             finished_at=AT,
@@ -85,7 +94,8 @@ EXAMPLES: dict[type[State], tuple[State, bytes]] = {
         ),
         b'{"id":"r","version":7,"name":"run","status":"Failed","error":"broke","storage_state":"archived",'
         b'"experiment_id":"e","pipeline_id":"p","pipeline_version_id":"v","job_id":"j","workflow_name":"run-x",'
-        b'"attempt":2,"created_at":"2024-05-06T07:08:09.123456Z","scheduled_at":"2024-05-06T07:08:09.123456Z",'
+        b'"attempt":2,"created_at":"2024-05-06T07:08:09.123456Z","created_by":"token:ci",'
+        b'"scheduled_at":"2024-05-06T07:08:09.123456Z",'
         b'"started_at":"2024-05-06T07:08:09.123456Z","finished_at":"2024-05-06T07:08:09.123456Z","is_deleted":true}',
     ),
     JobState: (
@@ -98,11 +108,12 @@ EXAMPLES: dict[type[State], tuple[State, bytes]] = {
             pipeline_id=PipelineId("p"),
             pipeline_version_id=PipelineVersionId("v"),
             created_at=AT,
+            created_by="token:ci",
             updated_at=AT,
             is_deleted=True,
         ),
         b'{"id":"j","version":4,"name":"nightly","is_enabled":true,"experiment_id":"e","pipeline_id":"p",'
-        b'"pipeline_version_id":"v","created_at":"2024-05-06T07:08:09.123456Z",'
+        b'"pipeline_version_id":"v","created_at":"2024-05-06T07:08:09.123456Z","created_by":"token:ci",'
         b'"updated_at":"2024-05-06T07:08:09.123456Z","is_deleted":true}',
     ),
     MetricsState: (
