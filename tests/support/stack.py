@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -28,6 +29,8 @@ class Stack(msgspec.Struct, frozen=True, kw_only=True):
 
     url: str
     data_dir: Path
+    secrets_dir: Path | None
+    """What pipelines are given: a secret `given` with the key `token`."""
     process: subprocess.Popen[str]
 
     def logs(self) -> str:
@@ -40,13 +43,17 @@ class Stack(msgspec.Struct, frozen=True, kw_only=True):
 
 @pytest.fixture(scope="session")
 def stack() -> Iterator[Stack]:
-    # A short path: sockets of the step runner live in it.
-    with tempfile.TemporaryDirectory(prefix="headrace-") as folder, running(Path(folder) / "data") as stack:
-        yield stack
+    # A short path, for the step runner's socket, in a directory that steps see: what they must not see of it is masked.
+    with tempfile.TemporaryDirectory(prefix="headrace-", dir="/var/tmp") as folder:
+        secrets_dir = Path(folder, "secrets")
+        (secrets_dir / "given").mkdir(parents=True)
+        (secrets_dir / "given" / "token").write_text(secrets.token_hex(24))
+        with running(Path(folder, "data"), secrets_dir=secrets_dir) as stack:
+            yield stack
 
 
 @contextmanager
-def running(data_dir: Path, *, port: int | None = None) -> Iterator[Stack]:
+def running(data_dir: Path, *, port: int | None = None, secrets_dir: Path | None = None) -> Iterator[Stack]:
     """Run `headrace up` on `data_dir` and stop it in order at the end; with the default runtime or not at all."""
     port = port or free_ports(1)[0]
     process = subprocess.Popen(
@@ -54,7 +61,7 @@ def running(data_dir: Path, *, port: int | None = None) -> Iterator[Stack]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={name: value for name, value in os.environ.items() if not name.startswith("HEADRACE_")},
+        env=_environment(secrets_dir),
         start_new_session=True,
     )
     said: list[str] = []
@@ -75,7 +82,8 @@ def running(data_dir: Path, *, port: int | None = None) -> Iterator[Stack]:
         if not any(line.startswith("headrace ready ") for line in said):
             pytest.fail(f"the stack did not start:\n{''.join(said)}")
         demand_full_sandbox(data_dir / "run" / "steps.sock")
-        yield Stack(url=f"http://127.0.0.1:{port}", data_dir=data_dir, process=process)
+        url = f"http://127.0.0.1:{port}"
+        yield Stack(url=url, data_dir=data_dir, secrets_dir=secrets_dir, process=process)
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
@@ -88,6 +96,11 @@ def running(data_dir: Path, *, port: int | None = None) -> Iterator[Stack]:
         listener.join(timeout=5)
         if process.stdout is not None:
             process.stdout.close()
+
+
+def _environment(secrets_dir: Path | None) -> dict[str, str]:
+    own = {name: value for name, value in os.environ.items() if not name.startswith("HEADRACE_")}
+    return own if secrets_dir is None else {**own, "HEADRACE_SECRETS_DIR": str(secrets_dir)}
 
 
 def _tail(file: Path, lines: int = 40) -> str:
