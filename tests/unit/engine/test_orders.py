@@ -198,6 +198,54 @@ def test_a_patch_of_the_main_container_is_applied() -> None:
     assert order.main.command == ("x",)
 
 
+def test_each_container_has_limits_of_its_own() -> None:
+    order = ordered(
+        """
+    name: main
+    inputs: {parameters: [{name: memory}]}
+    container: {image: i, command: [x], resources: {limits: {memory: "{{inputs.parameters.memory}}", cpu: 0.5}}}
+    initContainers: [{name: a, image: i, command: [x], resources: {requests: {memory: 1Gi}, limits: {memory: 1048576}}}]
+    sidecars: [{name: b, image: i, command: [x], resources: {limits: {memory: 0, nvidia.com/gpu: 2}}}]
+""",
+        spec="arguments: {parameters: [{name: memory}]}",
+        memory="1.5Ki",
+    )
+    limits = [(each.memory_bytes, each.cpu_millis) for each in (order.main, *order.init, *order.sidecars)]
+    assert limits == [(1536, 500), (1048576, None), (None, None)]
+
+
+def test_limits_of_a_patch_are_merged_by_name() -> None:
+    order = ordered(
+        """
+    name: main
+    podSpecPatch: '{"containers": [{"name": "main", "resources": {"limits": {"memory": "1M", "cpu": 2}}}]}'
+    container: {image: i, command: [x], resources: {limits: {memory: 1G}}}
+""",
+        spec='podSpecPatch: \'{"containers": [{"name": "main", "resources": {"limits": {"cpu": "1"}}}]}\'',
+    )
+    assert (order.main.memory_bytes, order.main.cpu_millis) == (10**6, 2000)
+
+
+@pytest.mark.parametrize("text", ["lots", "-1", "{{nowhere}}"])
+def test_a_limit_that_is_no_amount_after_its_replacement_is_an_error(text: str) -> None:
+    run = FakeExecutor(
+        workflow(
+            """
+spec:
+  entrypoint: main
+  arguments: {parameters: [{name: memory}]}
+  templates:
+  - name: main
+    inputs: {parameters: [{name: memory}]}
+    container: {image: i, command: [x], resources: {limits: {memory: "{{inputs.parameters.memory}}"}}}
+""",
+            memory=text,
+        )
+    )
+    assert run.turn.phase is Phase.ERROR
+    assert run.turn.message.startswith("resources.limits: ")
+
+
 def test_the_workflows_patch_comes_before_the_templates() -> None:
     order = ordered(
         """

@@ -139,6 +139,16 @@ REFUSED = {
     "templates.main.podSpecPatch does not fit a container": leaf(
         """{name: main, container: {image: i}, podSpecPatch: '{"containers": [{"name": "main", "command": "x"}]}'}"""
     ),
+    "templates.main.container.resources.limits: '1 GB' is not a quantity": leaf(
+        "{name: main, container: {image: i, resources: {limits: {memory: 1 GB}}}}"
+    ),
+    "templates.main.sidecars.s.resources.limits: -1 must not be less than 0": leaf(
+        "{name: main, container: {image: i}, sidecars: [{name: s, image: i, resources: {limits: {cpu: -1}}}]}"
+    ),
+    "templates.main.podSpecPatch: resources.limits: 'much' is not a quantity": leaf(
+        """{name: main, container: {image: i}, podSpecPatch: '{"containers": [{"name": "main", "resources":
+          {"limits": {"memory": "much"}}}]}'}"""
+    ),
     "spec.parallelism must be an integer >= 0": dag("[{name: a, template: t}]", spec="parallelism: -1"),
     "templates.main.parallelism must be an integer >= 0": leaf(
         "{name: main, parallelism: -1, steps: [[{name: s, template: u}]]}, {name: u, container: {image: i}}"

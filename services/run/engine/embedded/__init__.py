@@ -8,6 +8,7 @@
     loops        withItems, withParam, withSequence
     nodes        the records of `status.nodes`, their names and ids
     orders       what a step process is told
+    quantity     amounts of memory and of processors
     plan         what follows from the manifest alone, computed once a run
     durations    seconds, and Go's notation of them
     reconcile    the manifest and what happened → what to do next

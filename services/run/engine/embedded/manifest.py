@@ -136,6 +136,12 @@ class VolumeMount(_Part, frozen=True, kw_only=True):
     read_only: bool = False
 
 
+class Resources(_Part, frozen=True, kw_only=True):
+    """What a container may use. What it asks to be there (`requests`) means nothing on one machine."""
+
+    limits: dict[str, str] = msgspec.field(default_factory=dict)
+
+
 class Container(_Part, frozen=True, kw_only=True):
     name: str = ""
     image: str = ""
@@ -146,6 +152,7 @@ class Container(_Part, frozen=True, kw_only=True):
     working_dir: str = ""
     volume_mounts: tuple[VolumeMount, ...] = ()
     mirror_volume_mounts: bool = False
+    resources: Resources = msgspec.field(default_factory=Resources)
     source: str = ""
     """Only of a script template: the program text."""
 
@@ -417,6 +424,11 @@ def _is_list_of_things(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(each, dict) for each in value)
 
 
+def parse_container(document: Mapping[str, Any]) -> Container:
+    """A container by itself. Raises msgspec.ValidationError, and ManifestError where it is nested too deep."""
+    return msgspec.convert(_cleaned(dict(document)), Container)
+
+
 def scalar_text(value: Any) -> str:
     """The text of a value that YAML may have read as something else; of mappings always the same one."""
     if isinstance(value, date):
@@ -453,7 +465,7 @@ def _cleaned_entry(key: Any, value: Any, depth: int) -> Any:
         return _items(value, depth + 1)
     if key in _SCALARS:
         return scalar_text(value)
-    if key in {"labels", "annotations"} and isinstance(value, dict):
+    if key in {"labels", "annotations", "limits"} and isinstance(value, dict):
         return {name: scalar_text(inner) for name, inner in value.items() if inner is not None}
     return _cleaned(value, depth + 1)
 

@@ -40,6 +40,10 @@ class Process(_Part, frozen=True, kw_only=True):
     env_from: tuple[EnvFrom, ...] = ()
     working_dir: str = ""
     mounts: tuple[VolumeMount, ...] = ()
+    memory_bytes: int | None = None
+    """The most memory it may have; None: all there is."""
+    cpu_millis: int | None = None
+    """The most processor time it may have, in thousandths of a processor."""
 
 
 class PlacedArtifact(_Part, frozen=True, kw_only=True):

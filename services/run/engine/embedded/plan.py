@@ -33,6 +33,7 @@ from services.run.engine.embedded.manifest import (
     Volume,
     VolumeMount,
     Workflow,
+    parse_container,
 )
 from services.run.engine.embedded.nodes import NodeArtifact, NodeInputs, NodeParameter
 from services.run.engine.embedded.orders import (
@@ -43,6 +44,7 @@ from services.run.engine.embedded.orders import (
     WantedArtifact,
     WantedParameter,
 )
+from services.run.engine.embedded.quantity import QuantityError, cpu_millis, memory_bytes
 from services.run.engine.embedded.template import Lookup, fill, first_of, tags
 from services.run.engine.embedded.variables import Globals, Identity, inputs_lookup, paths_lookup
 
@@ -424,7 +426,7 @@ def _kind(template: Template) -> StepKind:
 
 
 def _process(container: Container, name: str, mounts: tuple[VolumeMount, ...]) -> Process:
-    return Process(
+    process = Process(
         name=name,
         image=container.image,
         command=container.command,
@@ -434,6 +436,22 @@ def _process(container: Container, name: str, mounts: tuple[VolumeMount, ...]) -
         working_dir=container.working_dir,
         mounts=mounts,
     )
+    return limited(process, container.resources.limits)
+
+
+def limited(process: Process, limits: Mapping[str, str]) -> Process:
+    """With the limits that can be kept here; zero is none. Raises ManifestError for what is no quantity."""
+    memory, cpu = limits.get("memory"), limits.get("cpu")
+    if memory is None and cpu is None:
+        return process
+    try:
+        return msgspec.structs.replace(
+            process,
+            memory_bytes=process.memory_bytes if memory is None else memory_bytes(memory) or None,
+            cpu_millis=process.cpu_millis if cpu is None else cpu_millis(cpu) or None,
+        )
+    except QuantityError as error:
+        raise ManifestError(f"resources.limits: {error}") from error
 
 
 def _mirrored(container: Container, main: Container) -> tuple[VolumeMount, ...]:
@@ -465,26 +483,30 @@ def _archive_location(template: Template, artifact: str) -> dict[str, Any] | Non
 
 
 def patched(main: Process, patch: str) -> Process:
-    """Command, args and env of a podSpecPatch; env entries merge by name, as a strategic merge patch does.
+    """Command, args, env and limits of a podSpecPatch; the last two merge by name, as a strategic merge patch does.
 
     What it says of other parts of the pod has no meaning on one machine. Raises ManifestError.
     """
     said = _said_of_main(patch)
-    changes = {key: said[key] for key in ("image", "command", "args", "env") if said.get(key)}
+    changes = {key: said[key] for key in ("image", "command", "args", "env", "resources") if said.get(key)}
     if not changes:
         return main
     try:
-        new = msgspec.convert({"name": "main", **changes}, Process)
+        new = parse_container(changes)
     except msgspec.ValidationError as error:
         raise ManifestError(f"podSpecPatch does not fit a container: {error}") from error
     replaced = {each.name for each in new.env}
-    return msgspec.structs.replace(
+    changed = msgspec.structs.replace(
         main,
         image=new.image or main.image,
         command=new.command or main.command,
         args=new.args or main.args,
         env=(*(each for each in main.env if each.name not in replaced), *new.env),
     )
+    try:
+        return limited(changed, new.resources.limits)
+    except ManifestError as error:
+        raise ManifestError(f"podSpecPatch: {error}") from error
 
 
 def _said_of_main(patch: str) -> Mapping[str, Any]:

@@ -34,7 +34,7 @@ from services.run.engine.embedded.manifest import (
 )
 from services.run.engine.embedded.orders import Process, compression_level
 from services.run.engine.embedded.paths import PathError, read_jq_path, read_json_path
-from services.run.engine.embedded.plan import condition_of, patched, read_factor
+from services.run.engine.embedded.plan import condition_of, limited, patched, read_factor
 from services.run.engine.embedded.template import fill, tags
 from shared import go_yaml
 
@@ -305,6 +305,7 @@ def _check_leaf(place: str, template: Template, known: _Known) -> None:
     for where, container in _containers(template):
         if not container.image:
             raise ManifestError(f"{place}.{where}.image may not be empty")
+        _check_limits(f"{place}.{where}", container.resources.limits)
     if template.resource is not None:
         _check_resource(place, template)
     if template.suspend is not None and template.suspend.duration is not None:
@@ -350,6 +351,14 @@ def _check_patch(place: str, patch: str) -> None:
             patched(Process(name="main"), patch)
         except ManifestError as error:
             raise ManifestError(f"{place}.{error}") from error
+
+
+def _check_limits(place: str, limits: Mapping[str, str]) -> None:
+    """Those with placeholders are amounts only after their replacement."""
+    try:
+        limited(Process(name="main"), {name: text for name, text in limits.items() if "{{" not in text})
+    except ManifestError as error:
+        raise ManifestError(f"{place}.{error}") from error
 
 
 def _containers(template: Template) -> Iterator[tuple[str, Container]]:
