@@ -66,7 +66,8 @@ async def _receive(request: Request[Any, Any, Any], spool: Spool, most_bytes: in
                     continue  # What follows the form is read and ignored, as the rest of a request must be.
                 for event in parser.parse(chunk):
                     if isinstance(event, MultipartSegment):
-                        is_inside = file_name is None and event.name == FIELD and event.filename is not None
+                        # Browsers send a form whose file nobody chose with an empty name: that is no file.
+                        is_inside = file_name is None and event.name == FIELD and bool(event.filename)
                         file_name = event.filename if is_inside else file_name
                     elif event is None:
                         is_inside = False

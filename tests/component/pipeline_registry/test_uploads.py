@@ -185,6 +185,18 @@ async def test_a_form_without_the_file_is_refused(registry: Client) -> None:
     assert answer.status == 400
 
 
+@pytest.mark.parametrize("route", ["upload", "upload_version"])
+async def test_a_file_without_a_name_is_none(registry: Client, route: str) -> None:
+    unnamed = b'--b\r\nContent-Disposition: form-data; name="uploadfile"; filename=""\r\n\r\n%s\r\n' % TEXT
+    named = unnamed.replace(b'""', b'"p.yaml"')
+    how: dict[str, Any] = {"query": {"name": "mine"}, "headers": {"Content-Type": "multipart/form-data; boundary=b"}}
+    answer = await registry.call("POST", f"{V1}/pipelines/{route}", data=unnamed + b"--b--\r\n", **how)
+    assert answer.status == 400
+    assert refusal(answer).endswith(" from file: http: no such file")
+    answer = await registry.call("POST", f"{V1}/pipelines/upload", data=unnamed + named + b"--b--\r\n", **how)
+    assert answer.status == 200, answer.body
+
+
 async def test_the_first_file_of_the_field_counts_whatever_stands_around_it(registry: Client) -> None:
     form = aiohttp.FormData({"name": "ignored"})
     form.add_field("other", b"x", filename="other.yaml")
