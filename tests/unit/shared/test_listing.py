@@ -134,6 +134,10 @@ FORMAT = 'Supported format: "field_name", "field_name desc", or "field_name asc"
             'cannot use operator IS_SUBSTRING on key "attempt"',
         ),
         (
+            ListRequest(filter=filter_of({"op": 9, "key": "name", "string_value": "n" * 2_001})),
+            "The part to search for is longer than 2000 bytes. Please specify a shorter one.",
+        ),
+        (
             ListRequest(filter=filter_of({"op": 1, "key": "created_at", "long_value": str(2**62)})),
             f"invalid timestamp: {2**62} seconds",
         ),
@@ -273,6 +277,7 @@ async def test_a_token_of_another_sort_or_filter_is_refused(second: ListRequest)
         {"Filter": [["name", 99, "a"]]},
         {"Filter": [["name", 0, "a"]]},
         {"Filter": [["name", 8, "a"]]},
+        {"Filter": [["name", 9, "a" * 2_001]]},
         {"Filter": [["created_at", 1, "soon"]]},
         {"Filter": [["created_at", 1, 2**62]]},
         {"Filter": [["attempt", 1, 2**64]]},
