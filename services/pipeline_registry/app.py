@@ -9,6 +9,7 @@ from pathlib import Path
 from shared.blobs import Blobs
 from shared.idempotency import Answers
 from shared.plumbing import Plumbing
+from shared.readers import Limits
 from shared.web import Service
 from shared.web import create_app as create_service
 
@@ -32,9 +33,13 @@ def create_app(settings: Settings) -> Service:
         bucket=settings.object_store_bucket,
     )
     readers = PackageReaders(
+        Limits(
+            cpu_seconds=settings.package_read_cpu_seconds,
+            seconds=settings.package_read_seconds,
+            memory_bytes=settings.package_read_memory_bytes,
+            settings="package_read",
+        ),
         processes=settings.package_readers,
-        seconds=settings.package_read_seconds,
-        memory_bytes=settings.package_read_memory_bytes,
         queue_seconds=settings.package_queue_seconds,
         largest_bytes=settings.largest_package_bytes,
     )

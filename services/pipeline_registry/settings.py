@@ -22,11 +22,13 @@ class Settings(ServiceSettings, frozen=True, kw_only=True):
     `package_read_memory_bytes`, too."""
     package_readers: int = 2
     """How many processes may read packages at a time."""
-    package_read_seconds: float = 20.0
-    """The longest that reading one package may take; a large real one takes less than two."""
+    package_read_cpu_seconds: float = 60.0
+    """The most processor time that reading one package may take; a real one of the largest size takes about ten."""
+    package_read_seconds: float = 600.0
+    """The longest that it may take on a machine that has other things to do, before it is a 503."""
     package_read_memory_bytes: int = 1024 * 1024 * 1024
     """The most address space of a process that reads packages; the interpreter alone takes a tenth."""
-    package_queue_seconds: float = 30.0
+    package_queue_seconds: float = 60.0
     """How long an upload waits for a process to read it before it is a 503."""
     fetch_allowed_networks: tuple[str, ...] = ()
     """Networks (`10.0.0.0/8`, comma separated) that pipelines may be fetched from beside public addresses: where a

@@ -82,6 +82,43 @@ def merge_bomb(levels: int = 12) -> str:
     return PIPELINE + "\n".join(lines) + "\n"
 
 
+def ordinary(size_bytes: int) -> str:
+    """A pipeline of as many templates as compilers write into about this many bytes, and a task for each."""
+    count = size_bytes // 580
+    tasks = "".join(
+        f"      - name: step-{number}\n"
+        f"        template: step-{number}\n"
+        f"        arguments:\n"
+        f"          parameters:\n"
+        f"          - {{name: text, value: 'hello {number}'}}\n"
+        for number in range(count)
+    )
+    templates = "".join(
+        f"  - name: step-{number}\n"
+        f"    container:\n"
+        f"      args: [--text, '{{{{inputs.parameters.text}}}}', --result, /tmp/outputs/result/data]\n"
+        f"      command:\n"
+        f"      - sh\n"
+        f"      - -c\n"
+        f'      - mkdir -p "$(dirname "$3")" && echo "$1" > "$3"\n'
+        f"      image: python:3.7\n"
+        f"    inputs:\n"
+        f"      parameters:\n"
+        f"      - {{name: text}}\n"
+        f"    outputs:\n"
+        f"      parameters:\n"
+        f"      - name: step-{number}-result\n"
+        f"        valueFrom: {{path: /tmp/outputs/result/data}}\n"
+        f"    metadata:\n"
+        f"      labels:\n"
+        f"        pipelines.kubeflow.org/kfp_sdk_version: 1.8.22\n"
+        f"        pipelines.kubeflow.org/pipeline-sdk-type: kfp\n"
+        for number in range(count)
+    )
+    head = "apiVersion: argoproj.io/v1alpha1\nkind: Workflow\nmetadata: {generateName: large-}\n"
+    return f"{head}spec:\n  entrypoint: main\n  templates:\n  - name: main\n    dag:\n      tasks:\n{tasks}{templates}"
+
+
 def padded_to(size_bytes: int) -> bytes:
     """A good pipeline of exactly this size."""
     text = PIPELINE.encode()
