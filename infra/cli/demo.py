@@ -5,20 +5,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
+
+T = TypeVar("T")
 
 _EXAMPLE = Path(__file__).parents[1] / "examples" / "ml-train-deploy.yaml"
 _API = "/apis/v1beta1"
 _START_WITHIN_SECONDS = 90
 _RUN_WITHIN_SECONDS = 120
+_STOP_WITHIN_SECONDS = 60
+_REMOVE_WITHIN_SECONDS = 10
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _FINAL = {"Succeeded", "Failed", "Error", "Skipped"}
 _SIGNS = {
     "Succeeded": "[green]✔[/]",
@@ -43,7 +49,12 @@ def demo(port: int | None) -> None:
     try:
         asyncio.run(_demo(port))
     except DemoFailed as failure:
-        click.echo(f"headrace demo: {failure}", err=True)
+        _say(str(failure))
+        sys.exit(1)
+    except Stopped as stopped:
+        sys.exit(128 + stopped.number)
+    except OSError as error:
+        _say(f"cannot go on: {error}")
         sys.exit(1)
 
 
@@ -51,44 +62,121 @@ class DemoFailed(Exception):
     """What went wrong, in a sentence."""
 
 
+class Stopped(Exception):
+    """Somebody wants no more of it."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        super().__init__(number.name)
+        self.number = number
+
+
+def _say(line: str) -> None:
+    with contextlib.suppress(OSError):  # The terminal may be gone.
+        click.echo(f"headrace demo: {line}", err=True)
+
+
 async def _demo(port: int | None) -> None:
     from rich.console import Console
 
     from infra.embedded.ports import free_ports
 
+    told = _first_signal()
     console = Console(highlight=False, soft_wrap=True)
     begun = time.monotonic()
-    # A short path: the step runner's socket lies in it.
-    with tempfile.TemporaryDirectory(prefix="headrace-demo-") as folder:
-        data_dir = Path(folder) / "data"
-        port = port or free_ports(1)[0]
-        console.print("[bold]Headrace[/]: the Kubeflow Pipelines API v1beta1, on this machine\n")
-        console.print("Starting Postgres, NATS, an object store, five services, the engine and the gateway …")
-        async with _stack(data_dir, port) as url:
-            console.print(f"ready at [bold]{url}[/] after {time.monotonic() - begun:.1f} s\n")
-            succeeded = await _show(console, _Client(url), data_dir)
-            console.print("\nStopping …")
+    port = port or free_ports(1)[0]
+    console.print("[bold]Headrace[/]: the Kubeflow Pipelines API v1beta1, on this machine\n")
+    with _folder() as folder:
+        async with _stack(folder / "data", port) as process:
+            succeeded = await _unless(told, _show_it_all(console, process, folder / "data"))
     console.print(f"done in {time.monotonic() - begun:.0f} s\n")
     _show_what_next(console)
     if not succeeded:
         raise DemoFailed("the run did not succeed")
 
 
+def _first_signal() -> asyncio.Future[signal.Signals]:
+    """Later ones change nothing: what ends ends by itself, within a bound."""
+    loop = asyncio.get_running_loop()
+    told: asyncio.Future[signal.Signals] = loop.create_future()
+
+    def tell(number: signal.Signals) -> None:
+        if not told.done():
+            told.set_result(number)
+
+    for number in _SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # As nohup leaves it.
+            loop.add_signal_handler(number, tell, number)
+    return told
+
+
+async def _unless(told: asyncio.Future[signal.Signals], work: Coroutine[Any, Any, T]) -> T:
+    """What the work returns, or Stopped at the first signal. Whoever tidies up stands outside, and is not cut short."""
+    working = asyncio.create_task(work)
+    both: list[asyncio.Future[Any]] = [told, working]
+    await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+    if told.done():
+        # Handlers end with the loop; what comes after that must not change how the process ends.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)
+        _say(f"{told.result().name}: stopping …")
+        raise Stopped(told.result())
+    return await working
+
+
+@contextlib.contextmanager
+def _folder() -> Iterator[Path]:
+    """A short path: the step runner's socket lies in it. Gone afterwards."""
+    folder = tempfile.TemporaryDirectory(prefix="headrace-demo-", ignore_cleanup_errors=True)
+    path = Path(folder.name)
+    try:
+        yield path
+    finally:
+        deadline = time.monotonic() + _REMOVE_WITHIN_SECONDS
+        folder.cleanup()
+        while path.exists():  # Servers that had to be killed may write for a moment longer.
+            if time.monotonic() > deadline:
+                raise DemoFailed(f"{path} could not be removed")
+            time.sleep(0.05)
+            folder.cleanup()
+
+
 @contextlib.asynccontextmanager
-async def _stack(data_dir: Path, port: int) -> AsyncIterator[str]:
+async def _stack(data_dir: Path, port: int) -> AsyncIterator[asyncio.subprocess.Process]:
     """`headrace up` as a child, in a process group of its own: Ctrl-C reaches us, and we stop it in order."""
+    from infra.embedded.process import die_with_parent
+
+    parent = os.getpid()
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "infra.cli", "up", "--port", str(port), "--data-dir", str(data_dir)),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
         start_new_session=True,
+        preexec_fn=lambda: die_with_parent(parent, signal.SIGTERM),
     )
     try:
-        yield await _ready(process)
+        yield process
     finally:
         if process.returncode is None:
             process.send_signal(signal.SIGTERM)
-        await process.wait()
+        try:
+            await asyncio.wait_for(process.wait(), _STOP_WITHIN_SECONDS)
+        except TimeoutError:
+            process.kill()  # The kernel ends what it leaves.
+            await process.wait()
+
+
+async def _show_it_all(console: Any, process: asyncio.subprocess.Process, data_dir: Path) -> bool:
+    begun = time.monotonic()
+    try:
+        console.print("Starting Postgres, NATS, an object store, five services, the engine and the gateway …")
+        url = await _ready(process)
+        console.print(f"ready at [bold]{url}[/] after {time.monotonic() - begun:.1f} s\n")
+        succeeded = await _show(console, _Client(url), data_dir)
+        console.print("\nStopping …")
+    except SystemExit as error:  # Rich ends the program by itself where a pipe is broken.
+        raise DemoFailed("nobody reads what there is to see") from error
+    return succeeded
 
 
 async def _ready(process: asyncio.subprocess.Process) -> str:
@@ -128,7 +216,12 @@ class _Client:
         return self._call("POST", path, fields={"uploadfile": (file.name, file.read_bytes())})
 
     def _call(self, method: str, path: str, **how: Any) -> dict[str, Any]:
-        reply = self._http.request(method, self._url + path, **how)
+        from urllib3.exceptions import HTTPError
+
+        try:
+            reply = self._http.request(method, self._url + path, **how)
+        except HTTPError as error:
+            raise DemoFailed(f"{method} {path} was not answered: {error}") from error
         if reply.status != 200:
             raise DemoFailed(f"{method} {path} was answered with {reply.status}: {reply.data.decode()[:300]}")
         answer: dict[str, Any] = json.loads(reply.data)
