@@ -97,6 +97,28 @@ def _leading(failing: frozenset[str], name: str) -> frozenset[str]:
     return frozenset(found)
 
 
+def test_what_is_reopened_takes_no_room_before_its_turn() -> None:
+    manifest = workflow("""
+spec:
+  entrypoint: main
+  templates:
+  - name: main
+    parallelism: 1
+    dag:
+      tasks:
+      - {name: a, template: leaf, continueOn: {failed: true}}
+      - {name: b, template: group, dependencies: [a]}
+      - {name: c, template: leaf}
+  - {name: group, dag: {tasks: [{name: g, template: leaf}]}}
+  - {name: leaf, container: {image: i, command: [x]}}
+""")
+    run = FakeExecutor(manifest, script(frozenset({".a", ".b.g"}))).run()
+    assert run.turn.phase is Phase.FAILED
+    retry(run, script(frozenset()))
+    assert run.run().turn.phase is Phase.SUCCEEDED
+    assert run.max_running == 1
+
+
 def test_the_deadline_counts_from_the_retry_and_the_handler_runs_again() -> None:
     manifest = workflow("""
 spec:

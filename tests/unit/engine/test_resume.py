@@ -207,3 +207,26 @@ def test_a_step_late_in_a_long_chain_touches_as_little_as_an_early_one() -> None
         sizes.append(len(run.turn.changed))
     # The step that ends, the step that begins; the last turn ends the DAG as well.
     assert max(sizes) <= 2
+
+
+def test_a_restart_does_not_let_in_more_than_there_is_room_for() -> None:
+    """`p` waits and `q` goes on, which the walk after a restart comes to later."""
+    manifest = workflow("""
+spec:
+  entrypoint: main
+  parallelism: 1
+  templates:
+  - {name: main, dag: {tasks: [{name: a, template: leaf}, {name: one, template: one}]}}
+  - {name: one, parallelism: 1, dag: {tasks: [{name: p, template: leaf}, {name: q, template: pair}]}}
+  - {name: pair, dag: {tasks: [{name: x, template: leaf}, {name: y, template: leaf}]}}
+  - {name: leaf, container: {image: i, command: [x]}}
+""")
+    run = FakeExecutor(manifest)
+    waited = False
+    while not run.turn.finished:
+        open_ = {name for name, phase in run.phases().items() if phase in ("Pending", "Running")}
+        waited |= ".one.q" in open_ and ".one.p" not in run.names()
+        assert not {".one.p", ".one.q"} <= open_
+        run.restart()
+        run.step()
+    assert (waited, run.turn.phase, run.max_running) == (True, Phase.SUCCEEDED, 1)

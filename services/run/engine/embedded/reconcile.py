@@ -196,6 +196,8 @@ class State:
     """The open nodes' frames, by node id."""
     _linked: dict[str, set[str]] = field(default_factory=dict)
     """Children as sets, beside the ordered tuples of the records."""
+    _counted: set[str] = field(default_factory=set)
+    """The open nodes that parallelism counts."""
     _active_pods: int = 0
     _active_children: dict[str, int] = field(default_factory=dict)
     """Boundary id → its open pods, DAGs and Steps: what a template's parallelism counts."""
@@ -233,8 +235,6 @@ class State:
         state.deadline_from = deadline_from
         state.terminated = terminated
         state.phase = Phase.RUNNING if started_at else Phase.PENDING
-        for node in state.nodes.values():
-            state._count(node, +1)
         for node in sorted(state.nodes.values(), key=lambda each: (each.finished_at or each.started_at, each.id)):
             state._export(node)
         return state
@@ -258,13 +258,19 @@ class State:
             artifacts=tuple(exported.exported_artifacts.values()),
         )
 
-    def _count(self, node: Node, by: int) -> None:
-        """Parallelism counts what is open: pods in the run; pods, DAGs and Steps in a boundary (§11)."""
-        if node.phase.is_fulfilled:
+    def _count(self, node: Node) -> None:
+        """Parallelism counts what is open: pods in the run; pods, DAGs and Steps in a boundary (§11).
+
+        A stored node counts from the moment it goes on. One that a retry has reopened may have to wait for others.
+        """
+        is_open = node.type in _COUNTED and not node.phase.is_fulfilled
+        if is_open is (node.id in self._counted):
             return
+        by = 1 if is_open else -1
+        self._counted ^= {node.id}
         if node.type is NodeType.POD:
             self._active_pods += by
-        if node.boundary_id and node.type in _COUNTED:
+        if node.boundary_id:
             self._active_children[node.boundary_id] = self._active_children.get(node.boundary_id, 0) + by
 
     def _export(self, node: Node) -> None:
@@ -406,12 +412,16 @@ class _Pass:
         self._kill: list[Kill] = []
         self._crowded: dict[str, _Dag] = {}
         """DAGs that may have nothing left but what waits for room."""
+        self._newcomers: list[_Call] | None = None
+        """Calls without a node, while the walk after a resume still finds what went on before."""
 
     def run(self, events: Sequence[Event]) -> Turn:
         state = self._state
         if state.finished_at is None:
             if not state._awake:
                 self._awaken()
+                self._work()
+                self._let_in()
             self._work()
             for event in events:
                 self._take(event)
@@ -448,6 +458,8 @@ class _Pass:
     def _awaken(self) -> None:
         state = self._state
         state._awake = True
+        if state.nodes:
+            self._newcomers = []
         state.phase = Phase.RUNNING
         state.started_at = state.started_at or whole_seconds(self._now)
         spec = state.workflow.spec
@@ -461,6 +473,12 @@ class _Pass:
         elif deadline is not None and self._now >= deadline:
             state._stopping = KillReason.RUN_DEADLINE
         self._soon(self._enter, spec.entrypoint, state.identity.name, exempt=False)
+
+    def _let_in(self) -> None:
+        """By now it is known what takes room."""
+        for call in self._newcomers or ():
+            self._soon(self._begin, call)
+        self._newcomers = None
 
     def _enter(self, name: TemplateName, node_name: str, *, exempt: bool) -> None:
         arguments = self._plan.globals.arguments
@@ -689,6 +707,9 @@ class _Pass:
         if stored is not None and stored.phase.is_fulfilled:
             self._link_all(call.links, stored.id)
             self._tell(call, stored)
+            return
+        if stored is None and self._newcomers is not None:
+            self._newcomers.append(call)
             return
         if stored is None and not self._has_room(call):
             if isinstance(call.caller, _Dag):
@@ -1400,6 +1421,7 @@ class _Pass:
             if inputs is not None and (inputs.parameters or inputs.artifacts):
                 node = msgspec.structs.replace(node, inputs=inputs)
             self._put(node)
+        self._state._count(node)
         self._link_all(call.links, node.id)
         return node
 
@@ -1426,11 +1448,8 @@ class _Pass:
             self._soon(self._release, frame.call.boundary)
 
     def _put(self, node: Node) -> None:
-        old = self._state.nodes.get(node.id)
-        if old is not None:
-            self._state._count(old, -1)
         self._state.nodes[node.id] = node
-        self._state._count(node, +1)
+        self._state._count(node)
         self._changed[node.id] = None
 
     def _link_all(self, parents: Iterable[str], child: str) -> None:
