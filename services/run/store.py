@@ -202,6 +202,7 @@ async def forget_job(tx: Transaction, job_id: str) -> None:
     """Runs of a deleted job stay, and refer to it no longer."""
     await tx.execute(
         """
+        with forgotten as (delete from deleted_runs where job_id = $1)
         update runs set
             job_id = null,
             resource_references = jsonb_path_query_array(resource_references, '$[*] ? (@.type != "JOB")')
@@ -303,8 +304,9 @@ async def delete(tx: Transaction, run_id: str) -> Run | None:
     return None if row is None else to_run(row)
 
 
-async def remember_deleted(tx: Transaction, run_id: str) -> None:
-    await tx.execute("insert into deleted_runs (run_id) values ($1) on conflict (run_id) do nothing", run_id)
+async def remember_deleted(tx: Transaction, run_id: str, job_id: str) -> None:
+    """Until the job is forgotten."""
+    await tx.execute("insert into deleted_runs (run_id, job_id) values ($1, $2)", run_id, job_id)
 
 
 async def was_deleted(connection: Connection, run_id: str) -> bool:

@@ -233,7 +233,8 @@ class Runs:
             if run.engine is EngineName.EXTERNAL:
                 # There is no controller to do it. The engine's agent learns it from the answer to its next report.
                 await store.erase(tx, run.id)
-                await store.remember_deleted(tx, run.id)
+                if run.job_id:
+                    await store.remember_deleted(tx, run.id, run.job_id)
         await until_published_and_applied(
             self._bus,
             self._database,

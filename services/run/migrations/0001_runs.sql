@@ -121,12 +121,14 @@ create table erasures (
 
 create index erasures_requested_at_idx on erasures (requested_at, run_id);
 
--- Deleted runs whose workflows are reported again and again by an agent that no deletion reaches: they stay deleted.
+-- Deleted runs of jobs that another engine fires: they stay deleted, though their workflows are still reported.
 create table deleted_runs (
-    run_id     text        not null,
-    deleted_at timestamptz not null default clock_timestamp(),
+    run_id text not null,
+    job_id text not null,
     constraint deleted_runs_pkey primary key (run_id)
 );
+
+create index deleted_runs_job_id_idx on deleted_runs (job_id);
 
 -- Kept counts: every change adds a delta in its own transaction, a ticker folds them. The empty experiment id
 -- stands for all experiments.

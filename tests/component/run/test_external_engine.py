@@ -13,6 +13,7 @@ import pytest
 
 from services.run.domain import EngineName
 from shared.bearer import digest_of
+from shared.contracts import events
 from shared.contracts.states import Metric
 from tests.component.run.conftest import DEFAULT_EXPERIMENT, V1, Answer, Client, World
 from tests.component.run.test_following import applied
@@ -246,6 +247,11 @@ async def test_a_deleted_run_leaves_nothing_and_no_report_brings_it_back(world: 
     assert (await agent.send(seen)).status == 404
     assert (await world.client.call("GET", f"/runs/{run_id}")).status == 404
     assert await world.facts(run_id) == ["created", "started", "deleted"]
+
+    gone = msgspec.structs.replace(world.peers.jobs.pop("nightly"), version=2, is_deleted=True)
+    await applied(world, await world.peers.tell(events.JOB_DELETED, gone), owner="job-scheduler")
+    assert await world.database.fetchval("select count(*) from deleted_runs") == 0
+    assert (await agent.send(seen)).message == "Job nightly not found."
 
 
 async def test_a_stop_is_shown_whoever_asked_for_it(world: World, agent: Agent) -> None:
