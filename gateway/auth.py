@@ -1,7 +1,7 @@
 """Who sends a request: a holder of a static token, or somebody whom an identity provider vouches for.
 
-Both come as `Authorization: Bearer …`, the way the published reference says and the SDK's `existing_token` sends. So
-does the one token that opens the agent's routes, and nothing else.
+Both come as `Authorization: Bearer …`, the way the published reference says and the SDK's `existing_token` sends. The
+token of an external engine's agent comes the same way, and opens the agent's routes alone.
 
 A static token costs one SHA-256 and one look-up. A provider's token (a JWT) is verified by the provider's public keys
 once and then remembered until it ends or the keys change. Keys are fetched ahead of need and again when a token names

@@ -233,7 +233,7 @@ def fired_here(job_id: str) -> InvalidInput:
 
 
 def object_name_taken(name: str) -> AlreadyExists:
-    return AlreadyExists(f"The scheduled workflow {name} is called as that of another job.")
+    return AlreadyExists(f"The scheduled workflow {name} has the name that another job's has.")
 
 
 def names_exhausted(name: str) -> AlreadyExists:

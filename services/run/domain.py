@@ -233,7 +233,7 @@ def of_another_workflow(run_id: str, name: str, reported: str) -> InvalidInput:
 
 
 def workflow_name_taken(name: str) -> AlreadyExists:
-    return AlreadyExists(f"Workflow[{name}] is called as the workflow of another run.")
+    return AlreadyExists(f"Workflow[{name}] has the name that the workflow of another run has.")
 
 
 def names_exhausted(name: str) -> AlreadyExists:

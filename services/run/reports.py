@@ -77,8 +77,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     namespace: str
     job_id: str
     """The job that the workflow belongs to; empty where it was asked for by somebody."""
-    slot: str
     created_at: datetime | None
+    scheduled_at: datetime | None
     spec: msgspec.Raw
     phase: Status
     is_terminating: bool
@@ -124,7 +124,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
             namespace=self.namespace,
             manifest=msgspec.json.encode(manifest).decode(),
             created_at=self.created_at or clock.now(),
-            scheduled_at=_slot(self.slot),
+            scheduled_at=self.scheduled_at,
         )
 
 
@@ -210,8 +210,8 @@ def read(text: str) -> Report:
         workflow_name=WorkflowName(metadata.name),
         namespace=metadata.namespace,
         job_id=next((each.uid for each in metadata.owner_references or () if _is_scheduler(each)), ""),
-        slot=labels.get(SLOT_LABEL, ""),
         created_at=created_at,
+        scheduled_at=_slot(labels.get(SLOT_LABEL, "")),
         spec=workflow.spec,
         phase=phase,
         is_terminating=spec.active_deadline_seconds == 0 and not phase.is_final,
