@@ -16,7 +16,6 @@ from shared.listing import ListRequest
 from shared.references import ResourceType, WireReferenceKey
 from shared.web import delete, get, post, reply
 
-from . import store
 from .domain import Experiment
 from .usecases import Experiments
 from .wire import WireExperiment, WireExperiments, from_domain
@@ -42,7 +41,7 @@ async def create_experiment(
 async def list_experiments(request: Req, experiments: NamedDependency[Experiments]) -> Response[bytes]:
     asked = protojson.query(ListRequest, request.scope["query_string"])
     _check_reference(asked.resource_reference_key)
-    page = await experiments.list(store.LISTING.query(asked))
+    page = await experiments.list(asked)
     return reply(
         WireExperiments(
             experiments=tuple(from_domain(experiment) for experiment in page.rows),

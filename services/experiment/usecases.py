@@ -13,7 +13,7 @@ from shared.database import ConstraintViolated, Database, Transaction
 from shared.errors import layer
 from shared.idempotency import Keep, keep_nothing
 from shared.identity import caller_subject
-from shared.listing import Page, Query
+from shared.listing import ListRequest, Page
 from shared.outbox import Outbox
 from shared.subscriptions import until_published_and_applied
 
@@ -51,8 +51,8 @@ class Experiments:
             raise domain.unknown(experiment_id)
         return experiment
 
-    async def list(self, query: Query) -> Page[Experiment]:
-        return await store.LISTING.page(self._database, query, store.to_experiment)
+    async def list(self, asked: ListRequest) -> Page[Experiment]:
+        return await store.LISTING.page(self._database, store.LISTING.query(asked), store.to_experiment)
 
     async def get_default(self) -> Experiment:
         """The default experiment, made if there is none; one that is already called `Default` is adopted."""

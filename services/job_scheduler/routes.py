@@ -16,7 +16,6 @@ from shared.idempotency import Answers
 from shared.listing import ListRequest
 from shared.web import delete, get, post, reply
 
-from . import store
 from .domain import View
 from .usecases import Jobs
 from .wire import WireJob, WireJobs, from_view, to_new_job, to_report
@@ -35,7 +34,7 @@ async def create_job(request: Req, jobs: NamedDependency[Jobs], answers: NamedDe
 @get("/apis/v1beta1/jobs")
 async def list_jobs(request: Req, jobs: NamedDependency[Jobs]) -> Response[bytes]:
     asked = protojson.query(ListRequest, request.scope["query_string"])
-    page = await jobs.list(store.LISTING.query(asked))
+    page = await jobs.list(asked)
     return reply(
         WireJobs(
             jobs=tuple(from_view(view) for view in page.rows),

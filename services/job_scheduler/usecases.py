@@ -32,7 +32,7 @@ from shared.database import ConstraintViolated, Database, Transaction
 from shared.errors import InvalidInput, layer
 from shared.idempotency import Keep, keep_nothing
 from shared.identity import caller_subject
-from shared.listing import Page, Query
+from shared.listing import ListRequest, Page
 from shared.outbox import Outbox
 from shared.subscriptions import until_published_and_applied
 
@@ -119,8 +119,8 @@ class Jobs:
     async def get_state(self, job_id: str) -> JobState:
         return to_state(await self._get(job_id))
 
-    async def list(self, query: Query) -> Page[View]:
-        page = await store.LISTING.page(self._database, query, store.to_job)
+    async def list(self, asked: ListRequest) -> Page[View]:
+        page = await store.LISTING.page(self._database, store.LISTING.query(asked), store.to_job)
         return Page(rows=await self._views(page.rows), total_size=page.total_size, next_page_token=page.next_page_token)
 
     async def enable(self, job_id: str) -> None:

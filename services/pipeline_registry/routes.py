@@ -18,7 +18,6 @@ from shared.listing import ListRequest
 from shared.references import ResourceType
 from shared.web import delete, get, post, reply
 
-from . import store
 from .domain import Described, NameTaken, Version
 from .uploads import Upload, received
 from .usecases import Pipelines
@@ -128,7 +127,7 @@ async def list_pipelines(request: Req, pipelines: NamedDependency[Pipelines]) ->
     asked = protojson.query(ListRequest, request.scope["query_string"])
     if asked.resource_reference_key and asked.resource_reference_key.type is not ResourceType.NAMESPACE:
         raise InvalidInput("Invalid resource references for pipelines. ListPipelines requires filtering by namespace.")
-    page = await pipelines.list(store.PIPELINES.query(asked))
+    page = await pipelines.list(asked)
     return reply(
         WirePipelines(
             pipelines=tuple(from_described(described) for described in page.rows),
@@ -188,9 +187,7 @@ async def list_versions(request: Req, pipelines: NamedDependency[Pipelines]) -> 
     asked = protojson.query(ListRequest, request.scope["query_string"])
     if asked.resource_key is None:
         raise InvalidInput("ResourceKey must be set in the input")
-    pipeline_id = asked.resource_key.id
-    query = store.VERSIONS.query(asked, only={"pipeline_id": pipeline_id})
-    page = await pipelines.list_versions(pipeline_id, query)
+    page = await pipelines.list_versions(asked.resource_key.id, asked)
     return reply(
         WireVersions(
             versions=tuple(from_version(version) for version in page.rows),

@@ -17,7 +17,7 @@ from shared.database import Connection, ConstraintViolated, Database, Transactio
 from shared.errors import InvalidInput, Unavailable, layer
 from shared.idempotency import Keep, keep_nothing
 from shared.identity import caller_subject
-from shared.listing import Page, Query
+from shared.listing import ListRequest, Page
 from shared.outbox import Outbox
 from shared.subscriptions import until_published_and_applied
 
@@ -248,8 +248,8 @@ class Pipelines:
             raise domain.unknown_pipeline(pipeline_id)
         return (await self._described(self._database, [pipeline]))[0]
 
-    async def list(self, query: Query) -> Page[Described]:
-        page = await store.PIPELINES.page(self._database, query, store.to_pipeline)
+    async def list(self, asked: ListRequest) -> Page[Described]:
+        page = await store.PIPELINES.page(self._database, store.PIPELINES.query(asked), store.to_pipeline)
         return Page(
             rows=tuple(await self._described(self._database, page.rows)),
             total_size=page.total_size,
@@ -270,7 +270,8 @@ class Pipelines:
             raise InvalidInput("No pipeline version.")
         return described.pipeline, described.default_version
 
-    async def list_versions(self, pipeline_id: str, query: Query) -> Page[Version]:
+    async def list_versions(self, pipeline_id: str, asked: ListRequest) -> Page[Version]:
+        query = store.VERSIONS.query(asked, only={"pipeline_id": pipeline_id})
         page = await store.VERSIONS.page(self._database, query, store.to_version)
         if not page.rows and await store.find_pipeline(self._database, pipeline_id) is None:
             raise domain.unknown_pipeline(pipeline_id)

@@ -63,7 +63,7 @@ def create_app(settings: Settings, *, validate: Validator | None = None) -> Serv
         plumbing.subscribe(handlers(runs))
         plumbing.tasks.spawn(
             "counts",
-            partial(ticker.fold_counts, plumbing.database, every_seconds=settings.fold_counts_seconds),
+            partial(ticker.fold_counts, runs, every_seconds=settings.fold_counts_seconds),
         )
 
     async def stop() -> None:

@@ -21,7 +21,7 @@ from shared.idempotency import Answers
 from shared.listing import ListRequest
 from shared.web import delete, get, post, reply
 
-from . import ranges, store
+from . import ranges
 from .domain import Detail
 from .reports import Reports
 from .step_logs import StepLogs
@@ -46,7 +46,7 @@ def _encoded(detail: Detail) -> bytes:
 @get("/apis/v1beta1/runs")
 async def list_runs(request: Req, runs: NamedDependency[Runs]) -> Response[bytes]:
     asked = protojson.query(ListRequest, request.scope["query_string"])
-    page = await runs.list(store.LISTING.query(asked))
+    page = await runs.list(asked)
     return reply(
         WireRuns(
             runs=tuple(from_view(view) for view in page.rows),

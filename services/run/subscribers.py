@@ -12,7 +12,6 @@ from shared.contracts.states import ExperimentState, JobState, MetricsState, Pip
 from shared.database import Transaction
 from shared.subscriptions import Done, Fact, Handler, Outcome
 
-from . import store
 from .domain import Metric
 from .usecases import EXPERIMENT, PIPELINE_VERSION, Runs
 
@@ -43,11 +42,11 @@ def handlers(runs: Runs) -> Mapping[FactKind[Any], Handler]:
             )
             for metric in fact.state.metrics
         ]
-        await store.insert_metrics(tx, run_id, metrics)
+        await runs.keep_metrics(tx, run_id, metrics)
         return Done()
 
     async def forget_job(tx: Transaction, fact: Fact[JobState]) -> Outcome:
-        await store.forget_job(tx, fact.state.id)
+        await runs.forget_job(tx, fact.state.id)
         return Done()
 
     return {

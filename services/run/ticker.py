@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
-from shared.database import Database
-
-from . import store
+from .usecases import Runs
 
 
-async def fold_counts(database: Database, *, every_seconds: float) -> None:
+async def fold_counts(runs: Runs, *, every_seconds: float) -> None:
     """Until cancelled. Every replica does it; the statement lets one at a time work."""
     while True:
         await asyncio.sleep(every_seconds)
-        await store.fold_counts(database)
+        await runs.fold_counts()

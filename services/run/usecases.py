@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, cast
 
@@ -37,7 +37,7 @@ from shared.database import ConstraintViolated, Database, Transaction
 from shared.errors import InvalidInput, NotFound, layer
 from shared.idempotency import Keep, keep_nothing
 from shared.identity import caller_subject
-from shared.listing import Page, Query
+from shared.listing import ListRequest, Page
 from shared.outbox import Outbox
 from shared.subscriptions import until_published_and_applied
 from shared.telemetry import current_traceparent
@@ -212,10 +212,11 @@ class Runs:
     async def get_state(self, run_id: str) -> states.RunState:
         return to_state(await self._get(run_id))
 
-    async def list(self, query: Query) -> Page[View]:
+    async def list(self, asked: ListRequest) -> Page[View]:
         async def count(equalities: Mapping[str, str]) -> int | None:
             return await store.kept_count(self._database, equalities)
 
+        query = store.LISTING.query(asked)
         page = await store.LISTING.page(self._database, query, store.to_run, count=count)
         return Page(rows=await self._views(page.rows), total_size=page.total_size, next_page_token=page.next_page_token)
 
@@ -280,6 +281,15 @@ class Runs:
         """Its runs follow an experiment into the archive (API specification, section 7, E5)."""
         for run in await store.archive_experiment(tx, experiment_id):
             await self._outbox.add(tx, events.RUN_ARCHIVED, to_state(run))
+
+    async def forget_job(self, tx: Transaction, job_id: str) -> None:
+        await store.forget_job(tx, job_id)
+
+    async def keep_metrics(self, tx: Transaction, run_id: str, metrics: Sequence[Metric]) -> None:
+        await store.insert_metrics(tx, run_id, metrics)
+
+    async def fold_counts(self) -> None:
+        await store.fold_counts(self._database)
 
     async def terminate(self, run_id: str) -> None:
         async with self._database.transaction() as tx:
