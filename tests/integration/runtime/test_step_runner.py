@@ -215,6 +215,26 @@ async def test_a_stopped_runner_ends_its_steps_and_notes_it(mortal_runner: Runne
     assert "asked" in await mortal_runner.log_of(spec.key)
 
 
+async def test_a_runner_that_is_stopped_while_somebody_listens_says_nothing_of_it(mortal_runner: Runner) -> None:
+    spec = mortal_runner.spec("sh", "-c", "echo ready; while :; do sleep 0.02; done")
+    await mortal_runner.client.start(spec)
+
+    async def follow() -> None:
+        with contextlib.suppress(OSError):  # The runner went away, or the step was over a moment before.
+            async for _ in mortal_runner.client.read_log(spec.key, follow=True):
+                reading.set()
+
+    reading = asyncio.Event()
+    following = asyncio.create_task(follow())
+    async with contextlib.aclosing(mortal_runner.client.events()) as events:
+        await anext(events)
+        await asyncio.wait_for(reading.wait(), 30)
+        said = mortal_runner.log()
+        assert await asyncio.to_thread(mortal_runner.stop) == 0
+    await following
+    assert mortal_runner.log() == said
+
+
 async def test_what_was_never_durably_started_runs_when_it_is_started_again(mortal_runner: Runner) -> None:
     spec = mortal_runner.spec("echo", "ran")
     await mortal_runner.client.info()

@@ -14,7 +14,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import assert_never
@@ -155,11 +155,14 @@ class StepRunner:
                 attempt = self._attempts[key] = Attempt(None, StepStarted(key=key, started_at=known.started_at))
                 attempt.task = asyncio.create_task(self._see_off(key, attempt), name=f"see off {key}")
 
-    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """In a task of ours: of one that the stream made itself, it would report the cancelling as a failure."""
+        connection = asyncio.create_task(self._answer(reader, writer), name="answer")
+        self._connections.add(connection)
+        connection.add_done_callback(self._connections.discard)
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection: a request, its replies, the end."""
-        task = asyncio.current_task()
-        assert task is not None
-        self._connections.add(task)
         try:
             line = await reader.readline()
             if not line:
@@ -172,7 +175,6 @@ class StepRunner:
         except ConnectionError:
             pass  # the client went away; nothing here depends on it
         finally:
-            self._connections.discard(task)
             writer.close()
 
     async def stop(self) -> None:
@@ -183,8 +185,10 @@ class StepRunner:
         tasks = [a.task for a in self._attempts.values() if a.task is not None and a.spec is not None]
         if tasks:
             await asyncio.wait(tasks)
-        for connection in self._connections:
-            connection.cancel()
+        while self._connections:
+            for connection in self._connections:
+                connection.cancel()
+            await asyncio.wait(self._connections)
 
     async def _replies(self, request: Request, reader: asyncio.StreamReader) -> AsyncIterator[Reply]:
         match request:
@@ -567,7 +571,7 @@ async def _refuse_a_second_runner(path: str) -> None:
 
 @contextlib.asynccontextmanager
 async def _listening(
-    path: str, answer: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+    path: str, answer: Callable[[asyncio.StreamReader, asyncio.StreamWriter], None]
 ) -> AsyncIterator[None]:
     """A socket that only our own user can connect to, from its first moment."""
     bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
