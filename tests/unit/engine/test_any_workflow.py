@@ -37,6 +37,8 @@ def tasks(draw: st.DrawFn, templates: list[str]) -> list[dict[str, Any]]:
             task["withItems"] = draw(st.lists(st.sampled_from(["a", "b", {"k": 1}, 10]), max_size=3))
         if draw(st.integers(0, 4)) == 0:
             task["continueOn"] = {"failed": draw(st.booleans()), "error": draw(st.booleans())}
+        if draw(st.integers(0, 4)) == 0:
+            task["onExit"] = draw(st.sampled_from(templates))
         found.append(task)
     return found
 

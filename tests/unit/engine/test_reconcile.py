@@ -625,6 +625,143 @@ def test_an_entry_that_cannot_begin_ends_the_run_without_a_handler() -> None:
     assert (run.turn.phase, run.stored) == (Phase.ERROR, {})
 
 
+# -- hooks -------------------------------------------------------------------------------------------------------------
+
+HOOKED = """
+  - name: bye
+    inputs: {parameters: [{name: m, default: nothing}]}
+    container: {image: i, command: [bye, "{{inputs.parameters.m}}"]}
+"""
+
+
+def test_a_hook_runs_when_its_task_has_ended_and_before_what_follows() -> None:
+    run = dag(
+        "[{name: a, template: out, hooks: {exit: {template: bye, arguments: {parameters: [{name: m,"
+        " value: '{{tasks.a.outputs.parameters.o}} {{tasks.a.status}} {{workflow.name}}'}]}}}},"
+        " {name: b, template: c, dependencies: [a]}]",
+        more=HOOKED,
+        script=gives(a="v"),
+    )
+    while ".b" not in run.names():
+        assert run.step()
+    hook = run.node(".a.onExit")
+    assert (hook.phase, hook.type, hook.display_name) == (Phase.SUCCEEDED, NodeType.POD, "a.onExit")
+    assert hook.boundary_id == run.node("").id
+    assert (run.children(".a"), run.children(".a.onExit")) == ([".a.onExit", ".b"], [])
+    assert args(run.order(".a.onExit")) == ("bye", f"v Succeeded {NAME}")
+    run.run()
+    assert run.node("").outbound_nodes == (run.node(".b").id,)
+
+
+@pytest.mark.parametrize(("ending", "phase"), [(".a", Phase.FAILED), (".a.onExit", Phase.SUCCEEDED)])
+def test_the_task_makes_the_dags_phase_and_not_its_hook(ending: str, phase: Phase) -> None:
+    run = dag("[{name: a, template: c, onExit: bye}]", more=HOOKED, script=fails(ending)).run()
+    assert (run.turn.phase, run.node(".a.onExit").phase.is_completed) == (phase, True)
+    assert args(run.order(".a.onExit")) == ("bye", "nothing")
+
+
+def test_a_hook_without_arguments_gets_the_runs() -> None:
+    run = dag(
+        "[{name: a, template: c, onExit: bye}]", spec="arguments: {parameters: [{name: m, value: given}]}", more=HOOKED
+    ).run()
+    assert args(run.order(".a.onExit")) == ("bye", "given")
+
+
+def test_what_did_not_run_has_no_hook() -> None:
+    run = dag(
+        "[{name: a, template: c}, {name: b, template: c, dependencies: [a], onExit: bye},"
+        " {name: s, template: c, when: 1 > 2, onExit: bye}]",
+        more=HOOKED,
+        script=fails(".a"),
+    ).run()
+    assert run.phases() == {"": "Failed", ".a": "Failed", ".b": "Omitted", ".s": "Skipped"}
+
+
+def test_a_task_that_could_not_begin_has_a_hook_all_the_same() -> None:
+    run = dag("[{name: a, template: c, when: x y, onExit: bye}]", more=HOOKED).run()
+    assert run.phases() == {"": "Error", ".a": "Error", ".a.onExit": "Succeeded"}
+
+
+def test_a_hook_that_makes_no_sense_is_an_error_and_no_more() -> None:
+    run = dag(
+        "[{name: a, template: c, hooks: {exit: {template: read, arguments: {artifacts: [{name: f,"
+        " from: '{{tasks.a.outputs.artifacts.none}}'}]}}}}]"
+    ).run()
+    assert run.phases() == {"": "Succeeded", ".a": "Succeeded", ".a.onExit": "Error"}
+    assert run.node(".a.onExit").message == 'Unable to resolve: "tasks.a.outputs.artifacts.none"'
+
+
+def test_a_hook_is_handed_artifacts_of_its_task() -> None:
+    run = dag(
+        "[{name: a, template: out, hooks: {exit: {template: read, arguments: {artifacts: [{name: f,"
+        " from: '{{tasks.a.outputs.artifacts.art}}'}]}}}}]"
+    ).run()
+    (placed,) = run.order(".a.onExit").input_artifacts
+    assert placed.s3 is not None
+    assert run.node(".a").id in placed.s3["key"]
+
+
+def test_a_retry_and_a_loop_have_one_hook_each() -> None:
+    run = dag(
+        "[{name: f, template: flaky, onExit: bye}, {name: l, template: echo, withItems: [a, b], onExit: bye,"
+        f" {ITEM}}}, {{name: z, template: c, dependencies: [f, l]}}]",
+        more=HOOKED + "  - {name: flaky, retryStrategy: {limit: 2}, container: {image: i, command: [x]}}\n",
+        script=until(1),
+    ).run()
+    assert run.turn.phase is Phase.SUCCEEDED
+    assert {name for name in run.names() if name.endswith("onExit")} == {".f.onExit", ".l.onExit"}
+    assert run.children(".f") == [".f(0)", ".f(1)", ".f.onExit"]
+    assert run.children(".f(1)") == [".z"]
+
+
+def test_each_item_of_an_expanding_step_has_a_hook_before_the_next_group() -> None:
+    run = FakeExecutor(
+        workflow(f"""
+spec:
+  entrypoint: main
+  templates:
+  - name: main
+    steps:
+    - - name: each
+        template: out
+        withItems: [x, y]
+        hooks:
+          exit:
+            template: bye
+            arguments: {{parameters: [{{name: m, value: "{{{{item}}}} {{{{steps.each.outputs.parameters.o}}}}"}}]}}
+    - - {{name: last, template: c}}
+{LEAVES}{HOOKED}"""),
+        lambda order: Outcome(parameters={"o": order.node_name[-2]}, exit_code=order.template_name == "bye"),
+    ).run()
+    assert run.turn.phase is Phase.SUCCEEDED
+    assert args(run.order("[0].each(1:y).onExit")) == ("bye", "y y")
+    assert run.children("[0].each(0:x)") == ["[0].each(0:x).onExit", "[1]"]
+    last = run.node("[1].last").started_at
+    assert all(run.node(f"[0].each({item}).onExit").finished_at <= last for item in ("0:x", "1:y"))  # type: ignore[operator]
+
+
+def test_a_hook_runs_to_its_end_when_the_run_is_stopped() -> None:
+    run = dag(
+        "[{name: a, template: c, onExit: bye}, {name: b, template: c, dependencies: [a]}]",
+        more=HOOKED,
+        script=lambda order: Outcome(seconds=5 if order.template_name == "bye" else 60),
+    )
+    run.run_for(1).terminate().run()
+    assert (run.turn.phase, run.turn.message) == (Phase.FAILED, "terminated")
+    assert run.phases() == {"": "Failed", ".a": "Failed", ".a.onExit": "Succeeded", ".b": "Omitted"}
+
+
+def test_what_a_stop_kept_from_beginning_has_no_hook() -> None:
+    run = dag(
+        "[{name: a, template: c}, {name: b, template: c, onExit: bye}]",
+        spec="parallelism: 1",
+        more=HOOKED,
+        script=lambda _order: Outcome(seconds=60),
+    )
+    run.run_for(1).terminate().run()
+    assert run.phases() == {"": "Failed", ".a": "Failed", ".b": "Failed"}
+
+
 # -- retries -----------------------------------------------------------------------------------------------------------
 
 

@@ -73,10 +73,14 @@ def test_after_a_retry_the_graph_is_as_complete_as_after_a_first_run(failing: fr
         for node in run.stored.values()
         if node.type is NodeType.POD and node.phase is Phase.SUCCEEDED and node.name != f"{NAME}.onExit"
     }
+    ended = {node.name for node in run.stored.values() if node.phase is Phase.SUCCEEDED}
     retry(run, script(frozenset()))
     run.run()
     assert run.turn.phase is Phase.SUCCEEDED
-    assert succeeded.isdisjoint(order.node_id for order in run.orders), "a step that was done ran again"
+    again = {order.node_name for order in run.orders if order.node_id in succeeded}
+    tasks = {name.removesuffix("(0).g").removesuffix(".onExit") for name in again if ".onExit" in name}
+    assert len(tasks) == len(again), "a step that was done ran again"
+    assert tasks.isdisjoint(ended), "a hook ran again whose task was done"
     first = structure(FakeExecutor(MANIFEST, script(_still_failing(failing))).run())
     assert structure(run) == first
 
@@ -95,6 +99,30 @@ def _leading(failing: frozenset[str], name: str) -> frozenset[str]:
     while f"{name}({len(found)})" in failing:
         found.append(f"{name}({len(found)})")
     return frozenset(found)
+
+
+def test_the_hook_of_what_runs_again_is_called_again_and_no_other() -> None:
+    manifest = workflow("""
+spec:
+  entrypoint: main
+  templates:
+  - name: main
+    dag:
+      tasks:
+      - {name: done, template: leaf, onExit: leaf}
+      - {name: fails, template: leaf, onExit: group}
+      - {name: inner, template: group, onExit: leaf}
+      - {name: like-a-hook, template: named}
+  - {name: group, dag: {tasks: [{name: g, template: leaf}]}}
+  - {name: named, dag: {tasks: [{name: onExit, template: leaf}, {name: x, template: leaf}]}}
+  - {name: leaf, container: {image: i, command: [x]}}
+""")
+    run = FakeExecutor(manifest, script(frozenset({".fails", ".inner.g", ".like-a-hook.x"}))).run()
+    assert run.node(".fails.onExit.g").phase is Phase.SUCCEEDED
+    retry(run, script(frozenset()))
+    assert run.run().turn.phase is Phase.SUCCEEDED
+    again = {order.node_name.removeprefix(NAME) for order in run.orders}
+    assert again == {".fails", ".fails.onExit.g", ".inner.g", ".inner.onExit", ".like-a-hook.x"}
 
 
 def test_what_is_reopened_takes_no_room_before_its_turn() -> None:

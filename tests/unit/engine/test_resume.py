@@ -30,8 +30,8 @@ spec:
         dependencies: [list]
         withParam: "{{tasks.list.outputs.parameters.o}}"
         arguments: {parameters: [{name: m, value: "{{item}}"}]}
-      - {name: retried, template: flaky, dependencies: [list]}
-      - {name: staged, template: stages}
+      - {name: retried, template: flaky, dependencies: [list], onExit: leaf}
+      - {name: staged, template: stages, hooks: {exit: {template: group}}}
       - {name: never, template: leaf, when: 1 > 2}
       - {name: after-never, template: leaf, dependencies: [never]}
       - {name: omitted, template: leaf, dependencies: [may-fail]}
@@ -43,7 +43,7 @@ spec:
     dag: {tasks: [{name: x, template: leaf}, {name: y, template: leaf, dependencies: [x]}, {name: z, template: leaf}]}
   - name: stages
     steps:
-    - - {name: one, template: leaf, withItems: [a, b]}
+    - - {name: one, template: leaf, withItems: [a, b], onExit: leaf}
     - - {name: two, template: leaf}
       - {name: three, template: group}
   - {name: group, retryStrategy: {limit: 1}, dag: {tasks: [{name: g, template: leaf}]}}

@@ -180,6 +180,22 @@ REFUSED = {
     "spec.volumeClaimTemplates[0].metadata.name 'v' is not unique": dag(
         "[{name: a, template: t}]", spec="volumes: [{name: v}]\n  volumeClaimTemplates: [{metadata: {name: v}}]"
     ),
+    "templates.main.tasks.a.onExit template name 'nowhere' undefined": dag("[{name: a, template: t, onExit: nowhere}]"),
+    "templates.main.tasks.a.onExit has the name of task 'onExit' of template 'named'": dag(
+        "[{name: a, template: named, onExit: t}]",
+        more="  - {name: named, dag: {tasks: [{name: onExit, template: t}]}}",
+    ),
+    "spec.onExit has the name of task 'onExit' of template 'main'": dag(
+        "[{name: onExit, template: t}]", spec="onExit: t"
+    ),
+    "templates.main.tasks.a.hooks.exit inputs.parameters.x was not supplied": dag(
+        "[{name: a, template: t, hooks: {exit: {template: p}}}]"
+    ),
+    "templates.main.tasks.a.hooks.exit failed to resolve {{tasks.a.outputs.parameters.no}}": dag(
+        "[{name: a, template: t, hooks: {exit: {template: p, arguments: {parameters: [{name: x,"
+        " value: '{{tasks.a.outputs.parameters.no}}'}]}}}}]"
+    ),
+    "templates.main.tasks.a missing dependency 'a' for parameter 'x'": dag(f"[{P % ('a', '{{tasks.a.status}}', '')}]"),
     "templates.main.resource.manifest must name its object": leaf(
         "{name: main, resource: {action: create, manifest: '{kind: Secret, metadata: {labels: {a: b}}}'}}"
     ),
@@ -225,6 +241,16 @@ def test_a_patch_that_is_json_only_after_its_replacement_passes() -> None:
             ' podSpecPatch: \'{"containers": [{"name": "main", "command": {{inputs.parameters.n}}}]}\'}'
         )
     )
+
+
+def test_a_hook_may_ask_for_what_its_task_gave_and_the_run_was_given() -> None:
+    arguments = "arguments: {parameters: [{name: x, value: '{{tasks.a.outputs.parameters.o}} {{tasks.a.status}}'}]}"
+    manifest = dag(
+        f"[{P % ('a', '1', f', hooks: {{exit: {{template: p, {arguments}}}}}')}, {{name: b, template: t, onExit: p}}]",
+        spec="arguments: {parameters: [{name: x, value: y}]}",
+    )
+    refuse_unsupported(manifest)
+    validate(manifest)
 
 
 def test_a_claim_template_is_a_declared_volume() -> None:
@@ -343,7 +369,11 @@ UNSUPPORTED = {
         " outputs: {parameters: [{name: o, valueFrom: {jsonPath: '{.a[*]}'}}]}}"
     ),
     "templates.main tasks.a templateRef": dag("[{name: a, templateRef: {name: x, template: y}}]"),
-    "templates.main tasks.a hooks": dag("[{name: a, template: t, hooks: {exit: {template: t}}}]"),
+    "templates.main tasks.a hooks.running": dag("[{name: a, template: t, hooks: {running: {template: t}}}]"),
+    "templates.main tasks.a hooks.exit.templateRef": dag(
+        "[{name: a, template: t, hooks: {exit: {templateRef: {name: x, template: y}}}}]"
+    ),
+    "spec.hooks": dag("[{name: a, template: t}]", spec="hooks: {exit: {template: t}}"),
 }
 
 

@@ -259,6 +259,15 @@ class Sequence(_Part, frozen=True, kw_only=True):
     format: str | None = None
 
 
+class Hook(_Part, frozen=True, kw_only=True):
+    """A template that is called when something has become of a task."""
+
+    template: TemplateName = TemplateName("")
+    arguments: Arguments = msgspec.field(default_factory=Arguments)
+    expression: Any = None
+    template_ref: Any = None
+
+
 class Task(_Part, frozen=True, kw_only=True):
     """A task of a DAG, or a step: which template is called, when, how often and with what."""
 
@@ -274,8 +283,13 @@ class Task(_Part, frozen=True, kw_only=True):
     continue_on: ContinueOn | None = None
     template_ref: Any = None
     inline: Any = None
-    on_exit: Any = None
-    hooks: Any = None
+    on_exit: TemplateName = TemplateName("")
+    hooks: dict[str, Hook] = msgspec.field(default_factory=dict)
+
+    @property
+    def exit_hook(self) -> Hook | None:
+        """What is called when the task has ended, however it did; `onExit` is the older way to write it."""
+        return Hook(template=self.on_exit) if self.on_exit else self.hooks.get("exit")
 
     @property
     def expands(self) -> bool:

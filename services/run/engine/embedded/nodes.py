@@ -160,8 +160,9 @@ def attempt_name(retry: str, attempt: int) -> str:
     return f"{retry}({attempt})"
 
 
-def exit_name(workflow_name: str) -> str:
-    return f"{workflow_name}.onExit"
+def exit_name(node_name: str) -> str:
+    """The exit handler of the run, for the workflow's name, or the hook of a task."""
+    return f"{node_name}.onExit"
 
 
 def whole_seconds(moment: datetime) -> datetime:

@@ -32,6 +32,7 @@ from services.run.engine.embedded.loops import expand, item_lookup, item_text
 from services.run.engine.embedded.manifest import (
     Arguments,
     ContinueOn,
+    Hook,
     ManifestError,
     Parameter,
     RetryStrategy,
@@ -294,6 +295,9 @@ class State:
 _COUNTED = frozenset({NodeType.POD, NodeType.DAG, NodeType.STEPS})
 
 
+_NO_TASK = TaskName("")
+
+
 @dataclass(kw_only=True, slots=True)
 class _Call:
     """A template called at a place, with everything known but whether there is room for it yet."""
@@ -303,6 +307,8 @@ class _Call:
     name: str
     template: Template
     boundary: _Group | None
+    task: TaskName = _NO_TASK
+    """The task or step it is a call of; the entry and the exit handler are none."""
     parameters: Mapping[str, str] = field(default_factory=dict)
     artifacts: Mapping[str, NodeArtifact] = field(default_factory=dict)
     links: tuple[str, ...] = ()
@@ -313,6 +319,16 @@ class _Call:
     """Below the exit handler: neither deadline nor termination of the run applies."""
     attempt: int | None = None
     """Its number, if this is an attempt under a Retry node."""
+    hook: Hook | None = None
+    """What is called at its end, before the caller is told."""
+
+
+@dataclass(kw_only=True, slots=True)
+class _Hooked:
+    """A task that has ended and whose hook has not."""
+
+    call: _Call
+    node_id: str
 
 
 @dataclass(kw_only=True, slots=True)
@@ -366,6 +382,8 @@ class _Dag(_Group):
     """Task → how many of its dependencies are not fulfilled."""
     done: dict[TaskName, str] = field(default_factory=dict)
     """Task → its fulfilled node."""
+    settled: int = 0
+    """How many tasks are done, and their hooks."""
     considered: int = 0
     """How many tasks are done, run, or wait for room."""
     without_room: set[str] = field(default_factory=set)
@@ -383,7 +401,7 @@ class _Steps(_Group):
     """A template error in the running group, as opposed to a step that failed."""
 
 
-_Caller: TypeAlias = _Dag | _Steps | _Retry | _TaskGroup
+_Caller: TypeAlias = _Dag | _Steps | _Retry | _TaskGroup | _Hooked
 
 
 # -- advance -----------------------------------------------------------------------------------------------------------
@@ -788,20 +806,77 @@ class _Pass:
             self._soon(self._begin, held.popleft())
 
     def _tell(self, call: _Call, node: Node) -> None:
-        """Tell the caller that this node is fulfilled."""
+        """The node is fulfilled: tell the caller, after the hook if there is one."""
+        if call.hook is not None and self._has_ended(node):
+            self._soon(self._begin_hook, call, call.hook, node)
+        else:
+            self._tell_caller(call, node)
+
+    def _tell_caller(self, call: _Call, node: Node) -> None:
         match call.caller:
             case None:
                 self._soon(self._top_ended, node)
             case _Dag() as dag:
-                self._soon(self._task_done, dag, _own_part(call.name), node.id)
+                self._soon(self._task_done, dag, call.task, node.id)
             case _Steps() as steps:
                 self._soon(self._step_done, steps)
             case _TaskGroup() as group:
                 self._soon(self._item_done, group)
             case _Retry() as retry:
                 self._soon(self._attempt_done, retry, node.id)
+            case _Hooked() as hooked:
+                self._soon(self._hook_done, hooked)
             case _:
                 assert_never(call.caller)
+
+    # -- hooks ---------------------------------------------------------------------------------------------------------
+
+    def _has_ended(self, node: Node) -> bool:
+        """Whether something ran to an end; what a stop kept from beginning has no end to speak of."""
+        stopping = self._state._stopping
+        was_kept = stopping is not None and node.outputs is None and node.message == stopping.value
+        return node.phase.is_completed and not was_kept
+
+    def _begin_hook(self, call: _Call, hook: Hook, ended: Node) -> None:
+        """As the run's exit handler, it runs also when the run is stopped; what becomes of it fails nobody."""
+        group = call.boundary
+        assert isinstance(group, _Dag | _Steps)
+        if isinstance(group, _Dag):
+            group.done[call.task] = ended.id  # The hook may ask for what its own task gave.
+        hooked = _Hooked(call=call, node_id=ended.id)
+        name = exit_name(call.name)
+        try:
+            task, artifacts = self._hook_task(call, hook, ended, group)
+            of_hook = self._call_of(group, task, name, hooked, (ended.id,), artifacts)
+        except ManifestError as error:
+            node = self._not_run(name, group, hook.template, Phase.ERROR, error.reason)
+            self._link_all((ended.id,), node.id)
+            self._hook_done(hooked)
+            return
+        of_hook.exempt = True
+        self._begin(of_hook)
+
+    def _hook_task(
+        self, call: _Call, hook: Hook, ended: Node, group: _Dag | _Steps
+    ) -> tuple[Task, dict[str, NodeArtifact]]:
+        """The hook as a task of the group, and its artifacts. Without arguments it gets the run's own."""
+        arguments = hook.arguments
+        if not arguments.parameters and not arguments.artifacts:
+            of_run = self._plan.globals.arguments
+            parameters = Arguments(parameters=of_run.parameters)
+            return Task(name=call.task, template=hook.template, arguments=parameters), workflow_artifacts(of_run)
+        task = Task(name=call.task, template=hook.template, arguments=arguments)
+        scope = partial(self._step_value, group) if isinstance(group, _Steps) else partial(self._task_value, group)
+        task = self._filled_task(task, group, first_of(partial(self._own_step_value, call, ended), scope))
+        return task, self._artifact_arguments(group, task)
+
+    def _own_step_value(self, call: _Call, ended: Node, name: str) -> str | None:
+        """`steps.S.…` of the step whose hook asks: of this item, where it expands."""
+        prefix = f"steps.{call.task}."
+        return node_value(self._effective(ended), name.removeprefix(prefix)) if name.startswith(prefix) else None
+
+    def _hook_done(self, hooked: _Hooked) -> None:
+        self._tell_caller(hooked.call, self._state.nodes[hooked.node_id])
 
     # -- leaves --------------------------------------------------------------------------------------------------------
 
@@ -972,7 +1047,7 @@ class _Pass:
         stored = self._state.nodes.get(self._id(node_name))
         if stored is not None and stored.phase.is_fulfilled:
             self._link_all(links, stored.id)
-            self._task_done(dag, name, stored.id)
+            self._tell(self._call_of(dag, planned.task, node_name, dag, links, artifacts={}), stored)
             return
         if planned.condition is not None and not planned.condition.holds(self._outcomes(dag, planned.dependencies)):
             message = "omitted: depends condition not met"
@@ -997,9 +1072,7 @@ class _Pass:
     def _skip_task(
         self, dag: _Dag, task: Task, node_name: str, links: tuple[str, ...], phase: Phase, message: str
     ) -> None:
-        node = self._not_run(node_name, dag, task.template, phase, message)
-        self._link_all(links, node.id)
-        self._task_done(dag, task.name, node.id)
+        self._skip_call(self._call_of(dag, task, node_name, dag, links, artifacts={}), phase, message)
 
     def _begin_loop(self, dag: _Dag, task: Task, node_name: str, links: tuple[str, ...]) -> None:
         """A TaskGroup, and below it one call per item. Errors are the task's, so they come before the first node."""
@@ -1042,11 +1115,12 @@ class _Pass:
 
     def _task_done(self, dag: _Dag, name: TaskName, done_id: str) -> None:
         dag.done[name] = done_id
+        dag.settled += 1
         for dependent in dag.plan.tasks[name].dependents:
             dag.waiting[dependent] -= 1
             if dag.waiting[dependent] == 0:
                 self._soon(self._consider, dag, dependent)
-        if len(dag.done) == len(dag.plan.tasks):
+        if dag.settled == len(dag.plan.tasks):
             self._end_dag(dag, self._dag_phase(dag))
         elif dag.without_room:
             self._crowded[dag.node_id] = dag
@@ -1055,7 +1129,7 @@ class _Pass:
         """A DAG that has failed does not wait for room: when nothing of it runs, the rest gets no node (§6)."""
         assert dag.call.template.dag is not None
         waiting = len(dag.without_room)
-        is_idle = waiting > 0 and waiting == dag.considered - len(dag.done)
+        is_idle = waiting > 0 and waiting == dag.considered - dag.settled
         if not is_idle or not dag.call.template.dag.fail_fast or dag.node_id not in self._state._frames:
             return
         phase = self._dag_phase(dag)
@@ -1291,12 +1365,15 @@ class _Pass:
             name=node_name,
             template=self._plan.template(task.template),
             boundary=group,
+            task=task.name,
             parameters=_parameter_arguments(task.arguments, group.inputs),
             artifacts=self._artifact_arguments(group, task) if artifacts is None else artifacts,
             links=links,
             needs_result=self._plan.asks_result(group.call.template, task.name),
             depth=group.call.depth + 1,
             exempt=group.call.exempt,
+            # The items of a DAG's loop have none: it is called once, for all of them.
+            hook=task.exit_hook if caller is group else None,
         )
 
     def _artifact_arguments(self, group: _Group, task: Task) -> dict[str, NodeArtifact]:
@@ -1627,8 +1704,3 @@ def _in_index_order(nodes: Iterable[Node], name: str) -> list[Node]:
 def _index(start: int, node: Node) -> int:
     digits = re.match(r"\d+", node.name[start:])
     return int(digits[0]) if digits else 0
-
-
-def _own_part(node_name: str) -> TaskName:
-    """The task's name at the end of its node's: DAG task names hold no dot."""
-    return TaskName(node_name.rpartition(".")[2])

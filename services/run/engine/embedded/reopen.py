@@ -36,6 +36,7 @@ def reopen(workflow_name: str, nodes: Iterable[Node]) -> Reopened:
         if node.name.startswith(exit_name(workflow_name)) or (node.id not in settled and node.type is not NodeType.DAG)
     }
     removed |= _later_attempts(stored.values(), removed)
+    removed |= _hooks(stored, {node.id for node in stored.values() if node.id not in settled} | removed)
     before = [node for node in stored.values() if node.id not in removed]
     kept = tuple(_kept(node, removed, is_settled=node.id in settled) for node in before)
     changed = tuple(new for new, old in zip(kept, before, strict=True) if new is not old)
@@ -51,6 +52,11 @@ def _settled(stored: Mapping[str, Node]) -> set[str]:
         for child in node.children
         if child in stored and stored[child].name.startswith((f"{node.name}(", f"{node.name}."))
     }
+    tasks = {exit_name(node.name): node for node in stored.values()}
+    for node in stored.values():
+        task = tasks.get(node.name)
+        if task is not None and task.boundary_id == node.boundary_id:
+            owners[node.id] = owners.get(task.id, task.boundary_id)  # A hook belongs where its task does.
     settled: set[str] = set()
     # An owner's name begins every name below it, so owners come first.
     for node in sorted(stored.values(), key=lambda each: len(each.name)):
@@ -80,6 +86,20 @@ def _later_attempts(nodes: Iterable[Node], removed: set[str]) -> set[str]:
         for retry in retries
         if node.name.startswith(retry) and not node.name.startswith(f"{retry}0)")
     }
+
+
+def _hooks(stored: Mapping[str, Node], again: set[str]) -> set[str]:
+    """The hooks of what runs again, and all below them: they are called anew when it has ended.
+
+    A task of a group may be named like the group's hook; but then the group is its boundary.
+    """
+    names = {exit_name(stored[each].name): stored[each].boundary_id for each in again}
+    hooks = {node.name for node in stored.values() if names.get(node.name) == node.boundary_id}
+    return {node.id for node in stored.values() if node.name in hooks or node.name.startswith(_below(hooks))}
+
+
+def _below(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(f"{name}{separator}" for name in names for separator in ".([")
 
 
 def _kept(node: Node, removed: set[str], *, is_settled: bool) -> Node:

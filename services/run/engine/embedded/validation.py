@@ -59,6 +59,8 @@ def validate(workflow: Workflow) -> None:
     for name in called:
         if name not in templates:
             raise ManifestError(f"template name '{name}' undefined")
+    if spec.on_exit:
+        _check_hook_name("spec.onExit", templates[spec.entrypoint])
     known = _Known(workflow, templates)
     for template in templates.values():
         _check_template(template, known)
@@ -152,13 +154,12 @@ class _Known:
 
     def __init__(self, workflow: Workflow, templates: Mapping[TemplateName, Template]) -> None:
         self.templates = templates
+        self.arguments = workflow.spec.arguments
         spec = workflow.spec
         self.volumes = {each.name for each in spec.volumes} | {
             each.metadata.name for each in spec.volume_claim_templates
         }
-        arguments = workflow.spec.arguments
-        self._parameters = {each.name for each in arguments.parameters}
-        self._artifacts = {each.name for each in arguments.artifacts}
+        self._parameters = {each.name for each in self.arguments.parameters}
         self._exported = {
             f"workflow.outputs.{kind}.{each.global_name}"
             for template in templates.values()
@@ -188,7 +189,9 @@ def _reachable(start: TemplateName, templates: Mapping[TemplateName, Template]) 
         if name in templates and name not in seen:
             seen.add(name)
             yield name
-            open_.extend(task.template for task in templates[name].tasks)
+            tasks = templates[name].tasks
+            open_.extend(task.template for task in tasks)
+            open_.extend(task.exit_hook.template for task in tasks if task.exit_hook is not None)
 
 
 def _check_tags(place: str, value: object, is_known: Callable[[str], bool]) -> None:
@@ -459,7 +462,8 @@ def _check_dag(place: str, template: Template, known: _Known) -> None:
                 return TaskName(other) in ancestors and _produces(callees[TaskName(other)], what)
             return name in names or known.has_global(name, template)
 
-        _check_tags(where, task, is_known)
+        _check_tags(where, _without_hooks(task), is_known)
+        _check_hook(where, task, known, _or_own_output("tasks.", task, callees[task.name], is_known))
     _check_group_outputs(place, template, "tasks.", callees, names, known)
 
 
@@ -563,7 +567,8 @@ def _check_steps(place: str, template: Template, known: _Known) -> None:
                     return _is_output_of(earlier, name.removeprefix("steps."))
                 return name in names or known.has_global(name, template)
 
-            _check_tags(where, step, is_known)
+            _check_tags(where, _without_hooks(step), is_known)
+            _check_hook(where, step, known, _or_own_output("steps.", step, known.templates[step.template], is_known))
         earlier.update((step.name, known.templates[step.template]) for step in group)
     _check_group_outputs(place, template, "steps.", earlier, names, known)
 
@@ -591,6 +596,41 @@ def _check_task(where: str, task: Task, callee: Template) -> None:
         raise ManifestError(f"{where} only one of withItems, withParam, withSequence can be specified")
     _check_sequence(where, task)
     _check_supplied(where, callee, task.arguments)
+
+
+def _without_hooks(task: Task) -> Task:
+    return msgspec.structs.replace(task, hooks={})
+
+
+def _or_own_output(prefix: str, task: Task, callee: Template, is_known: Callable[[str], bool]) -> Callable[[str], bool]:
+    """A hook is called when its task is over, so it may ask for what that gave."""
+    own = f"{prefix}{task.name}."
+
+    def is_known_to_hook(name: str) -> bool:
+        return _produces(callee, name.removeprefix(own)) if name.startswith(own) else is_known(name)
+
+    return is_known_to_hook
+
+
+def _check_hook(where: str, task: Task, known: _Known, is_known: Callable[[str], bool]) -> None:
+    hook = task.exit_hook
+    if hook is None or hook.template_ref is not None or task.template_ref is not None or task.inline is not None:
+        return
+    place = f"{where}.onExit" if task.on_exit else f"{where}.hooks.exit"
+    if hook.template not in known.templates:
+        raise ManifestError(f"{place} template name '{hook.template}' undefined")
+    _check_hook_name(place, known.templates[task.template])
+    _check_names(f"{place}.arguments.parameters", hook.arguments.parameters)
+    _check_names(f"{place}.arguments.artifacts", hook.arguments.artifacts)
+    has_own = hook.arguments.parameters or hook.arguments.artifacts
+    _check_supplied(place, known.templates[hook.template], hook.arguments if has_own else known.arguments)
+    _check_tags(place, hook, is_known)
+
+
+def _check_hook_name(place: str, callee: Template) -> None:
+    """A node has one name: the hook of a DAG cannot share it with a task in there."""
+    if callee.dag is not None and any(task.name == "onExit" for task in callee.dag.tasks):
+        raise ManifestError(f"{place} has the name of task 'onExit' of template '{callee.name}'")
 
 
 def _check_sequence(where: str, task: Task) -> None:
@@ -724,11 +764,21 @@ def _unsupported_in_template(template: Template) -> Iterator[str]:
 
 
 def _unsupported_in_task(task: Task) -> Iterator[str]:
-    fields = {"templateRef": task.template_ref, "inline": task.inline, "onExit": task.on_exit, "hooks": task.hooks}
+    fields = {"templateRef": task.template_ref, "inline": task.inline}
     yield from (name for name, value in fields.items() if value)
-    for artifact in task.arguments.artifacts:
+    yield from _unsupported_in_arguments(task.arguments)
+    for name, hook in task.hooks.items():
+        if name != "exit":
+            yield f"hooks.{name}"
+        fields = {"templateRef": hook.template_ref, "expression": hook.expression}
+        yield from (f"hooks.{name}.{field}" for field, value in fields.items() if value)
+        yield from (f"hooks.{name} {feature}" for feature in _unsupported_in_arguments(hook.arguments))
+
+
+def _unsupported_in_arguments(arguments: Arguments) -> Iterator[str]:
+    for artifact in arguments.artifacts:
         yield from _unsupported_in_artifact(artifact)
-    for parameter in task.arguments.parameters:
+    for parameter in arguments.parameters:
         yield from _unsupported_in_parameter(parameter)
 
 
