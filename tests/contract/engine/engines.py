@@ -17,6 +17,7 @@ from pathlib import Path
 
 from services.run.engine import Engine
 from services.run.engine.embedded.driver import EmbeddedEngine
+from services.run.engine.embedded.reconcile import Limits
 from services.run.engine.embedded.runner.client import RunnerClient
 from shared.blobs import Blobs
 from tests.support.eventually import eventually
@@ -98,7 +99,7 @@ def runner_process() -> Iterator[RunnerProcess]:
 def embedded(runner: RunnerProcess) -> EngineFactory:
     @contextlib.asynccontextmanager
     async def make(
-        store: ObjectStoreAccess, most_steps: int = 8, most_runs: int = 100
+        store: ObjectStoreAccess, most_steps: int = 8, most_runs: int = 100, limits: Limits | None = None
     ) -> AsyncIterator[EngineUnderTest]:
         blobs = await open_blobs(store)
         engine = EmbeddedEngine(
@@ -108,6 +109,7 @@ def embedded(runner: RunnerProcess) -> EngineFactory:
             data_dir=runner.data_dir,
             most_steps=most_steps,
             most_runs=most_runs,
+            limits=limits,
         )
         await engine.check()
         work = asyncio.create_task(engine.run())

@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from services.run.engine.embedded.driver import EmbeddedEngine
+from services.run.engine.embedded.reconcile import Limits
 from services.run.engine.embedded.runner.client import RunnerClient
 from shared.errors import Unavailable
 from tests.contract.engine.engines import RunnerProcess, embedded, open_blobs, runner_process
@@ -219,3 +220,14 @@ async def test_a_claim_of_a_failed_run_waits_for_its_retry_and_goes_when_it_is_e
         await made.engine.erase(run.run_id)
 
         assert claims_of(shared_runner, run) == []
+
+
+async def test_a_workflow_that_calls_itself_ends_where_the_engine_says(
+    shared_runner: RunnerProcess, object_store_access: ObjectStoreAccess
+) -> None:
+    engine = embedded(shared_runner)(object_store_access, limits=Limits(depth=3))
+    async with engine as made, recording(made.engine) as recorder:  # type: ignore[arg-type]
+        run = await recorder.carry_out(workflow(dag(task("r", "main"))))
+
+    assert (run.phase, set(run.phases())) == ("Error", {"", ".r", ".r.r", ".r.r.r", ".r.r.r.r"})
+    assert run.node(".r.r.r.r")["message"] == "templates are nested deeper than 3 levels"

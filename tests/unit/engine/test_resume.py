@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from services.run.engine.embedded.manifest import Workflow
 from services.run.engine.embedded.nodes import Node, Phase
 from services.run.engine.embedded.orders import StepOrder
-from services.run.engine.embedded.reconcile import State, StepLost, StepStarted, advance
+from services.run.engine.embedded.reconcile import Limits, State, StepLost, StepStarted, advance
 from tests.support.embedded_runs import MIDNIGHT, NAME, FakeExecutor, Outcome, Script, identity, workflow
 from tests.unit.engine.test_corpus import EXPECTED, WALKED, as_expected
 
@@ -230,3 +230,19 @@ spec:
         run.restart()
         run.step()
     assert (waited, run.turn.phase, run.max_running) == (True, Phase.SUCCEEDED, 1)
+
+
+def test_a_run_at_its_limits_goes_on_after_a_restart() -> None:
+    manifest = workflow("""
+spec:
+  entrypoint: main
+  templates:
+  - {name: main, dag: {tasks: [{name: a, template: group}]}}
+  - {name: group, dag: {tasks: [{name: a, template: leaf}, {name: b, template: leaf}]}}
+  - {name: leaf, container: {image: i, command: [x]}}
+""")
+    run = FakeExecutor(manifest, limits=Limits(nodes=4, depth=1))
+    assert len(run.stored) == 4
+    run.restart()
+    run.run()
+    assert run.turn.phase is Phase.SUCCEEDED

@@ -31,6 +31,7 @@ from services.run.engine.embedded.orders import StepOrder
 from services.run.engine.embedded.reconcile import (
     Event,
     Kill,
+    Limits,
     State,
     StepStarted,
     StepWaits,
@@ -73,6 +74,7 @@ class EmbeddedEngine:
         most_steps: int | None = None,
         most_runs: int | None = None,
         objects: Objects | None = None,
+        limits: Limits | None = None,
         clock: Clock | None = None,
     ) -> None:
         """`data_dir` holds claims, secrets and what is being brought to and from steps.
@@ -82,7 +84,9 @@ class EmbeddedEngine:
         processors, and at least four, because steps often only wait.
         `most_runs`: how many runs go on at once; others wait as Pending. By default eight for each step that may run:
         more would only wait for each other's steps, and be at hand in memory meanwhile.
+        `limits`: where a workflow that calls itself without end is stopped.
         """
+        self._limits = limits
         most_steps = most_steps or max(4, len(os.sched_getaffinity(0)))
         self._blobs = blobs
         self._clock = clock or SystemClock()
@@ -246,7 +250,7 @@ class EmbeddedEngine:
         """The life of one workflow, from here to its end."""
         with continue_trace(workflow.submission.traceparent or None):
             try:
-                state = workflow.state = _open_state(workflow.submission)
+                state = workflow.state = _open_state(workflow.submission, self._limits)
                 await self._make_claims(workflow, state)
             except (ManifestError, ObjectError) as error:
                 await self._report(workflow, _ended_in_error(workflow, str(error), self._clock.now()))
@@ -469,7 +473,7 @@ def _bring_forward(limit: asyncio.Timeout, seconds: float) -> None:
     limit.reschedule(by if due is None else min(by, due))
 
 
-def _open_state(submission: Submission) -> State:
+def _open_state(submission: Submission, limits: Limits | None) -> State:
     workflow = parse(submission.workflow)
     metadata = submission.workflow["metadata"]
     identity = Identity(
@@ -482,7 +486,7 @@ def _open_state(submission: Submission) -> State:
         service_account=workflow.spec.service_account_name,
     )
     if not submission.nodes and submission.started_at is None and not submission.is_terminating:
-        return State.new(workflow, identity)
+        return State.new(workflow, identity, limits=limits)
     return State.resume(
         workflow,
         identity,
@@ -490,6 +494,7 @@ def _open_state(submission: Submission) -> State:
         started_at=submission.started_at,
         deadline_from=submission.retried_at,
         terminated=submission.is_terminating,
+        limits=limits,
     )
 
 

@@ -739,7 +739,8 @@ class _Pass:
         try:
             inputs = stored.inputs if stored is not None and stored.inputs else None
             inputs = inputs or self._plan.bind(call.template, call.parameters, call.artifacts)
-            self._check_limits(call)
+            if stored is None:
+                self._check_limits(call)
             self._open(call, inputs)
         except ManifestError as error:
             self._refuse(call, error.reason)
