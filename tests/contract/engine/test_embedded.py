@@ -231,3 +231,16 @@ async def test_a_workflow_that_calls_itself_ends_where_the_engine_says(
 
     assert (run.phase, set(run.phases())) == ("Error", {"", ".r", ".r.r", ".r.r.r", ".r.r.r.r"})
     assert run.node(".r.r.r.r")["message"] == "templates are nested deeper than 3 levels"
+
+
+async def test_a_step_that_wants_more_memory_than_its_limit_is_killed_and_its_node_says_why(
+    shared_runner: RunnerProcess, object_store_access: ObjectStoreAccess
+) -> None:
+    hog = c("echo > /tmp/left; exec python3 -c 'bytearray(300 * 1024 * 1024)'", leaves={"left": "/tmp/left"})
+    hog["container"]["resources"] = {"limits": {"memory": "64Mi", "cpu": 1}}
+    async with embedded(shared_runner)(object_store_access) as made, recording(made.engine) as recorder:  # type: ignore[arg-type]
+        run = await recorder.carry_out(workflow(hog))
+
+    assert (run.phase, run.message) == ("Failed", "OOMKilled (exit code 137)")
+    assert run.node()["outputs"]["exitCode"] == "137"
+    assert [each["name"] for each in run.node()["outputs"]["artifacts"]] == ["left", "main-logs"]

@@ -120,10 +120,17 @@ class StepFinished(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     node_id: str
     at: datetime
     exit_code: int | None = None
+    out_of_memory: bool = False
+    """That is why the main process ended."""
     error: str | None = None
     error_phase: Phase = Phase.ERROR
     killed: KillReason | None = None
     outputs: Collected = msgspec.field(default_factory=Collected)
+
+
+def exit_message(exit_code: int, *, out_of_memory: bool = False) -> str:
+    """What a node says of a container that ended otherwise than with 0."""
+    return f"{'OOMKilled' if out_of_memory else 'Error'} (exit code {exit_code})"
 
 
 class StepLost(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -1603,7 +1610,7 @@ def _finished_node(event: StepFinished, template: Template, node: Node) -> Node:
     elif event.exit_code is None:
         phase, message = event.error_phase, event.error or "the step did not start"
     elif event.exit_code != 0:
-        phase, message = Phase.FAILED, f"Error (exit code {event.exit_code})"
+        phase, message = Phase.FAILED, exit_message(event.exit_code, out_of_memory=event.out_of_memory)
     elif event.error is not None:
         phase, message = event.error_phase, event.error
     outputs = _collected_outputs(template.outputs, event)

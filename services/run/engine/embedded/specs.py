@@ -77,7 +77,12 @@ class _Builder:
         if not process.command and self._order.kind is StepKind.CONTAINER:
             raise CannotPrepare(f"image entrypoint unknown: {process.image}")
         return runtime.Process(
-            argv=tuple(argv), env=env, cwd=process.working_dir or "/", mounts=tuple(self._mounts(process))
+            argv=tuple(argv),
+            env=env,
+            cwd=process.working_dir or "/",
+            mounts=tuple(self._mounts(process)),
+            memory_bytes=process.memory_bytes,
+            cpu_millis=process.cpu_millis,
         )
 
     # Environment

@@ -43,6 +43,7 @@ from services.run.engine.embedded.reconcile import (
     StepLost,
     StepStarted,
     StepWaits,
+    exit_message,
 )
 from services.run.engine.embedded.runner import protocol
 from services.run.engine.embedded.runner.client import RunnerClient, RunnerRefused
@@ -214,6 +215,7 @@ class Steps:
             node_id=step.order.node_id,
             at=exit_.finished_at,
             exit_code=exit_code,
+            out_of_memory=exit_.out_of_memory and exit_.blamed == runtime.MAIN,
             error=error,
             error_phase=error_phase,
             killed=_kill_reason(exit_),
@@ -330,11 +332,11 @@ def _blame(exit_: protocol.StepExit, problem: str | None) -> tuple[int | None, s
         return None, exit_.reason, Phase.ERROR
     blamed = exit_.blamed or ""
     if blamed.startswith("init-"):
-        return None, f"Error (exit code {exit_.exit_code})", Phase.ERROR
+        return None, exit_message(exit_.exit_code, out_of_memory=exit_.out_of_memory), Phase.ERROR
     if problem is not None:
         return main, problem, Phase.ERROR
     if blamed.startswith("sidecar-"):
-        return main, f"Error (exit code {exit_.exit_code})", Phase.FAILED
+        return main, exit_message(exit_.exit_code, out_of_memory=exit_.out_of_memory), Phase.FAILED
     return main, None, Phase.ERROR
 
 

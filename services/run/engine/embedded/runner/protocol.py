@@ -49,6 +49,8 @@ class StepExit(msgspec.Struct, frozen=True, kw_only=True):
     signal: int | None = None
     blamed: str | None = None
     """init-N, main or sidecar-N: the first that failed, in the order of blame."""
+    out_of_memory: bool = False
+    """`blamed` was killed because it wanted more than its limit."""
     reason: str = ""
     """Why it was killed or could not start."""
     processes: dict[str, int] = {}
@@ -129,6 +131,8 @@ class RunnerInfo(msgspec.Struct, frozen=True, kw_only=True, tag="info"):
     """What is less than a full sandbox, why, and how to mend it."""
     steps_dir: str
     python: str
+    limits: str = "nothing"
+    """What keeps the limits of memory and of processor time."""
 
 
 class Done(msgspec.Struct, frozen=True, kw_only=True, tag="done"):

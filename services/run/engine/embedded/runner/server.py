@@ -85,7 +85,8 @@ async def serve(settings: RunnerSettings, stop: asyncio.Event) -> None:
     try:
         await _refuse_a_second_runner(settings.step_runner_socket)
         choice = await _choose(settings, journal)
-        _log.info("steps run in: %s", choice.runtime.name if choice.runtime else "nothing")
+        runtime = choice.runtime.name if choice.runtime else "nothing"
+        _log.info("steps run in: %s; their limits are kept by: %s", runtime, choice.limits)
         if choice.weaker:
             _log.warning("weaker: %s", choice.weaker)
         runner = StepRunner(journal, choice, settings)
@@ -95,6 +96,8 @@ async def serve(settings: RunnerSettings, stop: asyncio.Event) -> None:
             await stop.wait()
             await runner.stop()
         sweeper.cancel()
+        if choice.runtime is not None:
+            choice.runtime.close()
     finally:
         journal.close()
 
@@ -216,6 +219,7 @@ class StepRunner:
                     weaker=self._choice.weaker,
                     steps_dir=str(self._journal.steps_dir),
                     python=self._settings.step_python,
+                    limits=self._choice.limits,
                 )
             case _:
                 assert_never(request)
@@ -381,6 +385,7 @@ class StepRunner:
                 spec.deadline_seconds, self._end, attempt, End.DEADLINE, "the step exceeded its deadline"
             )
         codes: dict[str, int] = {}
+        out_of_memory: set[str] = set()
         log = -1
         stdout: int | None = None
         try:
@@ -404,6 +409,8 @@ class StepRunner:
             async def finish(name: str, running: Running) -> Ended:
                 ended = await running.wait()
                 codes[name] = ended.exit_code
+                if ended.out_of_memory:
+                    out_of_memory.add(name)
                 del attempt.running[name]
                 return ended
 
@@ -412,7 +419,7 @@ class StepRunner:
                     continue
                 ended = await finish(name, await start(name, process))
                 if ended.exit_code != 0 or attempt.ending is not None:
-                    return _outcome(attempt, codes, ended)
+                    return _outcome(attempt, codes, out_of_memory, ended)
             async with _stopped_at_the_end(self._stop_processes) as beside:
                 for name, process in processes_of(spec).items():
                     if name.startswith("sidecar-"):
@@ -425,9 +432,9 @@ class StepRunner:
                     ended = await finish(MAIN, await start(MAIN, spec.main))
                 early = attempt.ending
             attempt.ending = early  # what was asked after main's end came too late to change it
-            return _outcome(attempt, codes, ended)
+            return _outcome(attempt, codes, out_of_memory, ended)
         except _EndedEarly:
-            return _outcome(attempt, codes, None)
+            return _outcome(attempt, codes, out_of_memory, None)
         except CannotStart as error:
             return _Outcome(end=End.COULD_NOT_START, reason=str(error), codes=codes)
         except OSError as error:
@@ -449,6 +456,8 @@ class _Outcome(msgspec.Struct, frozen=True, kw_only=True):
     end: End
     reason: str = ""
     codes: dict[str, int] = {}
+    out_of_memory: frozenset[str] = frozenset()
+    """Those that were killed for the memory they wanted."""
 
 
 @contextlib.asynccontextmanager
@@ -492,13 +501,13 @@ async def _copied_to(log: int, own: int) -> AsyncIterator[int]:
         os.close(own)
 
 
-def _outcome(attempt: Attempt, codes: dict[str, int], ended: Ended | None) -> _Outcome:
+def _outcome(attempt: Attempt, codes: dict[str, int], out_of_memory: set[str], ended: Ended | None) -> _Outcome:
     if attempt.ending is not None:
         end, reason = attempt.ending
         return _Outcome(end=end, reason=reason, codes=codes)
     if ended is not None and ended.could_not_start is not None:
         return _Outcome(end=End.COULD_NOT_START, reason=ended.could_not_start, codes=codes)
-    return _Outcome(end=End.EXITED, codes=codes)
+    return _Outcome(end=End.EXITED, codes=codes, out_of_memory=frozenset(out_of_memory))
 
 
 def _exit_of(key: str, outcome: _Outcome, started_at: datetime) -> StepExit:
@@ -510,6 +519,7 @@ def _exit_of(key: str, outcome: _Outcome, started_at: datetime) -> StepExit:
         exit_code=exit_code,
         signal=exit_code - 128 if 128 < exit_code <= 128 + 64 else None,
         blamed=blamed,
+        out_of_memory=blamed in outcome.out_of_memory,
         reason=outcome.reason,
         processes=outcome.codes,
         started_at=started_at,
@@ -546,8 +556,15 @@ async def _choose(settings: RunnerSettings, journal: Journal) -> Choice:
         masked=tuple(dict.fromkeys(masked)),
         host_directories=settings.step_host_directories,
         environment=settings.step_variables,
+        control_group=_control_group(journal) if settings.step_limits else None,
         bubblewrap=settings.step_bubblewrap,
     )
+
+
+def _control_group(journal: Journal) -> str:
+    """Of this directory's steps alone, and the same for the next runner."""
+    seen = os.stat(journal.steps_dir)
+    return f"headrace-steps-{seen.st_dev:x}-{seen.st_ino:x}"
 
 
 def _real(paths: tuple[str, ...]) -> list[str]:

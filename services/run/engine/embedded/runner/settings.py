@@ -47,6 +47,13 @@ class RunnerSettings(msgspec.Struct, frozen=True, kw_only=True):
     see the interpreter's own directory.
     """
 
+    step_limits: bool = True
+    """Whether steps are kept to the memory and the processors that their manifest limits them to.
+
+    Memory: by control groups where this user may make them, else by a look a few times a second. Processors: by control
+    groups alone.
+    """
+
     step_grace_seconds: float = 5.0
     """Between TERM and KILL."""
 

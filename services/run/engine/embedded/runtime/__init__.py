@@ -7,6 +7,7 @@ files and mounts; it refuses to know workflows, templates, retries, object store
     sandbox.py   a step in namespaces of its own (bubblewrap)
     choice.py    the probe that decides, by really running something
     process.py   a child process seen from outside: its end, its descendants, its signals
+    limits.py    how much of the machine a process may use
     tree.py      where a path of the step lies on the host
     archive.py   outputs to tgz and back
 """
@@ -40,6 +41,10 @@ class Process(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     env: dict[str, str] = {}
     cwd: str = "/"
     mounts: tuple[Mount, ...] = ()
+    memory_bytes: int | None = None
+    """The most that it and what it begets may hold in memory."""
+    cpu_millis: int | None = None
+    """The most processor time they may have, in thousandths of a processor."""
 
 
 class Placement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -84,6 +89,8 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True):
 
     exit_code: int
     could_not_start: str | None = None
+    out_of_memory: bool = False
+    """It was killed because it wanted more than its limit."""
 
 
 class Running(Protocol):
@@ -115,6 +122,9 @@ class Runtime(Protocol):
 
     def start(self, process: Process, home: Path, tree: Tree, log: int, stdout: int | None = None) -> Running:
         """Start; stdout and stderr go to the file descriptor `log`, or stdout to its own. Raises CannotStart."""
+
+    def close(self) -> None:
+        """No process of a step is left: leave nothing else behind."""
 
 
 MAIN = "main"

