@@ -151,6 +151,8 @@ async def _stack(data_dir: Path, port: int) -> AsyncIterator[asyncio.subprocess.
         *(sys.executable, "-m", "infra.cli", "up", "--port", str(port), "--data-dir", str(data_dir)),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
+        # Nobody will see what becomes of a step that runs when the demo is called off.
+        env={**os.environ, "HEADRACE_STOP_STEPS": "interrupt"},
         start_new_session=True,
         preexec_fn=lambda: die_with_parent(parent, signal.SIGTERM),
     )

@@ -19,6 +19,9 @@ def up(port: int | None, data_dir: str | None) -> None:
     Postgres, NATS and an object store from the wheels of the extra `headrace[embedded]`, the services, the engine and
     the gateway. No Docker, no cluster, no root. All data stays in one folder: starting again continues from there.
 
+    Ctrl-C lets steps that run end, for HEADRACE_STOP_WAIT_SECONDS (30) at most, and starts no others; Ctrl-C again
+    interrupts them. With HEADRACE_STOP_STEPS=interrupt nothing is waited for.
+
     Prints one line, `headrace ready http://127.0.0.1:PORT`, once requests are answered. Logs are in DATA_DIR/logs.
     """
     import os

@@ -68,11 +68,19 @@ async def until_status(wanted: int, port: int, path: str) -> None:
 async def until_runner_tells(socket: Path) -> RunnerInfo:
     """What the step runner behind the socket says of itself, once it does; the caller bounds the wait."""
     while True:
-        with suppress(OSError, msgspec.DecodeError):
+        if (info := await runner_info(socket)) is not None:
+            return info
+        await asyncio.sleep(_POLL_SECONDS)
+
+
+async def runner_info(socket: Path) -> RunnerInfo | None:
+    """What the step runner behind the socket says of itself; None where it does not answer."""
+    with suppress(OSError, TimeoutError, msgspec.DecodeError):
+        async with asyncio.timeout(_ANSWER_WITHIN_SECONDS):
             reader, writer = await asyncio.open_unix_connection(socket)
             try:
                 writer.write(msgspec.json.encode(Info()) + b"\n")
                 return msgspec.json.decode(await reader.readline(), type=RunnerInfo)
             finally:
                 writer.close()
-        await asyncio.sleep(_POLL_SECONDS)
+    return None

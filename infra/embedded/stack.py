@@ -29,10 +29,12 @@ from infra.embedded.preflight import (
     variables_of,
 )
 from infra.embedded.process import Command
-from infra.embedded.readiness import until_runner_tells, until_status
+from infra.embedded.readiness import runner_info, until_runner_tells, until_status
 from infra.embedded.settings import Settings
 from infra.embedded.supervisor import Program, Row, Supervisor
 from services.run.engine.embedded.runner.protocol import RunnerInfo
+from services.run.engine.embedded.runner.settings import RunnerSettings
+from shared.settings import load
 
 SERVICES = ("experiment", "pipeline-registry", "run", "job-scheduler", "metrics")
 CONTROLLER = "run-controller"
@@ -68,26 +70,33 @@ async def run(
     say: Callable[[str], None],
     serve: Sequence[str] = ("-m", "infra.cli", "serve"),
 ) -> None:
-    """Run the stack until SIGINT or SIGTERM, then end it in order. Raises StartFailure when it does not come up.
+    """Run the stack until SIGINT or SIGTERM, then end it in order; another one hurries the steps that still run.
 
+    Raises StartFailure when it does not come up, SettingsError when the environment says what no process understands.
     `ready` receives the gateway's URL once everything answers; `say` a line for a person when something goes wrong.
     `serve` are Python's arguments that, followed by a process's name, run that process.
     Nothing is left behind on any way out but the data directory, and not that either when it could not be used.
     """
-    stop = asyncio.Event()
+    stop, hurry = asyncio.Event(), asyncio.Event()
+
+    def heed() -> None:
+        (hurry if stop.is_set() else stop).set()
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        asyncio.get_running_loop().add_signal_handler(number, heed)
     refuse_unsupported_platform()
     refuse_unknown_settings(os.environ, variables_of(*_SETTINGS))
     refuse_absent_directories(os.environ, *_OBJECTS)
     refuse_taken_port(settings.port)
+    # Where it works is for us to say, and said later; the rest is the person's.
+    runner = load(RunnerSettings, {**os.environ, "HEADRACE_STEP_RUNNER_SOCKET": "-", "HEADRACE_STEPS_DIR": "-"})
     programs = find_programs()
     data_dir = DataDir(Path(settings.data_dir))
     if not await _done_before(stop, data_dir.open()):
         return
     try:
-        stack = _Stack(data_dir, programs, gateway_port=settings.port, say=say, serve=serve)
-        await stack.run(stop, ready)
+        stack = _Stack(data_dir, programs, runner, gateway_port=settings.port, say=say, serve=serve)
+        await stack.run(stop, hurry, ready)
     except OSError as error:  # The disk, most likely: full, or gone.
         raise StartFailure(f"{error.strerror}: {error.filename or data_dir.path}") from error
     finally:
@@ -113,6 +122,7 @@ class _Stack:
         self,
         data_dir: DataDir,
         programs: Programs,
+        told_runner: RunnerSettings,
         *,
         gateway_port: int,
         say: Callable[[str], None],
@@ -124,11 +134,13 @@ class _Stack:
         self._ports = ours | {GATEWAY: gateway_port}
         self._backing = Backing(data_dir, self._ports, programs)
         self._socket = data_dir.socket("steps.sock")
+        self._told_runner = told_runner
+        self._runner = self._runner_program()
         self._zygote = Zygote(self._command(ZYGOTE, [], {}), modules=_SHARED_MODULES)
         self._say = say
         self._supervisor = Supervisor(say=say)
 
-    async def run(self, stop: asyncio.Event, ready: Callable[[str], None]) -> None:
+    async def run(self, stop: asyncio.Event, hurry: asyncio.Event, ready: Callable[[str], None]) -> None:
         told_to_stop = asyncio.create_task(stop.wait(), name="wait for a signal")
         background: list[asyncio.Task[Any]] = [told_to_stop]
         try:
@@ -148,28 +160,58 @@ class _Stack:
             for task in background:
                 task.cancel()
             await asyncio.gather(*background, return_exceptions=True)
+            await self._end_steps(hurry)
             await self._supervisor.stop()
 
     async def _come_up(self) -> None:
         # Beside the servers, which wait for the disk while it imports.
         await self._supervisor.start([*self._backing.rows(), Row(name=ZYGOTE, startable=self._zygote)])
         await self._backing.create_roles()
-        # The order of these stages is the order of the end; the processes wait for one another as they need to.
-        await self._supervisor.start([self._runner()])
+        # The order of these stages is the order of the end, but for the step runner, which ends before the others. The
+        # processes wait for one another as they need to.
+        await self._supervisor.start([Row(name=RUNNER, startable=self._runner)])
         await self._supervisor.start([self._controller()])
         await self._supervisor.start([self._service(name) for name in SERVICES])
         await self._supervisor.start([self._gateway()])
         await self._prepare()
         await self._until_everything_answers()
 
+    async def _end_steps(self, hurry: asyncio.Event) -> None:
+        """Steps end before everything else: what they talk to is there for as long as they run."""
+        is_patient, bound = self._told_runner.stop_steps == "wait", self._told_runner.stop_wait_seconds
+        running = await self._running_steps()
+        if running and is_patient:
+            self._say(f"waiting up to {bound:g} s for {running}; Ctrl-C again interrupts")
+        ending = asyncio.create_task(self._supervisor.retire(RUNNER), name="end the steps")
+        if is_patient:
+            hurried = asyncio.create_task(hurry.wait())
+            await asyncio.wait([ending, hurried], timeout=bound, return_when=asyncio.FIRST_COMPLETED)
+            hurried.cancel()
+            running = "" if ending.done() else await self._running_steps()
+        if running:
+            self._say(f"interrupting {running}; that is a failed attempt, repeated where the pipeline says so")
+        while is_patient and not ending.done():
+            # Again and again: a signal that comes while the one before is on its way is not heard.
+            self._runner.process.send(signal.SIGTERM)
+            await asyncio.wait([ending], timeout=1)
+        await ending
+
+    async def _running_steps(self) -> str:
+        """In words; empty where there are none."""
+        info = await runner_info(self._socket)
+        if info is None or not info.running:
+            return ""
+        return "1 running step" if info.running == 1 else f"{info.running} running steps"
+
     def _console(self) -> Console:
         """From now on: that processes wait for one another while they come up is nobody's concern."""
         return Console([self._log(name) for name in (RUNNER, CONTROLLER, *SERVICES, GATEWAY)], say=self._say)
 
-    def _runner(self) -> Row:
+    def _runner_program(self) -> Program:
         # Not forked: steps must not end because the zygote did.
         command = self._command(RUNNER, [*self._serve, RUNNER], self._steps())
-        return Row(name=RUNNER, startable=Program(command, stop_within_seconds=_STOP_WITHIN_SECONDS))
+        its_own = self._told_runner.stop_wait_seconds + self._told_runner.step_grace_seconds
+        return Program(command, stop_within_seconds=its_own + _STOP_WITHIN_SECONDS)
 
     def _controller(self) -> Row:
         credentials = self._backing.database("run") | self._backing.bus(CONTROLLER) | self._backing.objects()

@@ -123,15 +123,25 @@ class Supervisor:
         """Never returns; raises StartFailure when, before `settle`, a process died too often in a row."""
         await self._hope()
 
+    async def retire(self, name: str) -> None:
+        """End one row before its turn, and keep it alive no longer. Harmless where it was never started."""
+        for stage in self._stages:
+            for row in [row for row in stage if row.name == name]:
+                stage.remove(row)
+                await self._end([row])
+
     async def stop(self) -> None:
         """End everything, last stage first, the rows of a stage together. Nothing is left when it returns."""
         for stage in reversed(self._stages):
-            keepers = [self._keepers.pop(row.name) for row in stage if row.name in self._keepers]
-            for keeper in keepers:
-                keeper.cancel()
-            await asyncio.gather(*keepers, return_exceptions=True)
-            await asyncio.gather(*(_stop(row) for row in stage))
+            await self._end(stage)
         self._stages.clear()
+
+    async def _end(self, rows: Sequence[Row]) -> None:
+        keepers = [self._keepers.pop(row.name) for row in rows if row.name in self._keepers]
+        for keeper in keepers:
+            keeper.cancel()
+        await asyncio.gather(*keepers, return_exceptions=True)
+        await asyncio.gather(*(_stop(row) for row in rows))
 
     async def _keep(self, row: Row) -> None:
         def announce(state: RetryCallState) -> None:

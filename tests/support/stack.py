@@ -54,7 +54,10 @@ def stack() -> Iterator[Stack]:
 
 @contextmanager
 def running(data_dir: Path, *, port: int | None = None, secrets_dir: Path | None = None) -> Iterator[Stack]:
-    """Run `headrace up` on `data_dir` and stop it in order at the end; with the default runtime or not at all."""
+    """Run `headrace up` on `data_dir` and stop it in order at the end; with the default runtime or not at all.
+
+    What still runs at the end is interrupted.
+    """
     port = port or free_ports(1)[0]
     process = subprocess.Popen(
         [sys.executable, "-m", "infra.cli", "up", "--port", str(port), "--data-dir", str(data_dir)],
@@ -100,6 +103,7 @@ def running(data_dir: Path, *, port: int | None = None, secrets_dir: Path | None
 
 def _environment(secrets_dir: Path | None) -> dict[str, str]:
     own = {name: value for name, value in os.environ.items() if not name.startswith("HEADRACE_")}
+    own["HEADRACE_STOP_STEPS"] = "interrupt"
     return own if secrets_dir is None else {**own, "HEADRACE_SECRETS_DIR": str(secrets_dir)}
 
 

@@ -49,7 +49,7 @@ class RunnerProcess:
         """It was asked to stop."""
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
+    def start(self, **settings: str) -> None:
         environment = {
             "PATH": os.environ["PATH"],
             "PYTHONPATH": str(ROOT),
@@ -57,6 +57,8 @@ class RunnerProcess:
             "HEADRACE_STEPS_DIR": str(self.steps_dir),
             "HEADRACE_STEP_MASKED_PATHS": str(self.data_dir),
             "HEADRACE_STEP_GRACE_SECONDS": "5",
+            "HEADRACE_STOP_STEPS": "interrupt",
+            **settings,
         }
         with (self.room / "runner.log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -77,6 +79,21 @@ class RunnerProcess:
             self._process.terminate()
             self.signalled.set()
             self._process.wait(timeout=30)
+
+    def log(self) -> str:
+        return (self.room / "runner.log").read_text()
+
+    def claimed(self, claim: str, name: str) -> str:
+        """What a file of a claim holds; nothing where there is none."""
+        file = self._claim(claim) / name
+        return file.read_text() if file.exists() else ""
+
+    def let_go(self, claim: str) -> None:
+        """Put the file `go` there, for which a step may wait."""
+        (self._claim(claim) / "go").touch()
+
+    def _claim(self, name: str) -> Path:
+        return self.data_dir / "volumes/kubeflow/PersistentVolumeClaim" / name
 
     def client(self) -> RunnerClient:
         return RunnerClient(str(self.socket))
@@ -135,8 +152,7 @@ async def _cleared_away(engine: EmbeddedEngine, runner: RunnerProcess) -> None:
     except AssertionError:
         left = await runner.client().list_attempts()
         files = [str(path.relative_to(runner.room)) for path in runner.room.glob("*/*/*")]
-        said = (runner.room / "runner.log").read_text()
-        raise AssertionError(f"left: {left}; files: {files}; the runner: {said}") from None
+        raise AssertionError(f"left: {left}; files: {files}; the runner: {runner.log()}") from None
 
 
 async def open_blobs(store: ObjectStoreAccess) -> Blobs:

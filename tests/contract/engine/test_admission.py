@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import uuid
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 from services.run.engine.embedded.driver import EmbeddedEngine
@@ -32,20 +31,12 @@ async def crowded(
         await asyncio.wait([following])
 
 
-def claim_of(runner: RunnerProcess, name: str) -> Path:
-    return runner.data_dir / "volumes/kubeflow/PersistentVolumeClaim" / name
-
-
-def let_go(runner: RunnerProcess, run: Run) -> None:
-    (claim_of(runner, run.name) / "go").touch()
-
-
 class Diary:
     """A claim that several runs share; each notes there that it runs."""
 
     def __init__(self, runner: RunnerProcess) -> None:
         self._name = f"diary-{uuid.uuid4().hex[:8]}"
-        self._file = claim_of(runner, self._name) / "lines"
+        self._runner = runner
 
     def noting(self, line: str, script: str = "true") -> dict[str, Any]:
         template = on_claim(f"echo {line} >> /v/lines; {script}")
@@ -53,7 +44,7 @@ class Diary:
         return workflow({**template, "volumes": [claim]})
 
     def lines(self) -> list[str]:
-        return self._file.read_text().split() if self._file.exists() else []
+        return self._runner.claimed(self._name, "lines").split()
 
 
 def queued_at(run: Run, position: int, limit: int) -> bool:
@@ -185,7 +176,7 @@ async def test_a_step_without_room_is_pending_and_says_where_it_stands_until_it_
         assert said(run, ".t(1:1)") == f"position 1 {limit}"
         assert run.phases()[".t(1:1)"] == run.phases()[".t(2:2)"] == "Pending"
 
-        let_go(shared_runner, run)
+        shared_runner.let_go(run.name)
         await recorder.end_of(run)
 
     assert {said(run, name) for name in run.phases()} == {""}

@@ -17,7 +17,7 @@ from services.run.engine.embedded.reconcile import Limits
 from services.run.engine.embedded.runner.client import RunnerClient
 from shared.errors import Unavailable
 from tests.contract.engine.engines import RunnerProcess, embedded, open_blobs, runner_process
-from tests.contract.engine.manifests import c, dag, task, workflow
+from tests.contract.engine.manifests import c, dag, of, on_claim, task, workflow
 from tests.contract.engine.marked import begun, gone, marked, new_marker, processes_with
 from tests.contract.engine.recorder import Recorder, Run, new_run, said
 from tests.support.eventually import eventually
@@ -139,6 +139,37 @@ async def test_no_artifact_is_stored_where_it_has_no_place(
     assert run.phase == "Error"
     assert run.message.startswith("Error (exit code 1): /tmp/a: the key ")
     assert msgspec.json.encode(run.node()["outputs"]).count(b'"s3"') == 1  # its log's
+
+
+async def test_a_runner_that_is_stopped_lets_its_steps_end_and_what_follows_is_for_the_next_one(
+    object_store_access: ObjectStoreAccess,
+) -> None:
+    with runner_process() as runner:
+        runner.stop()
+        runner.start(HEADRACE_STOP_STEPS="wait", HEADRACE_STOP_WAIT_SECONDS="600")
+        wait = "echo x >> /v/begun; until [ -e /v/go ]; do sleep 0.02; done; printf done > /tmp/o"
+        note = "printf {{inputs.parameters.v}} >> /v/begun"
+        manifest = workflow(
+            dag(task("a", "wait"), task("b", "note", "a", given={"v": of("a")})),
+            templates={"wait": on_claim(wait, gives={"o": "/tmp/o"}), "note": on_claim(note, takes=["v"])},
+        )
+        async with embedded(runner)(object_store_access) as made, recording(made.engine) as recorder:  # type: ignore[arg-type]
+            run = await recorder.begin(manifest)
+            await recorder.running(run, ".a")
+            stopping = asyncio.create_task(asyncio.to_thread(runner.stop))
+
+            async def waits() -> bool:
+                return "waiting up to 600 s for 1 running step;" in runner.log()
+
+            await eventually(waits)
+            runner.let_go(run.name)
+            await stopping
+            await recorder.until(run, lambda run: run.phases().get(".b") == "Pending")
+            runner.start()
+
+            await recorder.end_of(run)
+            assert run.phase == "Succeeded"
+            assert runner.claimed(run.name, "begun") == "x\ndone"
 
 
 async def test_a_step_that_meets_a_stopping_runner_is_started_by_the_next_one(

@@ -125,6 +125,20 @@ async def test_later_stages_end_before_earlier_ones(supervisor: Supervisor, jour
         assert not _exists(journal.pids(name)[0])
 
 
+async def test_a_retired_process_ends_before_its_turn_and_is_not_started_again(
+    supervisor: Supervisor, journal: Journal, said: list[str]
+) -> None:
+    await supervisor.retire("gate")
+    for name in ("store", "mill", "gate"):
+        await supervisor.start([stub(name, journal)])
+    await journal.until(lambda journal: len(journal.lines()) == 3)
+    await supervisor.retire("mill")
+    assert journal.events()[3:] == ["mill stopped"]
+    await supervisor.stop()
+    assert journal.events()[3:] == ["mill stopped", "gate stopped", "store stopped"]
+    assert said == []
+
+
 async def test_a_process_that_ignores_the_signal_is_killed_with_its_children(
     supervisor: Supervisor, journal: Journal
 ) -> None:

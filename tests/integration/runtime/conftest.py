@@ -53,6 +53,7 @@ class Runner:
             "HEADRACE_STEPS_DIR": str(self.steps_dir),
             "HEADRACE_STEP_MASKED_PATHS": str(self.room / "data"),
             "HEADRACE_STEP_GRACE_SECONDS": "1",
+            "HEADRACE_STOP_STEPS": "interrupt",
             "HEADRACE_DATABASE_PASSWORD": HOST_SECRET,
             **({"HEADRACE_STEP_PYTHON": python} if self.is_ordinary_user else {}),
             **settings,
@@ -74,8 +75,15 @@ class Runner:
         self._process.wait()
 
     def stop(self) -> int:
+        self.ask_to_stop()
+        return self.ended()
+
+    def ask_to_stop(self) -> None:
         assert self._process is not None
         self._process.terminate()
+
+    def ended(self) -> int:
+        assert self._process is not None
         return self._process.wait(timeout=30)
 
     def log(self) -> str:
@@ -130,6 +138,12 @@ class Runner:
                 if entry.name.isdigit() and self.marker.encode() in (entry / "environ").read_bytes():
                     found.append(int(entry.name))
         return found
+
+    async def wait_until_said(self, text: str) -> None:
+        """Until the runner's own log has it."""
+        async with asyncio.timeout(30):
+            while text not in self.log():  # noqa: ASYNC110 (another process writes it)
+                await asyncio.sleep(0.02)
 
     async def wait_until_no_process_is_left(self) -> None:
         async with asyncio.timeout(10):

@@ -16,7 +16,7 @@ import pytest
 
 from services.run.engine.embedded.runner.client import RunnerClient, RunnerRefused
 from services.run.engine.embedded.runner.protocol import End, Event, StepExit, StepExited, StepLost, StepStarted
-from services.run.engine.embedded.runtime import Mount
+from services.run.engine.embedded.runtime import Mount, Process, StepSpec
 from tests.integration.runtime.conftest import Runner, runner_room
 from tests.support.eventually import eventually
 from tests.support.ordinary_user import PYTHON_PATH
@@ -232,7 +232,56 @@ async def test_a_runner_that_is_stopped_while_somebody_listens_says_nothing_of_i
         said = mortal_runner.log()
         assert await asyncio.to_thread(mortal_runner.stop) == 0
     await following
-    assert mortal_runner.log() == said
+    (told,) = mortal_runner.log().removeprefix(said).splitlines()
+    assert told.endswith("interrupting 1 running step")
+
+
+async def test_a_runner_may_let_its_steps_end_before_it_does_and_starts_no_others(
+    mortal_runner: Runner, tmp_path: Path
+) -> None:
+    mortal_runner.stop()
+    mortal_runner.start(HEADRACE_STOP_STEPS="wait", HEADRACE_STOP_WAIT_SECONDS="600")
+    mounts = (Mount(source=str(tmp_path), target="/v"),)
+    specs = [mortal_runner.spec("sh", "-c", "until [ -e /v/go ]; do sleep 0.02; done", mounts=mounts) for _ in range(2)]
+    for spec in specs:
+        await mortal_runner.client.start(spec)
+    mortal_runner.ask_to_stop()
+    await mortal_runner.wait_until_said("waiting up to 600 s for 2 running steps")
+    impatient = RunnerClient(str(mortal_runner.room / "runner.sock"), patience_seconds=0.1)
+    with pytest.raises(ConnectionError):
+        await impatient.start(mortal_runner.spec("true"))
+    assert (await mortal_runner.client.info()).running == 2
+
+    (tmp_path / "go").touch()
+    assert await asyncio.to_thread(mortal_runner.ended) == 0
+
+    mortal_runner.start()
+    for spec in specs:
+        ended = await mortal_runner.end_of(spec.key)
+        assert isinstance(ended, StepExited)
+        assert (ended.exit.end, ended.exit.exit_code) == (End.EXITED, 0)
+    assert len(await mortal_runner.client.list_attempts()) == 2
+
+
+@pytest.mark.parametrize("wait_seconds", [0.3, 600])
+async def test_a_runner_waits_for_its_steps_no_longer_than_it_may_or_until_it_is_asked_again(
+    mortal_runner: Runner, wait_seconds: float
+) -> None:
+    mortal_runner.stop()
+    mortal_runner.start(HEADRACE_STOP_STEPS="wait", HEADRACE_STOP_WAIT_SECONDS=str(wait_seconds))
+    spec = mortal_runner.spec("sleep", "1000")
+    await mortal_runner.client.start(spec)
+    mortal_runner.ask_to_stop()
+    await mortal_runner.wait_until_said(f"waiting up to {wait_seconds} s for 1 running step;")
+    if wait_seconds == 600:
+        mortal_runner.ask_to_stop()
+
+    assert await asyncio.to_thread(mortal_runner.ended) == 0
+
+    assert "interrupting 1 running step\n" in mortal_runner.log()
+    assert mortal_runner.processes() == []
+    noted = msgspec.json.decode((mortal_runner.steps_dir / spec.key / "exit.json").read_bytes(), type=StepExit)
+    assert noted.end is End.INTERRUPTED
 
 
 async def test_what_was_never_durably_started_runs_when_it_is_started_again(mortal_runner: Runner) -> None:
@@ -313,6 +362,25 @@ async def test_without_a_sandbox_a_step_is_refused_in_clear_words_not_run_bare(m
     assert info.weaker.startswith("no sandbox: ")
     ended = await mortal_runner.run(mortal_runner.spec("true"))
     assert (ended.end, ended.reason) == (End.COULD_NOT_START, info.weaker)
+
+
+async def test_a_start_that_no_runner_takes_is_called_off_at_once(tmp_path: Path) -> None:
+    is_refused = asyncio.Event()
+
+    def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+        is_refused.set()
+
+    async with await asyncio.start_unix_server(hang_up, tmp_path / "runner.sock"):
+        client = RunnerClient(str(tmp_path / "runner.sock"), patience_seconds=600)
+        starting = asyncio.create_task(
+            client.start(StepSpec(key="a", main=Process(argv=("true",), env={}, cwd="/"))),
+        )
+        await asyncio.wait_for(is_refused.wait(), 20)
+        starting.cancel()
+        ended, _ = await asyncio.wait([starting], timeout=3)
+
+    assert ended == {starting}
 
 
 async def test_a_client_without_a_runner_gives_up_in_its_time(tmp_path: Path) -> None:

@@ -11,12 +11,12 @@ import asyncio
 import contextlib
 import logging
 import shutil
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
 from pathlib import Path
-from typing import Any, TypeVar, assert_never
+from typing import TypeVar, assert_never
 
 import msgspec
 from tenacity import (
@@ -59,7 +59,6 @@ Tell = Callable[[Event], None]
 _log = logging.getLogger(__name__)
 
 _COMPARE_SECONDS = 15.0
-_LAST_WORD_SECONDS = 5.0
 _FORGET_SECONDS = 20.0
 """Longer than a step takes that ignores TERM."""
 
@@ -204,7 +203,7 @@ class Steps:
             spec = await asyncio.to_thread(build, order, place, self._objects, staged)
         except OSError as error:
             raise CannotPrepare(f"the step cannot be prepared: {error.strerror}") from error
-        return await _patiently(lambda: _to_its_end(self._runner.start(spec)))
+        return await _patiently(lambda: self._runner.start(spec))
 
     async def _finished(self, step: Step, exit_: protocol.StepExit) -> StepFinished:
         directory = self._steps_dir / step.place.key
@@ -382,18 +381,3 @@ def _complain(state: RetryCallState) -> None:
 def _remove(directories: Iterable[Path]) -> None:
     for directory in directories:
         shutil.rmtree(directory, ignore_errors=True)
-
-
-async def _to_its_end(request: Coroutine[Any, Any, T]) -> T:
-    """A cancellation lets the request be answered first.
-
-    Whoever cancels a start is about to forget the step, and a start that the runner reads after that would run it.
-    """
-    answer = asyncio.ensure_future(request)
-    try:
-        return await asyncio.shield(answer)
-    except asyncio.CancelledError:
-        await asyncio.wait([answer], timeout=_LAST_WORD_SECONDS)
-        if not answer.cancel() and not answer.cancelled():
-            answer.exception()
-        raise

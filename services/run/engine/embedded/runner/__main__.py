@@ -19,10 +19,14 @@ from shared.settings import SettingsError, load
 
 
 async def run() -> None:
-    stop = asyncio.Event()
+    stop, hurry = asyncio.Event(), asyncio.Event()
+
+    def heed() -> None:
+        (hurry if stop.is_set() else stop).set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    await serve(load(RunnerSettings), stop)
+        asyncio.get_running_loop().add_signal_handler(number, heed)
+    await serve(load(RunnerSettings), stop, hurry)
 
 
 # As the other processes write, without the modules that `shared.logs` brings.

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Coroutine
+from typing import Any
 
 import msgspec
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_exponential
@@ -39,6 +40,8 @@ from services.run.engine.embedded.runtime import StepSpec
 Said = Event | LogChunk | RunnerInfo
 """What carries an answer; Done and Refused only end one."""
 
+_LAST_WORD_SECONDS = 5.0
+
 _decoder = msgspec.json.Decoder(Reply)
 
 
@@ -54,8 +57,12 @@ class RunnerClient:
         self._patience_seconds = patience_seconds
 
     async def start(self, spec: StepSpec) -> Event:
-        """Start the step, or attach to it where its key is known; returns its state."""
-        reply = await self._ask(Start(spec=spec))
+        """Start the step, or attach to it where its key is known; returns its state.
+
+        A cancellation lets a request that is under way be answered first: whoever cancels a start is about to forget
+        the step, and a start that the runner reads after that would run it.
+        """
+        reply = await self._ask(Start(spec=spec), is_heard_out=True)
         assert isinstance(reply, StepStarted | StepExited | StepLost)
         return _as_seen(reply)
 
@@ -99,7 +106,7 @@ class RunnerClient:
                 if isinstance(reply, LogChunk):
                     yield reply.data
 
-    async def _ask(self, request: Request) -> Reply:
+    async def _ask(self, request: Request, *, is_heard_out: bool = False) -> Reply:
         """The one reply to a short request."""
         async for attempt in AsyncRetrying(
             wait=wait_exponential(multiplier=0.02, max=1.0),
@@ -108,9 +115,14 @@ class RunnerClient:
             reraise=True,
         ):
             with attempt:
-                async with contextlib.aclosing(self._replies(request)) as replies:
-                    async for reply in replies:
-                        return reply
+                answer = self._answer(request)
+                return await (_to_its_end(answer) if is_heard_out else answer)
+        raise AssertionError("retries end with an answer or an error")
+
+    async def _answer(self, request: Request) -> Reply:
+        async with contextlib.aclosing(self._replies(request)) as replies:
+            async for reply in replies:
+                return reply
         return Done()
 
     async def _replies(self, request: Request) -> AsyncGenerator[Said, None]:
@@ -141,6 +153,17 @@ class RunnerClient:
             writer.close()
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
+
+
+async def _to_its_end(request: Coroutine[Any, Any, Reply]) -> Reply:
+    answer = asyncio.ensure_future(request)
+    try:
+        return await asyncio.shield(answer)
+    except asyncio.CancelledError:
+        await asyncio.wait([answer], timeout=_LAST_WORD_SECONDS)
+        if not answer.cancel() and not answer.cancelled():
+            answer.exception()
+        raise
 
 
 def _as_seen(event: Event) -> Event:

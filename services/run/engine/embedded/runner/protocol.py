@@ -133,6 +133,8 @@ class RunnerInfo(msgspec.Struct, frozen=True, kw_only=True, tag="info"):
     python: str
     limits: str = "nothing"
     """What keeps the limits of memory and of processor time."""
+    running: int = 0
+    """Steps that have begun and are not over."""
 
 
 class Done(msgspec.Struct, frozen=True, kw_only=True, tag="done"):

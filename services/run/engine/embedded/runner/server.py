@@ -14,7 +14,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import assert_never
@@ -78,8 +78,11 @@ class SocketInUse(Exception):
     """Another runner answers at our socket's path, or no socket can be there."""
 
 
-async def serve(settings: RunnerSettings, stop: asyncio.Event) -> None:
-    """Serve until `stop` is set, then end every step and return. Raises StepsDirectoryInUse, SocketInUse, OSError."""
+async def serve(settings: RunnerSettings, stop: asyncio.Event, hurry: asyncio.Event) -> None:
+    """Serve until `stop` is set, then see every step to its end and return; `hurry` cuts that short.
+
+    Raises StepsDirectoryInUse, SocketInUse, OSError.
+    """
     os.umask(0o022)  # the private trees' directories are a step's, with the modes it expects
     journal = Journal(settings.steps_dir)
     try:
@@ -94,7 +97,7 @@ async def serve(settings: RunnerSettings, stop: asyncio.Event) -> None:
         sweeper = asyncio.create_task(runner.empty_trash(), name="empty the trash")
         async with _listening(settings.step_runner_socket, runner.answer):
             await stop.wait()
-            await runner.stop()
+            await runner.stop(hurry)
         sweeper.cancel()
         if choice.runtime is not None:
             choice.runtime.close()
@@ -180,18 +183,38 @@ class StepRunner:
         finally:
             writer.close()
 
-    async def stop(self) -> None:
-        """End every step, durably noted as interrupted, and every connection."""
+    async def stop(self, hurry: asyncio.Event) -> None:
+        """Start no step any more; let those that run end where the settings say so, for as long as they say and
+        `hurry` is not set. The others end durably noted as interrupted, and at last every connection does."""
         self._is_stopping = True
-        for attempt in self._attempts.values():
+        if self._settings.stop_steps == "wait":
+            await self._let_end(hurry)
+        running = self._running()
+        if running:
+            _log.warning("interrupting %s", _counted(running))
+        for attempt in running:
             self._end(attempt, End.INTERRUPTED, "the step runner was stopped")
-        tasks = [a.task for a in self._attempts.values() if a.task is not None and a.spec is not None]
-        if tasks:
-            await asyncio.wait(tasks)
+        await _ends_of(running)
         while self._connections:
             for connection in self._connections:
                 connection.cancel()
             await asyncio.wait(self._connections)
+
+    async def _let_end(self, hurry: asyncio.Event) -> None:
+        running = self._running()
+        if not running:
+            return
+        wait_seconds = self._settings.stop_wait_seconds
+        _log.info("waiting up to %g s for %s; another signal interrupts", wait_seconds, _counted(running))
+        either = [asyncio.ensure_future(_ends_of(running)), asyncio.ensure_future(hurry.wait())]
+        await asyncio.wait(either, timeout=wait_seconds, return_when=asyncio.FIRST_COMPLETED)
+        for waiting in either:
+            waiting.cancel()
+
+    def _running(self) -> list[Attempt]:
+        """A former runner's steps do not run: they are being seen off."""
+        ours = (each for each in self._attempts.values() if each.spec is not None)
+        return [each for each in ours if each.task is not None and not each.task.done()]
 
     async def _replies(self, request: Request, reader: asyncio.StreamReader) -> AsyncIterator[Reply]:
         match request:
@@ -220,6 +243,7 @@ class StepRunner:
                     steps_dir=str(self._journal.steps_dir),
                     python=self._settings.step_python,
                     limits=self._choice.limits,
+                    running=len(self._running()),
                 )
             case _:
                 assert_never(request)
@@ -446,6 +470,16 @@ class StepRunner:
                 deadline.cancel()
             if log >= 0:
                 os.close(log)
+
+
+async def _ends_of(attempts: Sequence[Attempt]) -> None:
+    tasks = [attempt.task for attempt in attempts if attempt.task is not None]
+    if tasks:
+        await asyncio.wait(tasks)
+
+
+def _counted(attempts: Sequence[Attempt]) -> str:
+    return "1 running step" if len(attempts) == 1 else f"{len(attempts)} running steps"
 
 
 class _EndedEarly(Exception):

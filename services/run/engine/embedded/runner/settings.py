@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import sys
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -56,6 +57,16 @@ class RunnerSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     step_grace_seconds: float = 5.0
     """Between TERM and KILL."""
+
+    stop_steps: Literal["wait", "interrupt"] = "wait"
+    """What an orderly stop does to steps that run.
+
+    `wait`: they may end, for a while or until a second signal. `interrupt`: they are stopped at once. A step that was
+    interrupted is a failed attempt, as one whose machine was lost: its retry rules decide.
+    """
+
+    stop_wait_seconds: Annotated[float, msgspec.Meta(ge=0)] = 30.0
+    """How long `wait` waits; what still runs then is interrupted."""
 
     step_bubblewrap: str = ""
     """Another bwrap (0.11 or newer) than the wheel's."""
