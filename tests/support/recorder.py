@@ -18,6 +18,7 @@ import urllib3
 from gateway.table import Match, find
 from tests.support import swagger
 
+_AT_ONCE_BYTES: Final = 65536
 _NOT_FORWARDED: Final = frozenset({"connection", "content-length", "date", "host", "server", "transfer-encoding"})
 
 
@@ -39,12 +40,10 @@ class Recorder(msgspec.Struct, frozen=True, kw_only=True):
     def succeeded(self) -> set[str]:
         return {each.operation for each in self.exchanges if each.status == 200}
 
-    def problems(self) -> list[str]:
-        return [each.problem for each in self.exchanges if each.problem]
-
 
 @contextmanager
 def recording(upstream: str) -> Iterator[Recorder]:
+    """Raises NotAsPublished at its end where an answer was not."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Forwarder)
     server.daemon_threads = True
     recorder = Recorder(url=f"http://127.0.0.1:{server.server_address[1]}")
@@ -59,6 +58,8 @@ def recording(upstream: str) -> Iterator[Recorder]:
             thread.join(timeout=5)
             server.server_close()
             del _Forwarder.homes[server]
+    if problems := [each.problem for each in recorder.exchanges if each.problem]:
+        raise swagger.NotAsPublished("\n".join(problems))
 
 
 class _Forwarder(BaseHTTPRequestHandler):
@@ -68,16 +69,23 @@ class _Forwarder(BaseHTTPRequestHandler):
         upstream, pool, exchanges = self.homes[self.server]
         body = self.rfile.read(int(self.headers.get("content-length") or 0))
         headers = {name: value for name, value in self.headers.items() if name.lower() not in _NOT_FORWARDED}
-        reply = pool.request(self.command, upstream + self.path, body=body, headers=headers, redirect=False)
+        reply = pool.request(
+            self.command, upstream + self.path, body=body, headers=headers, redirect=False, preload_content=False
+        )
+        # Only what is judged has to be there as a whole; a log may be followed, and comes as it comes.
+        whole = reply.data if any(swagger.operations(self.command, self.path.partition("?")[0])) else b""
         # Noted first: who has read the answer may look at the notes at once.
-        exchanges.append(_exchange(self.command, self.path, reply))
+        exchanges.append(_exchange(self.command, self.path, reply, whole))
         self.send_response_only(reply.status)
         for name, value in reply.headers.items():
             if name.lower() not in _NOT_FORWARDED:
                 self.send_header(name, value)
-        self.send_header("content-length", str(len(reply.data)))
+        # The end of the connection is the end of the answer.
         self.end_headers()
-        self.wfile.write(reply.data)
+        self.wfile.write(whole)
+        while chunk := reply.read1(_AT_ONCE_BYTES):
+            self.wfile.write(chunk)
+        reply.release_conn()
 
     def __getattr__(self, name: str) -> Callable[[], None]:
         """The server asks for a method by the name of the request's."""
@@ -89,11 +97,11 @@ class _Forwarder(BaseHTTPRequestHandler):
         """Nothing: the exchanges are the log."""
 
 
-def _exchange(method: str, target: str, reply: urllib3.BaseHTTPResponse) -> Exchange:
+def _exchange(method: str, target: str, reply: urllib3.BaseHTTPResponse, body: bytes) -> Exchange:
     found = find(method, target.partition("?")[0].encode())
     problem = ""
     try:
-        swagger.check(method, target, reply.status, reply.headers.get("content-type", ""), reply.data)
+        swagger.check(method, target, reply.status, reply.headers.get("content-type", ""), body)
     except swagger.NotAsPublished as difference:
         problem = str(difference)
     return Exchange(

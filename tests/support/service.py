@@ -18,6 +18,7 @@ from yarl import URL
 
 from infra.embedded.ports import LOOPBACK, free_ports
 from shared.web import Service
+from tests.support.hooks import aiohttp_session
 
 V1 = "/apis/v1beta1"
 
@@ -91,7 +92,7 @@ async def serving(app: Service) -> AsyncIterator[Client]:
                     await task
                     raise AssertionError("the service did not start")
                 await asyncio.sleep(0.01)
-        async with aiohttp.ClientSession() as session:
+        async with aiohttp_session() as session:
             yield Client(session, f"http://{LOOPBACK}:{port}")
     finally:
         server.should_exit = True

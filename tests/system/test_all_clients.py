@@ -174,7 +174,6 @@ def test_the_command_gets_through_all_its_verbs(stack: Stack, evidence: Evidence
 
 
 def _keep(evidence: Evidence, client: str, recorder: Recorder) -> None:
-    assert recorder.problems() == []
     assert [each for each in recorder.exchanges if each.status >= 500] == []
     for operation in recorder.succeeded():
         evidence.driven_by(client, operation)

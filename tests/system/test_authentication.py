@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 from shared.bearer import digest_of
+from tests.support.hooks import httpx_client
+from tests.support.recorder import recording
 from tests.support.running_stack import REAL, started
 
 AGENTS_TOKEN = "the agent's token"
@@ -50,7 +50,8 @@ async def test_a_token_opens_the_stack_and_names_its_holder_while_the_services_s
         for token in tokens.values():
             await _until_known(url, token)
 
-        seen = json.loads(await _run(str(_SDK), str(_SCRIPT), url, tokens["ci"]))
+        with recording(url) as recorder:
+            seen = json.loads(await _run(str(_SDK), str(_SCRIPT), recorder.url, tokens["ci"]))
         made = {name: await _made_by(url, name, token) for name, token in tokens.items()}
         found = {name: await _found_by_maker(url, f"token:{name}", tokens["ci"]) for name in tokens}
         reported = [await _reported(url, made["ci"], token) for token in (tokens["ci"], AGENTS_TOKEN)]
@@ -78,7 +79,7 @@ async def test_a_token_opens_the_stack_and_names_its_holder_while_the_services_s
 async def _until_known(url: str, token: str) -> None:
     """A running gateway sees the file a moment after it was written."""
     async with (
-        httpx.AsyncClient(base_url=url, headers=_bearer(token)) as client,
+        httpx_client(base_url=url, headers=_bearer(token)) as client,
         asyncio.timeout(20),
     ):
         while (await client.get("/apis/v1beta1/runs")).status_code != 200:  # noqa: ASYNC110 - nobody signals it
@@ -88,7 +89,7 @@ async def _until_known(url: str, token: str) -> None:
 async def _made_by(url: str, name: str, token: str) -> str:
     """A run and a job called as the holder of the token. Returns the run's id."""
     spec = {"workflow_manifest": _MANIFEST}
-    async with httpx.AsyncClient(base_url=f"{url}{_V1}", headers=_bearer(token), timeout=30) as client:
+    async with httpx_client(base_url=f"{url}{_V1}", headers=_bearer(token), timeout=30) as client:
         job = {"name": name, "pipeline_spec": spec, "max_concurrency": "1"}
         made = await client.post("/jobs", json=job)
         assert made.status_code == 200, made.text
@@ -101,7 +102,7 @@ async def _found_by_maker(url: str, subject: str, token: str) -> dict[str, list[
     """The names of the runs and jobs that the filter finds."""
     predicates = [{"key": "created_by", "op": "EQUALS", "string_value": subject}]
     query = {"filter": json.dumps({"predicates": predicates})}
-    async with httpx.AsyncClient(base_url=f"{url}{_V1}", headers=_bearer(token), timeout=30) as client:
+    async with httpx_client(base_url=f"{url}{_V1}", headers=_bearer(token), timeout=30) as client:
         return {
             kind: [each["name"] for each in (await client.get(f"/{kind}", params=query)).json().get(kind, ())]
             for kind in ("runs", "jobs")
@@ -111,7 +112,7 @@ async def _found_by_maker(url: str, subject: str, token: str) -> dict[str, list[
 async def _reported(url: str, run_id: str, token: str) -> tuple[int, str]:
     """How an agent with this token is answered."""
     metadata = {"name": "hello", "namespace": "kubeflow", "uid": "u", "labels": {"pipeline/runid": run_id}}
-    async with httpx.AsyncClient(base_url=f"{url}{_V1}", headers=_bearer(token), timeout=30) as client:
+    async with httpx_client(base_url=f"{url}{_V1}", headers=_bearer(token), timeout=30) as client:
         answer = await client.post("/workflows", json=json.dumps({"metadata": metadata}))
         return answer.status_code, answer.json()["details"][0]["error_message"]
 
@@ -130,7 +131,7 @@ async def _asked_directly(data_dir: Path) -> dict[str, int]:
         "metrics": "runs/a:reportMetrics",
     }
     ports: dict[str, Any] = json.loads((data_dir / "ports.json").read_text())
-    async with httpx.AsyncClient() as client:
+    async with httpx_client() as client:
         return {
             service: (await client.get(f"http://127.0.0.1:{ports[service]}/apis/v1beta1/{path}")).status_code
             for service, path in paths.items()

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.recorder import recording
 from tests.support.stack import Stack
 
 _ROOT = Path(__file__).parents[2]
@@ -62,12 +63,16 @@ def test_the_generated_client_follows_a_run_from_upload_to_deletion(stack: Stack
 
 
 def _run_script(client: str, script: str, stack: Stack) -> Any:
-    output = _run([str(_environment(client) / "python"), str(_SCRIPTS / script), stack.url, str(_PACKAGE)], stack)
+    python = str(_environment(client) / "python")
+    with recording(stack.url) as recorder:
+        output = _run([python, str(_SCRIPTS / script), recorder.url, str(_PACKAGE)], stack)
     return json.loads(output.splitlines()[-1])
 
 
 def _kfp(stack: Stack, *arguments: str) -> str:
-    return _run([str(_environment("kfp-1.8.22") / "kfp"), "--endpoint", stack.url, *arguments], stack)
+    command = str(_environment("kfp-1.8.22") / "kfp")
+    with recording(stack.url) as recorder:
+        return _run([command, "--endpoint", recorder.url, *arguments], stack)
 
 
 def _environment(client: str) -> Path:

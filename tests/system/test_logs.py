@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,16 @@ import urllib3
 
 from tests.support.api import Api, workflow_of
 from tests.support.processes import kill
+from tests.support.recorder import Recorder, recording
 from tests.support.stack import Stack
 
 _WITHIN_SECONDS = 45
+
+
+@pytest.fixture
+def recorder(stack: Stack) -> Iterator[Recorder]:
+    with recording(stack.url) as recorder:
+        yield recorder
 
 
 @pytest.mark.parametrize("prefix", ["/apis/v1beta1", "/apis/v1alpha1"])
@@ -79,10 +87,10 @@ def test_reading_around_the_end_of_a_step_is_never_refused(stack: Stack) -> None
     assert _own(answers[-1].body) == b"before\nafter\n"
 
 
-def test_the_command_shows_one_step_or_all_of_them(stack: Stack) -> None:
+def test_the_command_shows_one_step_or_all_of_them(stack: Stack, recorder: Recorder) -> None:
     pipeline = _Talker(stack)
     run_id = pipeline.start()
-    following = [_command(stack, run_id, "talker", "-f"), _command(stack, run_id, "--follow")]
+    following = [_command(recorder, run_id, "talker", "-f"), _command(recorder, run_id, "--follow")]
     pipeline.node("talker")
     pipeline.let_go()
 
@@ -91,14 +99,14 @@ def test_the_command_shows_one_step_or_all_of_them(stack: Stack) -> None:
     assert one == "before\nafter\n"
     assert sorted(all_.splitlines()) == ["last | the end", "talker | after", "talker | before"]
     pipeline.api.run_when(run_id, within_seconds=_WITHIN_SECONDS)
-    shown = _own(_command(stack, run_id).communicate(timeout=_WITHIN_SECONDS)[0].encode()).decode()
+    shown = _own(_command(recorder, run_id).communicate(timeout=_WITHIN_SECONDS)[0].encode()).decode()
     assert shown.splitlines() == ["talker | before", "talker | after", "last | the end"]
-    unknown = _command(stack, run_id, "nobody")
+    unknown = _command(recorder, run_id, "nobody")
     assert unknown.communicate(timeout=_WITHIN_SECONDS)[1] == (
         f"headrace logs: run {run_id} has no step nobody (steps: last, talker)\n"
     )
     assert unknown.returncode == 1
-    assert _command(stack, "nope").communicate(timeout=_WITHIN_SECONDS)[1] == "headrace logs: Run nope not found.\n"
+    assert _command(recorder, "nope").communicate(timeout=_WITHIN_SECONDS)[1] == "headrace logs: Run nope not found.\n"
 
 
 def _own(text: bytes) -> bytes:
@@ -106,9 +114,9 @@ def _own(text: bytes) -> bytes:
     return b"".join(line for line in text.splitlines(keepends=True) if b"headrace: " not in line)
 
 
-def _command(stack: Stack, *arguments: str) -> subprocess.Popen[str]:
+def _command(recorder: Recorder, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "infra.cli", "logs", "--url", stack.url, *arguments],
+        [sys.executable, "-m", "infra.cli", "logs", "--url", recorder.url, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

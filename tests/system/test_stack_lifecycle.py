@@ -6,13 +6,14 @@ import os
 import signal
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
 
 import pytest
+import urllib3.exceptions
 
+from tests.support.api import Api
 from tests.support.running_stack import REAL, Started, started
 
 WITHIN_SECONDS = 60
@@ -31,13 +32,13 @@ def folder() -> Iterator[Path]:
 async def test_what_was_accepted_is_there_after_a_stop_and_a_start(folder: Path) -> None:
     async with started(folder / "data", command=REAL) as stack:
         await stack.ready()
-        created = await _call(stack, "POST", "/apis/v1beta1/experiments", {"name": "mill"})
+        created = await asyncio.to_thread(_api(stack).post, "/apis/v1beta1/experiments", {"name": "mill"})
         assert await stack.stop(signal.SIGINT) == 0
         assert stack.living() == []
         assert await stack.complaints() == ""
     async with started(folder / "data", command=REAL) as stack:
         await stack.ready()
-        found = await _call(stack, "GET", f"/apis/v1beta1/experiments/{created['id']}")
+        found = await asyncio.to_thread(_api(stack).get, f"/apis/v1beta1/experiments/{created['id']}")
         assert found["name"] == "mill"
         assert await stack.stop() == 0
         assert stack.living() == []
@@ -60,12 +61,12 @@ async def test_a_killed_process_comes_back_and_the_stack_answers(folder: Path, n
 async def test_after_everything_was_killed_the_next_start_continues(folder: Path) -> None:
     async with started(folder / "data", command=REAL) as stack:
         await stack.ready()
-        created = await _call(stack, "POST", "/apis/v1beta1/experiments", {"name": "mill"})
+        created = await asyncio.to_thread(_api(stack).post, "/apis/v1beta1/experiments", {"name": "mill"})
         stack.process.kill()
         async with started(folder / "data", command=REAL) as successor:
             await successor.ready()
             assert stack.living() == []
-            found = await _call(successor, "GET", f"/apis/v1beta1/experiments/{created['id']}")
+            found = await asyncio.to_thread(_api(successor).get, f"/apis/v1beta1/experiments/{created['id']}")
             assert found["name"] == "mill"
             assert await successor.stop() == 0
 
@@ -78,7 +79,7 @@ async def test_ctrl_c_waits_for_running_steps_and_a_second_one_interrupts_them(f
         stack.process.send_signal(signal.SIGINT)
         assert await stack.next_complaint() == waits
         # The step might be a client of ours.
-        await _call(stack, "GET", f"/apis/v1beta1/runs/{patient}")
+        await asyncio.to_thread(_api(stack).get, f"/apis/v1beta1/runs/{patient}")
         (_claim(folder, "patient") / "go").touch()
         assert await stack.ended() == 0
         assert stack.living() == []
@@ -124,7 +125,7 @@ async def _begin_step(stack: Started, folder: Path, claim: str) -> str:
         },
     }
     asked = {"name": claim, "pipeline_spec": {"workflow_manifest": json.dumps(manifest)}}
-    created: Any = await _call(stack, "POST", "/apis/v1beta1/runs", asked)
+    created: Any = await asyncio.to_thread(_api(stack).post, "/apis/v1beta1/runs", asked)
     async with asyncio.timeout(WITHIN_SECONDS):
         while not (_claim(folder, claim) / "begun").exists():  # noqa: ASYNC110 - a file
             await asyncio.sleep(0.02)
@@ -138,7 +139,7 @@ def _claim(folder: Path, name: str) -> Path:
 async def _ended(stack: Started, run_id: str) -> dict[str, str]:
     async with asyncio.timeout(WITHIN_SECONDS):
         while True:
-            detail: Any = await _call(stack, "GET", f"/apis/v1beta1/runs/{run_id}")
+            detail: Any = await asyncio.to_thread(_api(stack).get, f"/apis/v1beta1/runs/{run_id}")
             run: dict[str, str] = detail["run"]
             if run.get("finished_at", "1970").startswith("1970"):
                 await asyncio.sleep(0.05)
@@ -160,20 +161,11 @@ async def _pid_of(stack: Started, name: str, *, other_than: int | None) -> int:
 async def _eventually_answers(stack: Started, path: str) -> None:
     async with asyncio.timeout(WITHIN_SECONDS):
         while True:
-            try:
-                await _call(stack, "GET", path)
-            except (OSError, HTTPError):
-                await asyncio.sleep(0.05)
-            else:
-                return
+            with suppress(urllib3.exceptions.HTTPError):
+                if (await asyncio.to_thread(_api(stack).call, "GET", path)).status == 200:
+                    return
+            await asyncio.sleep(0.05)
 
 
-async def _call(stack: Started, method: str, path: str, body: object = None) -> dict[str, str]:
-    def call() -> dict[str, str]:
-        data = None if body is None else json.dumps(body).encode()
-        request = Request(f"http://127.0.0.1:{stack.port}{path}", data, method=method)
-        with urlopen(request, timeout=10) as answer:
-            document: dict[str, str] = json.load(answer)
-            return document
-
-    return await asyncio.to_thread(call)
+def _api(stack: Started) -> Api:
+    return Api(f"http://127.0.0.1:{stack.port}")

@@ -40,6 +40,7 @@ from shared.contracts.states import ExperimentId, ExperimentState, JobState, Pip
 from shared.database import Database, Row
 from shared.errors import InvalidInput, NotFound
 from shared.outbox import Outbox
+from tests.support.hooks import aiohttp_session
 from tests.support.servers import ObjectStoreAccess
 
 V1 = "/apis/v1beta1"
@@ -277,7 +278,7 @@ async def world(
     await peers.answer()
 
     servers: list[tuple[uvicorn.Server, asyncio.Task[None]]] = []
-    session = aiohttp.ClientSession()
+    session = aiohttp_session()
 
     async def start_replica(**further: Any) -> Client:
         (port,) = free_ports(1)

@@ -7,13 +7,13 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
 
-import aiohttp
 import pytest
 
 from services.run.step_logs import MOST_BYTES
 from shared.contracts.questions import READ_LOG, LogAnswer, LogRequest
 from shared.errors import Unavailable
 from tests.component.run.conftest import Client, World, until
+from tests.support.hooks import aiohttp_session
 
 PREFIXES = ["/apis/v1beta1", "/apis/v1alpha1"]
 KEY = "artifacts/w/a/main.log"
@@ -176,7 +176,7 @@ async def test_a_reader_who_leaves_is_not_asked_for_any_more(world: World) -> No
     run_id = await running(world)
     url = f"{world.client.base}/apis/v1beta1/runs/{run_id}/nodes/a/log"
     async with world.peers.buses["run-controller"].answering(READ_LOG, step.answer):
-        async with aiohttp.ClientSession() as session, session.get(url, params={"follow": "true"}):
+        async with aiohttp_session() as session, session.get(url, params={"follow": "true"}):
             await until(lambda: _true(len(step.asked) >= 1))
         asked = -1
 

@@ -1,6 +1,8 @@
 """A gateway and the services behind it, as real servers on free ports.
 
-Each server has a thread and an event loop of its own, as each has a process in life.
+Each server has a thread and an event loop of its own, as each has a process in life. What the gateway answers itself,
+and what services made by `shared.web` answer through it, is held against the published reference. What a test plays in
+the place of a service is not: it says whatever the test needs, to see it pass unchanged.
 """
 
 from __future__ import annotations
@@ -10,6 +12,8 @@ import socket
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from http.client import HTTPResponse
+from io import BytesIO
 from typing import Any
 
 import httpx
@@ -18,8 +22,14 @@ import uvicorn
 
 from gateway.app import Gateway, create_app
 from gateway.settings import Settings
+from shared.web import Service
+from tests.support import swagger
+from tests.support.hooks import httpx_client
 
 WITHIN_SECONDS = 10.0
+
+PLAYED = "x-played-by-the-test"
+"""Marks answers that no service gave."""
 
 Asgi = Callable[[Any, Any, Any], Awaitable[None]]
 
@@ -153,11 +163,23 @@ class House:
         self._rooms = rooms
 
     def service(self, app: Asgi) -> Running:
-        return self._rooms.enter_context(running(app))
+        return self._rooms.enter_context(running(app if isinstance(app, Service) else _played(app)))
 
     def gateway(self, *upstreams: str, **settings: Any) -> GatewayUnderTest:
         app = create_app(settings_for(*upstreams, **settings))
         return GatewayUnderTest(app, self._rooms.enter_context(running(app, lifespan="on")))
+
+
+def _played(app: Asgi) -> Asgi:
+    async def marked(scope: Any, receive: Any, send: Any) -> None:
+        async def send_marked(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message["headers"], (PLAYED.encode(), b"1")]}
+            await send(message)
+
+        await app(scope, receive, send_marked)
+
+    return marked
 
 
 class GatewayUnderTest:
@@ -167,7 +189,7 @@ class GatewayUnderTest:
         self.url = server.url
 
     def client(self) -> httpx.AsyncClient:
-        return httpx.AsyncClient(base_url=self.url, timeout=WITHIN_SECONDS)
+        return httpx_client(played=lambda answer: PLAYED in answer.headers, base_url=self.url, timeout=WITHIN_SECONDS)
 
     async def exchange(self, request: bytes) -> bytes:
         """Send bytes on a connection of their own and read to its end; for what a client library would tidy up."""
@@ -175,7 +197,29 @@ class GatewayUnderTest:
             reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
             try:
                 writer.write(request)
-                return await reader.read()
+                answer = await reader.read()
+                _judge(request, answer)
+                return answer
             finally:
                 writer.close()
                 await writer.wait_closed()
+
+
+def _judge(request: bytes, raw_answer: bytes) -> None:
+    if not request.isascii():
+        return  # No HTTP: the server says so before there is a request to the API.
+    answer = HTTPResponse(_Received(raw_answer))  # type: ignore[arg-type]
+    answer.begin()
+    if answer.headers.get(PLAYED) is None:
+        method, target, _ = request.partition(b"\r\n")[0].decode("latin-1").split(" ")
+        swagger.check(method, target, answer.status, answer.headers.get("content-type", ""), answer.read())
+
+
+class _Received:
+    """What `http.client` asks of a socket."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def makefile(self, _mode: str) -> BytesIO:
+        return BytesIO(self._data)

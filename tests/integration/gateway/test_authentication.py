@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import httpx
 import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -26,6 +25,7 @@ from shared.web import create_app as create_service
 from shared.web import get
 from tests.integration.gateway.house import GatewayUnderTest, House, RecordingService, refusing_url
 from tests.support.eventually import eventually
+from tests.support.hooks import httpx_client
 
 KEY = "a key that gateway and services share"
 
@@ -162,7 +162,7 @@ class TestServicesBehindTheGateway:
         forged = identity.Signer("a key that somebody else has made up").header_for(
             identity.Caller(subject="token:ci", name="ci")
         )
-        async with httpx.AsyncClient(base_url=service_url) as client:
+        async with httpx_client(base_url=service_url) as client:
             for headers in ({}, {identity.HEADER: "nonsense"}, {identity.HEADER: forged}):
                 answer = await client.get("/apis/v1beta1/runs", headers=headers)
                 assert answer.status_code == 403

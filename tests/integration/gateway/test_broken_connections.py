@@ -14,6 +14,7 @@ import pytest
 
 from gateway.proxy import Call, Proxy, Replicas
 from tests.integration.gateway.house import (
+    PLAYED,
     WITHIN_SECONDS,
     GatewayUnderTest,
     House,
@@ -21,7 +22,7 @@ from tests.integration.gateway.house import (
     refusing_url,
 )
 
-OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
+OK = b"HTTP/1.1 200 OK\r\n%s: 1\r\nContent-Length: 2\r\n\r\n{}" % PLAYED.encode()
 
 
 class RawUpstream:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -106,3 +108,33 @@ def test_every_field_listed_as_beyond_the_reference_is_beyond_it(definition: str
     reference = json.loads((FOLDER / "1.8.22.json").read_text())
 
     assert field not in reference["definitions"][definition].get("properties", {})
+
+
+HTTP_CLIENT = re.compile(
+    r"\b(aiohttp\.(ClientSession|request)|httpx\.(AsyncClient|Client|get|post)|urllib3\.(request|PoolManager)"
+    r"|requests\.(Session|get|post)|urlopen|HTTPS?Connection)\("
+)
+JUDGES = {
+    "support/api.py": "judges in `call`",
+    "support/hooks.py": "the hooks",
+    "support/recorder.py": "judges what passes through it",
+    "system/test_schemathesis.py": "judges each of its requests",
+}
+UNJUDGED = {
+    "integration/gateway/test_processes.py": "what answers there is played by the test",
+    "integration/shared/test_server.py": "no route there is one of the API",
+    "system/test_logs.py": "a log that is followed: text, of an operation that the reference does not have",
+    "unit/shared/test_web.py": "the answers are the test's own",
+}
+
+
+def test_every_client_of_the_tests_has_its_answers_judged() -> None:
+    """Benchmarks have clients of their own, which must cost nothing; programs are sent through a recorder."""
+    folder = Path(__file__).parents[2]
+    found = {
+        str(file.relative_to(folder))
+        for file in folder.rglob("*.py")
+        if HTTP_CLIENT.search(file.read_text()) and file.parent != folder / "bench" and file != Path(__file__)
+    }
+
+    assert found == JUDGES.keys() | UNJUDGED.keys()
