@@ -89,7 +89,7 @@ def merge(parts: Mapping[Owner, Document], *, needs_token: bool) -> Document:
         for name, schema in part.get("components", {}).get("schemas", {}).items():
             if schemas.setdefault(name, schema) != schema:
                 _log.error("%s describes %s otherwise than another service", owner.value, name)
-    paths["/apis/v1beta1/healthz"] = {"get": _HEALTHZ}
+    paths.update(_OURS)
     schemas["apiGetHealthzResponse"] = _HEALTHZ_ANSWER
     bearer: list[dict[str, list[str]]] = [{"Bearer": []}]
     return {
@@ -137,5 +137,35 @@ _HEALTHZ_ANSWER: Final[Document] = {
         "commit_sha": {"type": "string"},
         "tag_name": {"type": "string"},
         "multi_user": {"type": "boolean"},
+    },
+}
+
+
+def _told_in_text(operation_id: str, path: str, summary: str, *, is_open: bool = True) -> Document:
+    """An operation about the gateway's own process."""
+    text = {"text/plain": {"schema": {"type": "string"}}}
+    answers: Document = {"200": {"description": "Done.", "content": text}}
+    if is_open:
+        answers["503"] = {"description": "No; the text says why.", "content": text}
+    operation: Document = {
+        "operationId": operation_id,
+        "tags": ["HealthzService"],
+        "summary": summary,
+        "description": f"```sh\ncurl -sS {HOST}{path}\n```",
+        "responses": {
+            **answers,
+            "default": {"description": "Refused, or failed.", "content": {"application/json": {"schema": _STATUS}}},
+        },
+    }
+    return operation | {"security": [{}]} if is_open else operation
+
+
+_OURS: Final[Document] = {
+    "/apis/v1beta1/healthz": {"get": _HEALTHZ},
+    "/livez": {"get": _told_in_text("GetLiveness", "/livez", "Tells whether the gateway's process is of use.")},
+    "/readyz": {"get": _told_in_text("GetReadiness", "/readyz", "Tells whether the gateway takes requests.")},
+    "/startupz": {"get": _told_in_text("GetStartup", "/startupz", "Tells whether the gateway has been ready once.")},
+    "/metrics": {
+        "get": _told_in_text("GetMetrics", "/metrics", "Shows the gateway's figures to Prometheus.", is_open=False)
     },
 }

@@ -23,7 +23,10 @@ T = TypeVar("T")
 HEADER: Final = "Idempotency-Key"
 KEPT_HOURS: Final = 24
 
-_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+KEY_PATTERN: Final = "[!-~]{1,255}"
+"""1 to 255 visible ASCII characters."""
+
+_KEY = re.compile(KEY_PATTERN)
 _FORGOTTEN_AT_ONCE = 10
 
 Keep = Callable[[Transaction, T], Awaitable[None]]

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Final, Union, get_args, get_origin
 
 import msgspec
 
+from shared.listing import Listing
 from shared.protojson import Int64
 from shared.references import Relationship, ResourceType, WireReference, WireReferenceKey
 
@@ -48,7 +49,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     summary: str
     notes: str = ""
     """Markdown."""
-    body: type[msgspec.Struct] | None = None
+    body: type[msgspec.Struct] | type[str] | None = None
     body_example: Mapping[str, Any] | None = None
     """Is accepted as it stands, at least where nobody has taken its name yet."""
     takes_file: bool = False
@@ -56,10 +57,18 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     query: type[msgspec.Struct] | None = None
     query_without: frozenset[str] = frozenset()
     """Fields of `query` that this operation does not read."""
+    lists: Listing | None = None
+    """What `sort_by` and `filter` may name."""
+    beyond: frozenset[str] = frozenset()
+    """The keys of `lists` that the original does not have."""
+    may_be_repeated: bool = False
+    """Takes an Idempotency-Key."""
     answer: type[msgspec.Struct] | None = None
     """None: an empty object."""
     answers_text: bool = False
     """Plain text instead, of any length."""
+    answers_parts: bool = False
+    """Bytes instead, whole or the part that a Range header asks for."""
     refusal: type[msgspec.Struct] | None = None
     """The body of errors, where it is not the one of all other operations."""
     never_succeeds: bool = False
@@ -92,7 +101,11 @@ def _operation(operation: Operation, schemas: _Schemas) -> dict[str, Any]:
         "operationId": operation.id,
         "tags": [operation.tag],
         "summary": operation.summary,
-        "parameters": [*_path_parameters(operation.path), *_query_parameters(operation, schemas)],
+        "parameters": [
+            *_path_parameters(operation.path),
+            *_query_parameters(operation, schemas),
+            *_header_parameters(operation),
+        ],
         "responses": _responses(operation, schemas),
     }
     example = f"```sh\n{operation.example.strip()}\n```" if operation.example else ""
@@ -119,11 +132,39 @@ def _responses(operation: Operation, schemas: _Schemas) -> dict[str, Any]:
     if operation.refusal is not None:
         error = {_TEXT: {"schema": schemas.of(operation.refusal)}}
     responses: dict[str, Any] = {"default": {"description": "Refused, or failed.", "content": error}}
+    if operation.may_be_repeated:
+        responses["409"] = {"description": "The key came with another request, or a name is taken.", "content": error}
     if operation.never_succeeds:
         return responses
+    if operation.answers_parts:
+        return {**_whole_or_part(error), **responses}
     answer: Schema = {"type": "object"} if operation.answer is None else schemas.of(operation.answer)
     success = {_TEXT: {"schema": {"type": "string"}}} if operation.answers_text else {_JSON: {"schema": answer}}
     return {"200": {"description": "Done.", "content": success}, **responses}
+
+
+def _whole_or_part(error: dict[str, Any]) -> dict[str, Any]:
+    """RFC 9110, section 14."""
+
+    def header(description: str) -> dict[str, Any]:
+        return {"description": description, "schema": {"type": "string"}}
+
+    always = {
+        "Accept-Ranges": header("`bytes`."),
+        "ETag": header("Another one as soon as the bytes are others."),
+        "Content-Disposition": header("The name under which it lies in the store."),
+    }
+    content = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+    extent = {"Content-Range": header("Which bytes these are, and of how many: `bytes 0-99/1234`.")}
+    return {
+        "200": {"description": "All of it.", "headers": always, "content": content},
+        "206": {"description": "The part that was asked for.", "headers": {**always, **extent}, "content": content},
+        "416": {
+            "description": "There is no byte of what was asked for.",
+            "headers": {"Content-Range": header("Of how many bytes it is: `bytes */1234`.")},
+            "content": error,
+        },
+    }
 
 
 def _path_parameters(path: str) -> Iterator[dict[str, Any]]:
@@ -138,8 +179,38 @@ def _query_parameters(operation: Operation, schemas: _Schemas) -> Iterator[dict[
         if name.partition(".")[0] not in operation.query_without:
             parameter = {"name": name, "in": "query", "schema": schema}
             if name in _PARAMETERS:
-                parameter["description"] = _PARAMETERS[name]
+                parameter["description"] = _PARAMETERS[name] + _keys(operation, name)
             yield parameter
+
+
+def _keys(operation: Operation, parameter: str) -> str:
+    """What a list can be sorted and filtered by, as it stands in the code that does it."""
+    if operation.lists is None or parameter not in ("sort_by", "filter"):
+        return ""
+    named = [f"`{key}`" for key in operation.lists.fields if key not in operation.beyond]
+    if parameter == "sort_by":
+        named.extend(f"`{family}NAME`" for family in operation.lists.families)
+    further = ", ".join(f"`{key}`" for key in operation.lists.fields if key in operation.beyond)
+    return f" Keys: {', '.join(named)}" + (f"; beyond the original {further}." if further else ".")
+
+
+def _header_parameters(operation: Operation) -> Iterator[dict[str, Any]]:
+    def header(name: str, description: str, **schema: Any) -> dict[str, Any]:
+        return {"name": name, "in": "header", "description": description, "schema": {"type": "string", **schema}}
+
+    if operation.may_be_repeated:
+        # Not with this module, which the gateway imports too: it needs no database.
+        from shared import idempotency
+
+        text = (
+            "A word of your own for this creation. Repeated under it within "
+            f"{idempotency.KEPT_HOURS} hours, by the same caller and with the same request, "
+            "it creates nothing and is given the first answer again, byte for byte."
+        )
+        yield header(idempotency.HEADER, text, pattern=f"^{idempotency.KEY_PATTERN}$")
+    if operation.answers_parts:
+        yield header("Range", "One part of it: `bytes=0-99`, `bytes=100-`, `bytes=-100`.")
+        yield header("If-Range", "The `ETag` of the part that you have: of what has changed since, all is sent.")
 
 
 def _flat(kind: type[msgspec.Struct], schemas: _Schemas, prefix: str = "") -> Iterator[tuple[str, Schema]]:
@@ -230,7 +301,7 @@ _ERRORS: Final[Mapping[str, Schema]] = {
 _PARAMETERS: Final[Mapping[str, str]] = {
     "page_token": "The `next_page_token` of the page before; absent for the first page.",
     "page_size": "Rows on a page: 20 unless given, at most 200.",
-    "sort_by": "A field, then `asc` or `desc`: `created_at desc`.",
+    "sort_by": "A key, then `asc` or `desc`: `created_at desc`.",
     "filter": (
         'A filter as JSON: `{"predicates":[{"key":"name","op":"IS_SUBSTRING","string_value":"train"}]}`. Operators: '
         "EQUALS, NOT_EQUALS, GREATER_THAN, GREATER_THAN_EQUALS, LESS_THAN, LESS_THAN_EQUALS, IN, IS_SUBSTRING."
@@ -238,4 +309,5 @@ _PARAMETERS: Final[Mapping[str, str]] = {
     "resource_reference_key.type": "With the id beside it: only what refers to this resource.",
     "resource_key.type": "PIPELINE: versions belong to nothing else.",
     "resource_key.id": "The pipeline whose versions are listed.",
+    "follow": "Keep on until the step ends.",
 }

@@ -7,6 +7,7 @@ from typing import Final
 from shared.listing import ListRequest
 from shared.openapi import HOST, Operation, captured
 
+from . import store
 from .wire import WireExperiment, WireExperiments, WireStorageState
 
 _TAG: Final = "ExperimentService"
@@ -27,6 +28,7 @@ OPERATIONS: Final = (
         tag=_TAG,
         summary="Creates an experiment.",
         notes="A name can be given once: a second experiment of the same name is refused with 409.",
+        may_be_repeated=True,
         body=WireExperiment,
         body_example={"name": "nightly training", "description": "Everything that is trained after midnight."},
         answer=WireExperiment,
@@ -40,6 +42,7 @@ OPERATIONS: Final = (
         summary="Lists experiments.",
         query=ListRequest,
         query_without=frozenset({"resource_key"}),
+        lists=store.LISTING,
         answer=WireExperiments,
         example=f"curl -sS '{HOST}{_COLLECTION}?page_size=5&sort_by=created_at%20desc'",
     ),

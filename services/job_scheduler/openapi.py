@@ -8,6 +8,7 @@ from shared.listing import ListRequest
 from shared.openapi import HOST, Operation, captured
 from shared.pipeline_spec import WireRuntimeConfig, WireRuntimeValue
 
+from . import store
 from .wire import (
     WireJob,
     WireJobs,
@@ -43,6 +44,7 @@ OPERATIONS: Final = (
         tag=_TAG,
         summary="Creates a recurring run.",
         notes="A `cron` has six fields, seconds first. A job without `enabled` is made disabled.",
+        may_be_repeated=True,
         body=WireJob,
         body_example={
             "name": "every night",
@@ -62,6 +64,8 @@ OPERATIONS: Final = (
         summary="Lists recurring runs.",
         query=ListRequest,
         query_without=frozenset({"resource_key"}),
+        lists=store.LISTING,
+        beyond=frozenset({"pipeline_id", "experiment_id", "status", "created_by"}),
         answer=WireJobs,
         example=f"curl -sS '{HOST}{_COLLECTION}?page_size=5&sort_by=created_at%20desc'",
     ),
@@ -104,6 +108,7 @@ OPERATIONS: Final = (
         path="/apis/v1beta1/scheduledworkflows",
         tag="ReportService",
         summary="For the agent of an external engine alone: 403 for everybody else.",
+        body=str,
         notes="The body is a string that holds the scheduler's object in JSON. Refused for a job that is fired here.",
     ),
 )

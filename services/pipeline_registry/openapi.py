@@ -7,6 +7,7 @@ from typing import Final
 from shared.listing import ListRequest
 from shared.openapi import HOST, Operation, captured
 
+from . import store
 from .wire import (
     UploadRefusal,
     UploadRequest,
@@ -48,6 +49,7 @@ OPERATIONS: Final = (
         path=f"{_PIPELINES}/upload",
         tag=_UPLOADS,
         summary="Uploads a pipeline: a compiled workflow as YAML, or packed as tar.gz or zip.",
+        may_be_repeated=True,
         takes_file=True,
         query=UploadRequest,
         query_without=frozenset({"pipelineid"}),
@@ -61,6 +63,7 @@ OPERATIONS: Final = (
         path=f"{_PIPELINES}/upload_version",
         tag=_UPLOADS,
         summary="Uploads a further version of a pipeline.",
+        may_be_repeated=True,
         takes_file=True,
         query=UploadRequest,
         answer=WireVersion,
@@ -73,6 +76,7 @@ OPERATIONS: Final = (
         path=_PIPELINES,
         tag=_TAG,
         summary="Creates a pipeline from a file at a URL.",
+        may_be_repeated=True,
         body=WirePipeline,
         body_example={"name": "hello from a URL", "url": {"pipeline_url": _FILE}},
         answer=WirePipeline,
@@ -89,6 +93,7 @@ OPERATIONS: Final = (
         summary="Lists pipelines.",
         query=ListRequest,
         query_without=frozenset({"resource_key"}),
+        lists=store.PIPELINES,
         answer=WirePipelines,
         example=f"curl -sS '{HOST}{_PIPELINES}?page_size=5&sort_by=name'",
     ),
@@ -132,6 +137,7 @@ OPERATIONS: Final = (
         path=_VERSIONS,
         tag=_TAG,
         summary="Creates a version from a file at a URL.",
+        may_be_repeated=True,
         body=WireVersion,
         body_example={
             "name": "second",
@@ -153,6 +159,7 @@ OPERATIONS: Final = (
         summary="Lists the versions of a pipeline.",
         query=ListRequest,
         query_without=frozenset({"resource_reference_key"}),
+        lists=store.VERSIONS,
         answer=WireVersions,
         example=f'{_PIPELINE}curl -sS "{HOST}{_VERSIONS}?resource_key.type=PIPELINE&resource_key.id=$PIPELINE"',
     ),

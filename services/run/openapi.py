@@ -10,10 +10,13 @@ from shared.listing import ListRequest
 from shared.openapi import HOST, Operation, captured
 from shared.pipeline_spec import WireRuntimeConfig, WireRuntimeValue
 
+from . import store
 from .wire import (
+    LogQuery,
     Resources,
     Verb,
     WireAuthorization,
+    WireEngine,
     WireMetric,
     WireMetricFormat,
     WireRun,
@@ -67,9 +70,9 @@ _READ_LOG: Final = Operation(
     path=f"/apis/v1beta1/{_LOG}",
     tag=_TAG,
     summary="Shows what a step wrote.",
-    notes="`follow=true` keeps on until the step ends.",
+    query=LogQuery,
     answers_text=True,
-    example=f"{_FINISHED}curl -sS {_ONE}/nodes/$NODE/log",
+    example=f'{_FINISHED}curl -sS "{_ONE}/nodes/$NODE/log?follow=true"',
 )
 
 
@@ -102,10 +105,11 @@ OPERATIONS: Final = (
             "What runs is named by `pipeline_spec`: a workflow as text, a pipeline's id, or a version among the "
             "references. A run without an experiment goes to the default one."
         ),
+        may_be_repeated=True,
         body=WireRun,
         body_example={"name": "hello", "pipeline_spec": {"workflow_manifest": _manifest(_HELLO)}},
         answer=WireRunDetail,
-        example=_create(_HELLO),
+        example=f'KEY=$(date +%s%N)\n{_create(_HELLO)} -H "Idempotency-Key: $KEY"',
     ),
     Operation(
         id="ListRuns",
@@ -115,8 +119,10 @@ OPERATIONS: Final = (
         summary="Lists runs.",
         query=ListRequest,
         query_without=frozenset({"resource_key"}),
+        lists=store.LISTING,
+        beyond=frozenset({"experiment_id", "pipeline_id", "created_by", "finished_at"}),
         answer=WireRuns,
-        example=f"curl -sS '{HOST}{_COLLECTION}?page_size=5&sort_by=created_at%20desc'",
+        example=f"curl -sS '{HOST}{_COLLECTION}?page_size=5&sort_by=finished_at%20desc'",
     ),
     Operation(
         id="GetRun",
@@ -177,6 +183,15 @@ OPERATIONS: Final = (
         answer=ReadArtifactResponse,
         example=f"{_FINISHED}curl -sS {_ONE}/nodes/$NODE/artifacts/main-logs:read",
     ),
+    Operation(
+        id="DownloadArtifact",
+        method="GET",
+        path="/apis/headrace/v1/runs/{run_id}/nodes/{node_id}/artifacts/{artifact_name}",
+        tag=_TAG,
+        summary="Downloads an artifact as it is stored, whole or in parts; not in the original.",
+        answers_parts=True,
+        example=f"{_FINISHED}curl -sS -r 0-99 {HOST}/apis/headrace/v1/runs/$RUN/nodes/$NODE/artifacts/main-logs",
+    ),
     _READ_LOG,
     msgspec.structs.replace(
         _READ_LOG,
@@ -184,6 +199,15 @@ OPERATIONS: Final = (
         path=f"/apis/v1alpha1/{_LOG}",
         notes="The same under the path that clients of 1.1 and later ask.",
         example="",
+    ),
+    Operation(
+        id="GetEngine",
+        method="GET",
+        path="/apis/headrace/v1/engine",
+        tag=_TAG,
+        summary="Tells what steps run in, and what that lacks on this machine; not in the original.",
+        answer=WireEngine,
+        example=f"curl -sS {HOST}/apis/headrace/v1/engine",
     ),
     Operation(
         id="Authorize",
@@ -200,6 +224,7 @@ OPERATIONS: Final = (
         path="/apis/v1beta1/workflows",
         tag="ReportService",
         summary="For the agent of an external engine alone: 403 for everybody else.",
+        body=str,
         notes="The body is a string that holds the workflow in JSON. Refused for a run that is driven here.",
     ),
     Operation(

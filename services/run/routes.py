@@ -26,7 +26,18 @@ from .domain import Detail
 from .reports import Reports
 from .step_logs import StepLogs
 from .usecases import Runs
-from .wire import Resources, Verb, WireAuthorization, WireRun, WireRuns, from_detail, from_engine, from_view, to_new_run
+from .wire import (
+    LogQuery,
+    Resources,
+    Verb,
+    WireAuthorization,
+    WireRun,
+    WireRuns,
+    from_detail,
+    from_engine,
+    from_view,
+    to_new_run,
+)
 
 Req = Request[Any, Any, Any]
 
@@ -162,10 +173,6 @@ async def download_artifact(
 async def _no_bytes() -> AsyncIterator[bytes]:
     return
     yield b""
-
-
-class LogQuery(msgspec.Struct, frozen=True, kw_only=True):
-    follow: bool = False
 
 
 @route(

@@ -91,6 +91,10 @@ class WireAuthorization(msgspec.Struct, frozen=True, kw_only=True):
     verb: Verb = Verb.UNASSIGNED_VERB
 
 
+class LogQuery(msgspec.Struct, frozen=True, kw_only=True):
+    follow: bool = False
+
+
 def to_new_run(wire: WireRun) -> NewRun:
     """Raises InvalidInput for what only pipelines of the second generation have."""
     spec = wire.pipeline_spec or WirePipelineSpec()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime
 from enum import IntEnum, StrEnum
 from typing import Any
@@ -13,6 +14,7 @@ from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
 
 from shared import protojson
+from shared.listing import Column, Listing, ListRequest
 from shared.openapi import Operation, captured, describe
 from shared.protojson import Int64
 
@@ -103,6 +105,44 @@ def test_an_annotation_that_the_wire_cannot_carry_is_refused() -> None:
 
     with pytest.raises(TypeError, match="complex"):
         described(answer=WireOdd)
+
+
+def test_a_creation_that_may_be_repeated_takes_a_key() -> None:
+    operation = described(may_be_repeated=True)["paths"]["/things/{id}"]["post"]
+    (header,) = (each for each in operation["parameters"] if each["in"] == "header")
+
+    assert header["name"] == "Idempotency-Key"
+    assert re.fullmatch(header["schema"]["pattern"], "x" * 255)
+    assert not re.fullmatch(header["schema"]["pattern"], "a b")
+    assert operation["responses"]["409"]["content"] == operation["responses"]["default"]["content"]
+
+
+def test_what_is_sent_in_parts_takes_a_range_and_has_three_answers() -> None:
+    document = described(method="GET", answers_parts=True)
+    operation = document["paths"]["/things/{id}"]["get"]
+
+    validate(document)
+    assert {each["name"] for each in operation["parameters"] if each["in"] == "header"} == {"Range", "If-Range"}
+    assert set(operation["responses"]) == {"200", "206", "416", "default"}
+    assert set(operation["responses"]["206"]["content"]) == {"application/octet-stream"}
+
+
+def test_a_list_names_the_keys_of_its_code() -> None:
+    listing = Listing(
+        model="Thing",
+        table="things",
+        columns="id",
+        fields={"id": Column("id"), "size": Column("size"), "age": Column("age")},
+        families={"metric:": Column("{}")},
+    )
+    document = described(method="GET", query=ListRequest, lists=listing, beyond=frozenset({"age"}))
+    told = {
+        each["name"]: each.get("description", "") for each in document["paths"]["/things/{id}"]["get"]["parameters"]
+    }
+
+    assert told["filter"].endswith(" Keys: `id`, `size`; beyond the original `age`.")
+    assert told["sort_by"].endswith(" Keys: `id`, `size`, `metric:NAME`; beyond the original `age`.")
+    assert "Keys" not in told["page_size"]
 
 
 def test_notes_and_example_make_the_description() -> None:
