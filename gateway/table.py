@@ -80,6 +80,7 @@ PAGES = (
     "/docs/",
     "/docs/start.js",
     "/docs/authentication.md",
+    "/docs/extensions.md",
     "/docs/hello-world.yaml",
     "/docs/swagger-ui.css",
     "/docs/swagger-ui-bundle.js",

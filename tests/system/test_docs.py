@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -109,6 +111,31 @@ def test_every_example_works_when_pasted(stack: Stack, document: Any, tmp_path: 
     ids = {operation["operationId"] for _, _, operation in operations_of(document)}
     assert ids - tried == set(UNTRIED)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_commands_of_the_page_of_extensions_work_when_pasted(stack: Stack, tmp_path: Path) -> None:
+    with recording(stack.url) as recorder:
+        page = Api(recorder.url).call("GET", "/docs/extensions.md").body.decode()
+        blocks = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
+        pasted = "".join(blocks).replace(stack.url, recorder.url).replace("curl -sS", "curl -sS --fail-with-body")
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", pasted],
+            capture_output=True,
+            text=True,
+            timeout=90,
+            cwd=tmp_path,
+            env={
+                "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+                "HEADRACE_AUTH_TOKENS_FILE": str(tmp_path / "tokens.json"),
+            },
+        )
+
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    assert len(blocks) == 8
+    _, end = json.JSONDecoder().raw_decode(done.stdout)
+    assert done.stdout[end : 2 * end] == done.stdout[:end], "the second creation is not answered as the first"
+    assert {"E1", "P6", "R1", "R2", "R3", "X7", "headrace-runs"} <= {each.operation for each in recorder.exchanges}
+    assert {each.status for each in recorder.exchanges} <= {200, 206}
 
 
 def test_every_example_of_a_body_is_accepted(api: Api, document: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -115,6 +116,15 @@ def test_every_list_says_which_of_its_keys_the_original_does_not_have() -> None:
     for each in lists:
         assert each.lists is not None
         assert each.beyond <= set(each.lists.fields)
+
+
+def test_the_page_of_extensions_names_the_same_keys() -> None:
+    page = (Path(__file__).parents[3] / "gateway" / "docs" / "extensions.md").read_text()
+    rows = re.findall(r"^\| ([a-z]+) \| (`.*) \|$", page, re.MULTILINE)
+
+    lists = [each for owner in SERVICES for each in described(owner).values() if each.beyond]
+    told = {plural: set(re.findall(r"`([a-z_]+)`", keys)) for plural, keys in rows}
+    assert told == {each.path.rpartition("/")[2]: each.beyond for each in lists}
 
 
 def test_every_creation_and_nothing_else_may_be_repeated_under_a_key() -> None:
