@@ -51,7 +51,8 @@ LISTING = Listing(
         # Beyond the API of the original, as for runs. The status is the one that `Job.status` tells.
         "experiment_id": Column("experiment_id"),
         "status": Column(
-            f"case when trigger_kind = 'one-off' then '{Status.RUNNING}' "
+            f"case when engine = '{EngineName.EXTERNAL}' then coalesce(reported_status, '{Status.NO_STATUS}') "
+            f"when trigger_kind = 'one-off' then '{Status.RUNNING}' "
             f"when is_enabled then '{Status.ENABLED}' else '{Status.DISABLED}' end"
         ),
         "created_by": Column("nullif(created_by, '')", is_nullable=True),

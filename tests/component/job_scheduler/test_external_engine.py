@@ -12,9 +12,11 @@ import pytest
 from services.job_scheduler.domain import EngineName
 from shared.bearer import digest_of
 from tests.component.job_scheduler.conftest import JOB, World
+from tests.support.lists import ListRoute, predicate
 from tests.support.service import V1, Client, Reply, status_without_the_body
 
 TOKEN = "the agent's token"
+JOBS = ListRoute(path="/jobs", items="jobs", model="Job")
 CHAIN = "Report scheduled workflow failed.: "
 
 
@@ -76,6 +78,15 @@ async def test_a_job_is_as_its_scheduler_says(world: World, agent: Agent) -> Non
     assert (row["object_name"], row["namespace"], row["engine"]) == ("theirs-x7k2p", "elsewhere", "external")
     assert row["updated_at"] > row["created_at"]
     assert await world.facts(job["id"]) == ["created", "disabled"]
+
+
+async def test_jobs_are_found_by_the_status_that_their_scheduler_tells(world: World, agent: Agent) -> None:
+    silent, told = await agent.create(name="silent"), await agent.create(name="told")
+    await agent.report(scheduled(told["id"], condition="Disabled"))
+    for status, job in (("NO_STATUS", silent), ("Disabled", told)):
+        found = await JOBS.names(agent.client, filter=predicate("EQUALS", "status", string_value=status))
+        assert found == [job["name"]]
+        assert (await world.get(job["id"]))["status"] == status
 
 
 async def test_what_is_left_out_has_the_defaults_of_the_scheduler(world: World, agent: Agent) -> None:
