@@ -21,6 +21,7 @@ from rich.console import Console
 from tests.bench import (
     create_experiment,
     create_run,
+    engine_scale,
     fact_delay,
     growth,
     lists,
@@ -46,7 +47,18 @@ class Benchmark(Protocol):
 
 
 BENCHMARKS: tuple[Benchmark, ...] = (
-    *(start, memory, create_experiment, create_run, lists, metrics_ingest, fact_delay, step_overhead, growth),
+    *(
+        start,
+        memory,
+        create_experiment,
+        create_run,
+        lists,
+        metrics_ingest,
+        fact_delay,
+        step_overhead,
+        engine_scale,
+        growth,
+    ),
 )
 
 _AT_MOST_SECONDS = 180

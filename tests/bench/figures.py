@@ -16,6 +16,7 @@ class Unit(Enum):
     SECONDS = "s"
     PER_SECOND = "/s"
     MEBIBYTES = "MiB"
+    TIMES = "×"
 
     @property
     def more_is_better(self) -> bool:

@@ -32,7 +32,7 @@ _SERVICES_END_WITHIN_SECONDS = 30
 class House:
     def __init__(self, stack: Stack) -> None:
         self.url = stack.url
-        self._data_dir = stack.data_dir
+        self.data_dir = stack.data_dir
         self._process = stack.process
 
     @property
@@ -68,7 +68,7 @@ class House:
         self._process.wait(timeout=_SERVICES_END_WITHIN_SECONDS)
 
     def _kept(self, file: str) -> dict[str, Any]:
-        return msgspec.json.decode((self._data_dir / file).read_bytes(), type=dict[str, Any])
+        return msgspec.json.decode((self.data_dir / file).read_bytes(), type=dict[str, Any])
 
 
 @contextmanager

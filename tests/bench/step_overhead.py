@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import os
 import statistics
 import subprocess
@@ -18,19 +17,15 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import aiohttp
-import msgspec
-from nats.aio.client import Client
-from nats.aio.msg import Msg
-from nats.js.api import DeliverPolicy
 
 from services.run.engine.embedded.runner.client import RunnerClient
 from services.run.engine.embedded.runner.protocol import End, StepExited, StepLost
 from services.run.engine.embedded.runtime import Process, StepSpec
 from services.run.engine.embedded.runtime.choice import find_bubblewrap
 from tests.bench.creation import client
+from tests.bench.engine_runs import Finals, chain_of, listening, submit
 from tests.bench.figures import Floor, Result, Row, Unit, median
 from tests.bench.house import House, empty_folder, rest, standing
 from tests.bench.processes import Meter
@@ -43,6 +38,7 @@ STEPS = 50
 _REPETITIONS = 3
 _COMMAND = ("sh", "-c", "true")
 _ENDS_WITHIN_SECONDS = 60
+_NOTHING = {"name": "nothing", "container": {"image": "alpine", "command": list(_COMMAND)}}
 
 
 async def measure() -> Result:
@@ -53,7 +49,7 @@ async def measure() -> Result:
     latencies: list[float] = []
     with standing() as house:
         meter = Meter()
-        async with _runner() as runner, client() as session, _finals(house) as finals:
+        async with _runner() as runner, client() as session, listening(house) as finals:
             await _step(runner, "warm-up")
             await _chain(house, session, finals, steps=1)
             for repetition in range(_REPETITIONS):
@@ -113,67 +109,13 @@ def _sandbox() -> tuple[str, ...]:
 
 # Through the API.
 
-Finals = dict[str, asyncio.Future[str]]
-"""Run id → what the run's last fact says; for runs that were asked about or that have ended."""
-
-
-@asynccontextmanager
-async def _finals(house: House) -> AsyncIterator[Finals]:
-    finals: Finals = {}
-    loop = asyncio.get_running_loop()
-
-    async def heard(message: Msg) -> None:
-        _, _, _, what, run_id = message.subject.split(".")
-        if what in ("succeeded", "failed", "error", "lost"):
-            ended = finals.setdefault(run_id, loop.create_future())
-            if not ended.done():
-                ended.set_result(what)
-
-    subscriber = Client()
-    await subscriber.connect(house.nats_url("events"), name="bench", allow_reconnect=False)
-    await subscriber.jetstream().subscribe(
-        "kfp.event.run.>", cb=heard, ordered_consumer=True, deliver_policy=DeliverPolicy.NEW
-    )
-    try:
-        yield finals
-    finally:
-        await subscriber.close()
-
 
 async def _chain(house: House, session: aiohttp.ClientSession, finals: Finals, *, steps: int) -> float:
     """Seconds from the reply to the fact that the run has succeeded."""
-    request = {"name": f"chain of {steps}", "pipeline_spec": {"workflow_manifest": _manifest(steps)}}
-    async with session.post(f"{house.url}/apis/v1beta1/runs", data=msgspec.json.encode(request)) as answer:
-        said = await answer.read()
-        if answer.status != 200:
-            raise RuntimeError(f"the run was refused, {answer.status}: {said[:300]!r}")
+    run_id = await submit(house, session, f"chain of {steps}", chain_of("nothing", steps, [_NOTHING]))
     begin = time.perf_counter()
-    run_id = msgspec.json.decode(said)["run"]["id"]
-    ended = finals.setdefault(run_id, asyncio.get_running_loop().create_future())
-    outcome = await asyncio.wait_for(ended, _ENDS_WITHIN_SECONDS)
-    seconds = time.perf_counter() - begin
-    if outcome != "succeeded":
-        raise RuntimeError(f"the chain of {steps} ended as {outcome}")
-    return seconds
-
-
-def _manifest(steps: int) -> str:
-    tasks: list[dict[str, Any]] = [{"name": f"step-{n}", "template": "nothing"} for n in range(steps)]
-    for before, task in itertools.pairwise(tasks):
-        task["dependencies"] = [before["name"]]
-    workflow = {
-        "apiVersion": "argoproj.io/v1alpha1",
-        "kind": "Workflow",
-        "metadata": {"generateName": "chain-"},
-        "spec": {
-            "entrypoint": "chain",
-            "templates": [
-                {"name": "chain", "dag": {"tasks": tasks}},
-                {"name": "nothing", "container": {"image": "alpine", "command": list(_COMMAND)}},
-            ],
-        },
-    }
-    return msgspec.json.encode(workflow).decode()
+    await finals.until_succeeded(run_id, within_seconds=_ENDS_WITHIN_SECONDS)
+    return time.perf_counter() - begin
 
 
 # Through the step runner alone.
