@@ -1,7 +1,7 @@
 """The experiment service.
 
 owns: experiments, and which one is the default
-emits: `kfp.event.experiment.` created, archived, unarchived, deleted
+emits: created, archived, unarchived, deleted
 listens to: nothing
-answers: `kfp.ask.experiment.` get, get-default
+answers: get, get-default, repeat
 """

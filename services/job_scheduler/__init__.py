@@ -2,8 +2,8 @@
 
 owns: recurring runs ("jobs")
 emits: created, enabled, disabled, deleted
-listens to: experiment created, archived, unarchived, deleted
-answers: `kfp.ask.job-scheduler.` get, applied
+listens to: experiment: created, archived, unarchived, deleted
+answers: get, applied, repeat
 
 A room of its own: `schedule.py`, when a job fires. It is pure, as the domain is, and knows croniter beside.
 """

@@ -1,10 +1,10 @@
 """The run service.
 
 owns: runs, their nodes, manifests, where artifacts are; the engine
-emits: `kfp.event.run.` created, started, succeeded, failed, error, skipped, lost, terminating, archived, unarchived,
-    deleted
-listens to: experiment.*, job-scheduler deleted, metrics.reported, pipeline-registry version-created, version-deleted
-answers: `kfp.ask.run.` get, check-manifest
+emits: created, started, succeeded, failed, error, skipped, terminating, retried, archived, unarchived, deleted, lost
+listens to: experiment: created, archived, unarchived, deleted; job-scheduler: deleted; metrics: reported;
+    pipeline-registry: version-created, version-deleted
+answers: get, check-manifest, applied, repeat; run-controller: log, engine
 
 Rooms of its own, beyond those of every service: `records.py`, the verbs of the controller (what the engine has to be
 told, and what it was seen doing), beside `usecases.py`, the verbs of the API; `reports.py`, what an external engine's
