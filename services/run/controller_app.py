@@ -54,7 +54,7 @@ async def run(settings: ControllerSettings, stop: asyncio.Event) -> None:
         Records(plumbing.database, plumbing.outbox, manifests),
         engine,
         plumbing.bus,
-        StepMetrics(blobs, plumbing.bus),
+        StepMetrics(blobs, plumbing.bus, plumbing.database),
         Lease(plumbing.database, "run-controller"),
         poll_seconds=settings.poll_seconds,
         compare_seconds=settings.compare_seconds,

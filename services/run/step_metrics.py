@@ -5,11 +5,13 @@ Errors never change a run's phase (workflow specification, section 16): what can
 
 from __future__ import annotations
 
+import asyncio
 import io
 import logging
 import tarfile
 from collections.abc import Iterable, Mapping
 from typing import Any
+from weakref import WeakValueDictionary
 
 import msgspec
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential_jitter
@@ -19,8 +21,11 @@ from shared.blobs import Blobs, NoSuchObject
 from shared.bus import Bus
 from shared.contracts.questions import REPORT_METRICS, ReportRequest
 from shared.contracts.states import Metric, MetricFormat, RunId
+from shared.database import Database
 from shared.errors import MalformedRequest, Unavailable
 from shared.subscriptions import until_applied
+
+from . import store
 
 _log = logging.getLogger(__name__)
 
@@ -46,19 +51,33 @@ class _File(msgspec.Struct, frozen=True, kw_only=True):
 class StepMetrics:
     """Brings the metrics of finished steps to their owner, patiently."""
 
-    def __init__(self, blobs: Blobs, bus: Bus) -> None:
+    def __init__(self, blobs: Blobs, bus: Bus, database: Database) -> None:
+        """`database`: where the run's metrics come back to, so that they can be counted."""
         self._blobs = blobs
         self._bus = bus
+        self._database = database
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def report(self, run_id: str, node_id: str, key: str) -> None:
-        """Read the artifact and have its metrics recorded and applied. Waits out outages; repeating it is harmless."""
+        """Read the artifact and have its metrics recorded and applied. Waits out outages; repeating it is harmless.
+
+        The reports of a run come one by one: each needs to know how many metrics there are.
+        """
+        async with self._turns.setdefault(run_id, asyncio.Lock()):
+            await self._report_patiently(run_id, node_id, key)
+
+    async def _report_patiently(self, run_id: str, node_id: str, key: str) -> None:
         async for attempt in AsyncRetrying(
-            retry=retry_if_exception_type(Unavailable), wait=wait_exponential_jitter(initial=0.1, max=10)
+            retry=retry_if_exception_type(Unavailable), wait=wait_exponential_jitter(multiplier=0.1, max=10)
         ):
             with attempt:
                 await self._report(run_id, node_id, key)
 
     async def _report(self, run_id: str, node_id: str, key: str) -> None:
+        room = MOST_PER_RUN - await store.count_metrics_of_others(self._database, run_id, node_id)
+        if room <= 0:
+            _log.info("metrics of node %s are left out: run %s has enough", node_id, run_id)
+            return
         try:
             packed = await self._blobs.get(key, largest_bytes=_LARGEST_FILE_BYTES)
             metrics = read(packed, node_id)
@@ -67,7 +86,7 @@ class StepMetrics:
             return
         if not metrics:
             return
-        request = ReportRequest(run_id=RunId(run_id), metrics=metrics[:MOST_PER_RUN])
+        request = ReportRequest(run_id=RunId(run_id), metrics=metrics[:room])
         answer = await self._bus.ask(REPORT_METRICS, request, within_seconds=_ASK_SECONDS)
         if answer.position:
             within = _APPLIED_WITHIN_SECONDS

@@ -462,6 +462,14 @@ async def insert_metrics(tx: Transaction, run_id: str, metrics: Sequence[Metric]
     )
 
 
+async def count_metrics_of_others(connection: Connection, run_id: str, node_id: str) -> int:
+    """How many metrics the other nodes of the run have."""
+    count: int = await connection.fetchval(
+        "select count(*) from run_metrics where run_id = $1 and node_id <> $2", run_id, node_id
+    )
+    return count
+
+
 async def list_metrics(connection: Connection, run_ids: Sequence[str]) -> list[Metric]:
     rows = await connection.fetch(
         """
