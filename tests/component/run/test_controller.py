@@ -72,7 +72,7 @@ async def test_after_a_start_the_engine_hears_of_started_runs_first_and_of_the_o
         world.records,
         engine,
         bus,
-        StepMetrics(world.blobs, bus),
+        StepMetrics(world.blobs, bus, world.database),
         Lease(world.database, "run-controller"),
         poll_seconds=0.05,
         compare_seconds=0.05,
