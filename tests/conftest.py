@@ -1,6 +1,7 @@
 """What every test may ask for by name."""
 
 from tests.coverage.plugin import evidence
+from tests.support.open_folder import open_folder
 from tests.support.servers import (
     database_urls,
     nats_server,
@@ -18,6 +19,7 @@ __all__ = [
     "nats_urls",
     "object_store",
     "object_store_access",
+    "open_folder",
     "postgres",
     "stack",
 ]

@@ -5,8 +5,7 @@ import os
 import re
 import signal
 import sys
-import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -19,16 +18,8 @@ _DEMO = (sys.executable, "-m", "infra.cli", "demo")
 pytestmark = pytest.mark.timeout(240)
 
 
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """Open to other users, as a stack started by root needs it."""
-    with tempfile.TemporaryDirectory(prefix="headrace-") as name:
-        os.chmod(name, 0o711)
-        yield Path(name)
-
-
-async def test_it_runs_a_pipeline_from_nothing_to_its_result_and_shows_what_came_of_it(folder: Path) -> None:
-    async with a_demo(folder) as demo:
+async def test_it_runs_a_pipeline_from_nothing_to_its_result_and_shows_what_came_of_it(open_folder: Path) -> None:
+    async with a_demo(open_folder) as demo:
         assert demo.process.stdout is not None
         shown = (await asyncio.wait_for(demo.process.stdout.read(), 2 * WITHIN_SECONDS)).decode()
         assert await demo.ended() == 0
@@ -41,7 +32,7 @@ async def test_it_runs_a_pipeline_from_nothing_to_its_result_and_shows_what_came
     assert re.search(r'^artifact train-model of Train logistic\n  \{"kind": "logistic", ', shown, re.MULTILINE)
     facts = re.findall(r"^ +\d+\.\d\d s  kfp\.event\.run\.([a-z]+)\.", shown, re.MULTILINE)
     assert facts == ["created", "started", "succeeded"]
-    assert os.listdir(folder) == []
+    assert os.listdir(open_folder) == []
 
 
 @pytest.mark.parametrize(
@@ -49,9 +40,9 @@ async def test_it_runs_a_pipeline_from_nothing_to_its_result_and_shows_what_came
     [(signal.SIGTERM, "created run "), (signal.SIGINT, "Starting "), (signal.SIGHUP, "Starting ")],
 )
 async def test_the_first_signal_ends_it_and_others_do_not_hurry_it(
-    folder: Path, number: signal.Signals, moment: str
+    open_folder: Path, number: signal.Signals, moment: str
 ) -> None:
-    async with a_demo(folder) as demo:
+    async with a_demo(open_folder) as demo:
         await said(demo, moment)
         demo.process.send_signal(number)
         assert await demo.next_complaint() == f"headrace demo: {number.name}: stopping …\n"
@@ -60,11 +51,11 @@ async def test_the_first_signal_ends_it_and_others_do_not_hurry_it(
         assert await demo.ended() == 128 + number
         assert await demo.complaints() == ""
         assert demo.living() == []
-    assert os.listdir(folder) == []
+    assert os.listdir(open_folder) == []
 
 
-async def test_killed_it_takes_its_stack_along(folder: Path) -> None:
-    async with a_demo(folder) as demo:
+async def test_killed_it_takes_its_stack_along(open_folder: Path) -> None:
+    async with a_demo(open_folder) as demo:
         await said(demo, "Starting ")
         demo.process.kill()
         await demo.all_gone()

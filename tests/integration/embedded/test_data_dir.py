@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import os
 import stat
-import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,16 +18,8 @@ from infra.embedded.postgres import NOBODY
 AN_IMPOSSIBLE_SIZE = 2**62
 
 
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """Open to other users, unlike pytest's own."""
-    with tempfile.TemporaryDirectory(prefix="headrace-") as name:
-        os.chmod(name, 0o755)
-        yield Path(name)
-
-
-async def test_the_folder_it_makes_lets_nobody_look_around(folder: Path) -> None:
-    data_dir = DataDir(folder / "deep" / "data")
+async def test_the_folder_it_makes_lets_nobody_look_around(open_folder: Path) -> None:
+    data_dir = DataDir(open_folder / "deep" / "data")
     await data_dir.open()
     data_dir.close()
     # Root's Postgres is another user, who must be able to pass through.
@@ -36,8 +27,8 @@ async def test_the_folder_it_makes_lets_nobody_look_around(folder: Path) -> None
 
 
 @pytest.mark.parametrize("mode", [0o1777, 0o700, 0o755])
-async def test_a_folder_that_was_there_keeps_its_mode(folder: Path, mode: int) -> None:
-    path = folder / "data"
+async def test_a_folder_that_was_there_keeps_its_mode(open_folder: Path, mode: int) -> None:
+    path = open_folder / "data"
     path.mkdir()
     path.chmod(mode)
     for _ in range(2):
@@ -47,40 +38,40 @@ async def test_a_folder_that_was_there_keeps_its_mode(folder: Path, mode: int) -
         assert mode_of(path) == mode
 
 
-async def test_what_lies_in_a_folder_that_others_may_enter_is_closed_to_them(folder: Path) -> None:
-    (folder / "data").mkdir(mode=0o755)
-    data_dir = DataDir(folder / "data")
+async def test_what_lies_in_a_folder_that_others_may_enter_is_closed_to_them(open_folder: Path) -> None:
+    (open_folder / "data").mkdir(mode=0o755)
+    data_dir = DataDir(open_folder / "data")
     await data_dir.open()
     data_dir.close()
     assert {mode_of(entry) & 0o077 for entry in data_dir.path.iterdir()} == {0}
 
 
-async def test_a_folder_of_somebody_elses_things_is_refused_and_left_as_it_was(folder: Path) -> None:
-    (folder / "lock").touch()
-    before = os.listdir(folder), mode_of(folder)
+async def test_a_folder_of_somebody_elses_things_is_refused_and_left_as_it_was(open_folder: Path) -> None:
+    (open_folder / "lock").touch()
+    before = os.listdir(open_folder), mode_of(open_folder)
     with pytest.raises(StartFailure) as refused:
-        await DataDir(folder).open()
+        await DataDir(open_folder).open()
     assert str(refused.value) == (
-        f"the data directory {folder} holds other things than a stack's data: name an empty folder, or a new one"
+        f"the data directory {open_folder} holds other things than a stack's data: name an empty folder, or a new one"
     )
-    assert (os.listdir(folder), mode_of(folder)) == before
+    assert (os.listdir(open_folder), mode_of(open_folder)) == before
 
 
-async def test_tokens_that_were_made_before_the_first_start_are_no_other_things(folder: Path) -> None:
-    tokens.create(folder / "data" / "tokens.json", "somebody")
-    (folder / "data" / "lost+found").mkdir()  # The root of a disk of its own.
-    data_dir = DataDir(folder / "data")
+async def test_tokens_that_were_made_before_the_first_start_are_no_other_things(open_folder: Path) -> None:
+    tokens.create(open_folder / "data" / "tokens.json", "somebody")
+    (open_folder / "data" / "lost+found").mkdir()  # The root of a disk of its own.
+    data_dir = DataDir(open_folder / "data")
     await data_dir.open()
     data_dir.close()
 
 
-async def test_a_folder_one_may_not_write_to_is_refused_and_left_as_it_was(folder: Path) -> None:
-    ours = DataDir(folder / "ours")
-    with an_ordinary_user(folder):
+async def test_a_folder_one_may_not_write_to_is_refused_and_left_as_it_was(open_folder: Path) -> None:
+    ours = DataDir(open_folder / "ours")
+    with an_ordinary_user(open_folder):
         await ours.open()
         ours.close()
-        (folder / "empty").mkdir()
-        for path in (ours.path, folder / "empty"):
+        (open_folder / "empty").mkdir()
+        for path in (ours.path, open_folder / "empty"):
             path.chmod(0o500)
             before = sorted(os.listdir(path))
             with pytest.raises(StartFailure) as refused:
@@ -90,31 +81,31 @@ async def test_a_folder_one_may_not_write_to_is_refused_and_left_as_it_was(folde
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a folder of another user's")
-async def test_another_users_folder_is_refused(folder: Path) -> None:
-    (folder / "data").mkdir(mode=0o700)
+async def test_another_users_folder_is_refused(open_folder: Path) -> None:
+    (open_folder / "data").mkdir(mode=0o700)
     with an_ordinary_user(), pytest.raises(StartFailure) as refused:
-        await DataDir(folder / "data").open()
-    assert str(refused.value) == f"the data directory {folder}/data cannot be used: Permission denied"
+        await DataDir(open_folder / "data").open()
+    assert str(refused.value) == f"the data directory {open_folder}/data cannot be used: Permission denied"
 
 
-async def test_a_link_to_nowhere_is_refused(folder: Path) -> None:
-    (folder / "data").symlink_to(folder / "nowhere")
+async def test_a_link_to_nowhere_is_refused(open_folder: Path) -> None:
+    (open_folder / "data").symlink_to(open_folder / "nowhere")
     with pytest.raises(StartFailure, match="cannot be used: No such file or directory"):
-        await DataDir(folder / "data").open()
+        await DataDir(open_folder / "data").open()
 
 
-async def test_a_folder_it_made_and_cannot_use_is_removed(folder: Path) -> None:
+async def test_a_folder_it_made_and_cannot_use_is_removed(open_folder: Path) -> None:
     with pytest.raises(StartFailure, match="is on a full disk"):
-        await DataDir(folder / "data").open(least_free_bytes=AN_IMPOSSIBLE_SIZE)
-    assert os.listdir(folder) == []
+        await DataDir(open_folder / "data").open(least_free_bytes=AN_IMPOSSIBLE_SIZE)
+    assert os.listdir(open_folder) == []
 
 
-async def test_waiting_for_servers_of_a_killed_stack_can_be_called_off(folder: Path) -> None:
-    data_dir = DataDir(folder / "data")
+async def test_waiting_for_servers_of_a_killed_stack_can_be_called_off(open_folder: Path) -> None:
+    data_dir = DataDir(open_folder / "data")
     await data_dir.open()
     lock = data_dir.path / "headrace.lock"
     lock.write_text("1 0.5")  # A process that is not, and whose servers hold on.
-    waiting = asyncio.create_task(DataDir(folder / "data").open())
+    waiting = asyncio.create_task(DataDir(open_folder / "data").open())
     async with asyncio.timeout(20):
         while not held_twice(lock):  # noqa: ASYNC110 - a file
             await asyncio.sleep(0.01)
@@ -125,8 +116,8 @@ async def test_waiting_for_servers_of_a_killed_stack_can_be_called_off(folder: P
     data_dir.close()
 
 
-async def test_ports_are_the_same_as_last_time_but_for_those_that_are_somebody_elses(folder: Path) -> None:
-    data_dir = DataDir(folder / "data")
+async def test_ports_are_the_same_as_last_time_but_for_those_that_are_somebody_elses(open_folder: Path) -> None:
+    data_dir = DataDir(open_folder / "data")
     await data_dir.open()
     try:
         first = data_dir.ports(["nats", "run"], besides=[8888])
@@ -139,9 +130,9 @@ async def test_ports_are_the_same_as_last_time_but_for_those_that_are_somebody_e
     assert second["nats"] not in first.values()
 
 
-def test_whoever_fails_to_start_takes_nothing_from_whoever_starts(folder: Path) -> None:
+def test_whoever_fails_to_start_takes_nothing_from_whoever_starts(open_folder: Path) -> None:
     """Many begin at the same moment on a folder that is not there; half of them find the disk too full."""
-    path = folder / "data"
+    path = open_folder / "data"
     starters = 6
     at_once = threading.Barrier(starters)
     robbed: list[str] = []

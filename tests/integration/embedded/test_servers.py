@@ -4,8 +4,7 @@ import io
 import os
 import signal
 import stat
-import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import asyncpg
@@ -22,14 +21,6 @@ from infra.embedded.postgres import NOBODY, Postgres
 from infra.nats.permissions import USER_NAMES
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has to run Postgres as somebody else")
-
-
-@pytest.fixture
-def open_folder() -> Iterator[Path]:
-    """A folder that other users can pass through; pytest's own cannot."""
-    with tempfile.TemporaryDirectory(prefix="headrace-") as name:
-        os.chmod(name, 0o711)
-        yield Path(name)
 
 
 @pytest.fixture
