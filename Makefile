@@ -22,7 +22,10 @@ export HEADRACE_PORT HEADRACE_DATA_DIR
 FAULT_TESTS := tests/integration/nervous_system/test_recovery.py tests/contract/engine/test_durability.py \
 	tests/system/test_durability.py tests/system/test_stack_lifecycle.py
 
-.PHONY: help setup setup-dev clients demo up test check format bench chaos lock clean
+# What a run of all tests leaves for `make coverage`.
+EVIDENCE := build/evidence.json
+
+.PHONY: help setup setup-dev clients demo up test coverage check format bench chaos lock clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -69,7 +72,10 @@ up: setup ## Start everything on this machine until Ctrl-C (HEADRACE_PORT, HEADR
 	@exec $(BIN)/headrace up
 
 test: setup-dev clients ## Run the whole test suite
-	@$(BIN)/pytest -q
+	@$(BIN)/pytest -q --evidence $(EVIDENCE)
+
+coverage: setup-dev ## Show what the last `make test` has seen of each operation, and how many tests there are of what
+	@$(BIN)/python -m tests.coverage $(EVIDENCE)
 
 .PHONY: test-containers
 test-containers: setup-dev ## Bring up docker-compose.yml and run a pipeline in it (docker, or root and dockerd)

@@ -1,6 +1,12 @@
-"""What every test may ask for by name."""
+"""What every test may ask for by name, and the hooks that note what tests see."""
 
-from tests.coverage.plugin import evidence
+from tests.coverage.plugin import (
+    evidence,
+    pytest_addoption,
+    pytest_runtest_logreport,
+    pytest_runtest_protocol,
+    pytest_sessionfinish,
+)
 from tests.support.open_folder import open_folder
 from tests.support.servers import (
     database_urls,
@@ -21,5 +27,9 @@ __all__ = [
     "object_store_access",
     "open_folder",
     "postgres",
+    "pytest_addoption",
+    "pytest_runtest_logreport",
+    "pytest_runtest_protocol",
+    "pytest_sessionfinish",
     "stack",
 ]

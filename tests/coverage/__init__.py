@@ -1,1 +1,1 @@
-"""What tests have shown of each operation of the API, by what passed over the wire: `python -m tests.coverage`."""
+"""What tests have shown of each operation of the API, by what passed over the wire: `make coverage`."""

@@ -1,16 +1,22 @@
-"""Every operation of the API, and the requests that show each aspect of it. Data: the tests make the requests.
+"""Every route of the API specification's table 1.2, and the requests that show what it refuses. Data: tests ask.
 
-`{…}` in a target names something that `tests.system.test_operations` has made. The numbers are those of the API
-specification and of the gateway's table.
+What succeeds, how it is written and who got through it is seen in all tests. A cell that makes no sense says why. `{…}`
+in a target names something that `tests.system.test_operations` has made. The numbers are those of the specification and
+of the gateway's table; a route of two paths has a row for each, and below stand our own extensions.
 """
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import quote
 
 import msgspec
+
+from gateway.table import EXTENSION_PREFIX, Match, find
+from tests.coverage.evidence import Aspect
 
 V1: Final = "/apis/v1beta1"
 NOBODY: Final = "00000000-0000-4000-8000-000000000000"
@@ -26,21 +32,58 @@ class Ask(msgspec.Struct, frozen=True):
     target: str
     status: int
     body: Any = None
+    headers: Mapping[str, str] = {}
+    by_agent: bool = False
+    """With the token of an external engine's agent."""
+
+
+class Nothing(msgspec.Struct, frozen=True):
+    """Why there is nothing to show."""
+
+    why: str
 
 
 class Operation(msgspec.Struct, frozen=True, kw_only=True):
-    refused: Ask
-    """What it refuses, or where it takes no input, nonsense that it must not mind."""
-    unknown: Ask
+    refused: Ask | Nothing
+    """Input that it refuses, for what it says and not for whom it names."""
+    unknown: Ask | Nothing
     """A thing that does not exist; for lists and creations, one that they refer to."""
+    success: Nothing | None = None
+    encoding: Nothing | None = None
+    clients: Nothing | None = None
+
+    def asks(self) -> dict[Aspect, Ask]:
+        cells = {Aspect.VALIDATION: self.refused, Aspect.NOT_FOUND: self.unknown}
+        return {aspect: cell for aspect, cell in cells.items() if isinstance(cell, Ask)}
+
+    def reasons(self) -> dict[str, str]:
+        """Why a column is empty, by its name."""
+        cells = {
+            Aspect.SUCCESS.value: self.success,
+            Aspect.VALIDATION.value: self.refused,
+            Aspect.NOT_FOUND.value: self.unknown,
+            Aspect.ENCODING.value: self.encoding,
+            CLIENTS: self.clients,
+        }
+        return {column: cell.why for column, cell in cells.items() if isinstance(cell, Nothing)}
+
+
+CLIENTS: Final = "clients"
+
+_ID_IS_ANY_TEXT: Final = Nothing("its whole input is ids, and an id may be any text: what is none is unknown")
+_REFERS_TO_NOTHING: Final = Nothing("refers to nothing that could be missing")
+_TAKES_NO_INPUT: Final = Nothing("takes no input")
+_NO_GENERATOR: Final = Nothing("there is no generator of pictures: 501 whatever the request")
+_NOT_SERVED: Final = Nothing("optional, and not served: its one client, the launcher of v2-compatible steps, uses gRPC")
+_FOR_THE_AGENT: Final = Nothing("called by the agent of an external engine alone")
+
+
+def takes_ids_alone(operation: Operation) -> bool:
+    return operation.refused is _ID_IS_ANY_TEXT
 
 
 def _by_id(method: str, path: str, after: str = "") -> Operation:
-    """An operation whose whole input is an id: one that is none is as unknown as one that nobody has."""
-    return Operation(
-        refused=Ask(method, f"{V1}/{path}/%00%27%22%20%FF{after}", 404),
-        unknown=Ask(method, f"{V1}/{path}/{NOBODY}{after}", 404),
-    )
+    return Operation(refused=_ID_IS_ANY_TEXT, unknown=Ask(method, f"{V1}/{path}/{NOBODY}{after}", 404))
 
 
 def _list(path: str, *, unknown: str, status: int = 200, always: str = "") -> Operation:
@@ -56,11 +99,24 @@ _NO_NAME: Final = "filter=" + quote('{"predicates":[{"op":1,"key":"name","string
 _NO_PIPELINE: Final = [{"key": {"type": "PIPELINE", "id": NOBODY}, "relationship": "OWNER"}]
 _GONE: Final = "{package_url}.gone"
 
+_ARTIFACTS: Final = f"{EXTENSION_PREFIX}runs/{{run}}/nodes/{{node}}/artifacts"
+
+
+def _log(prefix: str) -> Operation:
+    return Operation(
+        refused=Ask("GET", f"{prefix}/runs/{{run}}/nodes/{{node}}/log?follow=perhaps", 400),
+        unknown=Ask("GET", f"{prefix}/runs/{NOBODY}/nodes/{{node}}/log", 404),
+    )
+
+
+def _reported(labels: Mapping[str, str]) -> str:
+    """An object of a cluster as its agent sends it, of something that nobody knows here."""
+    metadata = {"name": "nobody", "namespace": "kubeflow", "uid": NOBODY, "labels": labels}
+    return json.dumps({"metadata": metadata, "spec": {}})
+
+
 OPERATIONS: Final[Mapping[str, Operation]] = {
-    "E1": Operation(
-        refused=Ask("POST", f"{V1}/experiments", 400, {"name": ""}),
-        unknown=Ask("POST", f"{V1}/experiments/{NOBODY}", 405, {}),
-    ),
+    "E1": Operation(refused=Ask("POST", f"{V1}/experiments", 400, {"name": ""}), unknown=_REFERS_TO_NOTHING),
     "E2": _list("experiments", unknown=_NO_NAME),
     "E3": _by_id("GET", "experiments"),
     "E4": _by_id("DELETE", "experiments"),
@@ -74,16 +130,13 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
     "P3": _by_id("GET", "pipelines"),
     "P4": _by_id("DELETE", "pipelines"),
     "P5": _by_id("GET", "pipelines", "/templates"),
-    "P6": Operation(
-        refused=Ask("POST", f"{V1}/pipelines/upload", 400, b"not a form"),
-        unknown=Ask("POST", f"{V1}/pipelines/upload/{NOBODY}", 404, b""),
-    ),
+    "P6": Operation(refused=Ask("POST", f"{V1}/pipelines/upload", 400, b"not a form"), unknown=_REFERS_TO_NOTHING),
     "P7": Operation(
         refused=Ask("POST", f"{V1}/pipelines/upload_version", 400, b"not a form"),
         unknown=Ask("POST", f"{V1}/pipelines/upload_version?name=a&pipelineid={NOBODY}", 400, UPLOAD),
     ),
     "P8": Operation(
-        refused=Ask("POST", f"{V1}/pipelines/{{pipeline}}/default_version/%00%27", 404),
+        refused=Ask("POST", f"{V1}/pipelines/{{pipeline}}/default_version/{{foreign_version}}", 400),
         unknown=Ask("POST", f"{V1}/pipelines/{NOBODY}/default_version/{NOBODY}", 404),
     ),
     "V1": Operation(
@@ -134,7 +187,7 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
         ),
     ),
     "R10": Operation(
-        refused=Ask("GET", f"{V1}/runs/{{run}}/nodes/{{run}}/artifacts/..%5C..%00:read", 404),
+        refused=_ID_IS_ANY_TEXT,
         unknown=Ask("GET", f"{V1}/runs/{NOBODY}/nodes/a/artifacts/b:read", 404),
     ),
     "J1": Operation(
@@ -156,4 +209,57 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
     "J4": _by_id("DELETE", "jobs"),
     "J5": _by_id("POST", "jobs", "/enable"),
     "J6": _by_id("POST", "jobs", "/disable"),
+    "X1": Operation(refused=_TAKES_NO_INPUT, unknown=_REFERS_TO_NOTHING),
+    "X2": Operation(
+        refused=Ask("POST", f"{V1}/workflows", 400, "no workflow", by_agent=True),
+        unknown=Ask("POST", f"{V1}/workflows", 404, _reported({"pipeline/runid": NOBODY}), by_agent=True),
+        clients=_FOR_THE_AGENT,
+    ),
+    "X3": Operation(
+        refused=Ask("POST", f"{V1}/scheduledworkflows", 400, "no workflow", by_agent=True),
+        unknown=Ask("POST", f"{V1}/scheduledworkflows", 400, _reported({}), by_agent=True),
+        clients=_FOR_THE_AGENT,
+    ),
+    "X4": Operation(refused=_NO_GENERATOR, unknown=_NO_GENERATOR, success=_NO_GENERATOR),
+    "X4 {namespace}": Operation(refused=_NO_GENERATOR, unknown=_NO_GENERATOR, success=_NO_GENERATOR),
+    "X5": Operation(
+        refused=Ask("GET", f"{V1}/auth?namespace=kubeflow", 400),
+        unknown=Nothing("a namespace need not exist to be asked about"),
+    ),
+    "X6": Operation(
+        refused=_NOT_SERVED,
+        unknown=Ask("GET", "/apis/v1alpha1/tasks", 404),
+        success=_NOT_SERVED,
+        encoding=_NOT_SERVED,
+        clients=_NOT_SERVED,
+    ),
+    "X7": _log(V1),
+    "X7 v1alpha1": _log("/apis/v1alpha1"),
+    "X8": Operation(refused=_TAKES_NO_INPUT, unknown=_REFERS_TO_NOTHING),
+    "artifact": Operation(
+        refused=Ask("GET", f"{_ARTIFACTS}/main-logs", 416, headers={"Range": "bytes=99999999-"}),
+        unknown=Ask("GET", f"{_ARTIFACTS}/nothing", 404),
+    ),
+    "engine": Operation(refused=_TAKES_NO_INPUT, unknown=_REFERS_TO_NOTHING),
 }
+
+_BESIDE: Final[Mapping[str, str]] = {
+    f"{V1}/visualizations/{{namespace}}": "X4 {namespace}",
+    "/apis/v1alpha1/runs/{run_id}/nodes/{node_id}/log": "X7 v1alpha1",
+}
+"""The second path of a route, by its pattern in the gateway's table."""
+
+_EXTENSIONS: Final = {
+    "artifact": re.compile(f"{EXTENSION_PREFIX}runs/[^/]*/nodes/[^/]*/artifacts/[^/]*"),
+    "engine": re.compile(f"{EXTENSION_PREFIX}engine"),
+}
+
+
+def name_of(method: str, target: str) -> str | None:
+    """The row that a request belongs to, or the name of a route that is no operation; None for an unknown path."""
+    path = target.partition("?")[0]
+    found = find(method, path.encode("utf-8", "surrogateescape"))
+    if not isinstance(found, Match):
+        return None
+    extension = next((name for name, pattern in _EXTENSIONS.items() if pattern.fullmatch(path)), None)
+    return extension or _BESIDE.get(found.route.pattern, found.route.name)

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import urllib3
 
-from tests.support import swagger
+from tests.support.hooks import judge
 
 FINAL = frozenset({"Succeeded", "Failed", "Error", "Skipped"})
 
@@ -36,7 +36,7 @@ class Api:
 
     def call(self, method: str, path: str, **how: Any) -> Answer:
         reply = self._http.request(method, self.url + path, redirect=False, **how)
-        swagger.check(method, path, reply.status, reply.headers.get("content-type", ""), reply.data)
+        judge(method, path, reply.status, reply.headers.get("content-type", ""), reply.data)
         return Answer(status=reply.status, headers=dict(reply.headers), body=reply.data)
 
     def get(self, path: str, **query: str) -> Any:

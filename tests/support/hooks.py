@@ -5,13 +5,27 @@ Whoever needs a client of the API takes it from here, from `tests.support.api` o
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Final
 
 import aiohttp
 import httpx
 
 from tests.support import swagger
+
+Judge = Callable[[str, str, int, str, bytes], None]
+"""Of method, target, status, type and body. Raises NotAsPublished."""
+
+listeners: Final[list[Callable[[str, str, int, bool], None]]] = []
+"""Told of every answer that passed: method, target, status, and whether the reference describes it. By any thread."""
+
+
+def judge(method: str, target: str, status: int, content_type: str, body: bytes) -> None:
+    """Raises NotAsPublished. What no version describes passes."""
+    swagger.check(method, target, status, content_type, body)
+    is_described = any(swagger.operations(method, target.partition("?")[0]))
+    for tell in listeners:
+        tell(method, target, status, is_described)
 
 
 class JudgedResponse(aiohttp.ClientResponse):
@@ -19,7 +33,7 @@ class JudgedResponse(aiohttp.ClientResponse):
 
     async def read(self) -> bytes:
         body = await super().read()
-        swagger.check(self.method, self.url.raw_path_qs, self.status, self.headers.get("content-type", ""), body)
+        judge(self.method, self.url.raw_path_qs, self.status, self.headers.get("content-type", ""), body)
         return body
 
 
@@ -27,17 +41,16 @@ def aiohttp_session() -> aiohttp.ClientSession:
     return aiohttp.ClientSession(response_class=JudgedResponse)
 
 
-def httpx_client(*, played: Callable[[httpx.Response], bool] | None = None, **how: Any) -> httpx.AsyncClient:
-    """`played` tells which answers are the test's own, and nobody's to judge."""
-    return httpx.AsyncClient(event_hooks={"response": [_judging(played)]}, **how)
+def httpx_client(
+    *, unless: Callable[[httpx.Response], bool] | None = None, judge: Judge = judge, **how: Any
+) -> httpx.AsyncClient:
+    """`unless` tells which answers are nobody's to judge."""
 
-
-def _judging(played: Callable[[httpx.Response], bool] | None) -> Callable[[httpx.Response], Awaitable[None]]:
-    async def judge(answer: httpx.Response) -> None:
-        if played is not None and played(answer):
+    async def hear(answer: httpx.Response) -> None:
+        if unless is not None and unless(answer):
             return
         body = await answer.aread()
         target = answer.request.url.raw_path.decode("ascii")
-        swagger.check(answer.request.method, target, answer.status_code, answer.headers.get("content-type", ""), body)
+        judge(answer.request.method, target, answer.status_code, answer.headers.get("content-type", ""), body)
 
-    return judge
+    return httpx.AsyncClient(event_hooks={"response": [hear]}, **how)

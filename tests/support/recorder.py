@@ -15,17 +15,19 @@ from typing import Final
 import msgspec
 import urllib3
 
-from gateway.table import Match, find
+from tests.coverage.operations import name_of
 from tests.support import swagger
+from tests.support.hooks import judge
 
 _AT_ONCE_BYTES: Final = 65536
 _NOT_FORWARDED: Final = frozenset({"connection", "content-length", "date", "host", "server", "transfer-encoding"})
 
 
 class Exchange(msgspec.Struct, frozen=True, kw_only=True):
-    """One request and what came of it. `operation` is the route's number in the API specification."""
+    """One request and what came of it."""
 
     operation: str
+    """The row of `tests.coverage.operations`."""
     method: str
     target: str
     status: int
@@ -38,7 +40,7 @@ class Recorder(msgspec.Struct, frozen=True, kw_only=True):
     exchanges: list[Exchange] = msgspec.field(default_factory=list)
 
     def succeeded(self) -> set[str]:
-        return {each.operation for each in self.exchanges if each.status == 200}
+        return {each.operation for each in self.exchanges if 200 <= each.status < 300}
 
 
 @contextmanager
@@ -98,14 +100,13 @@ class _Forwarder(BaseHTTPRequestHandler):
 
 
 def _exchange(method: str, target: str, reply: urllib3.BaseHTTPResponse, body: bytes) -> Exchange:
-    found = find(method, target.partition("?")[0].encode())
     problem = ""
     try:
-        swagger.check(method, target, reply.status, reply.headers.get("content-type", ""), body)
+        judge(method, target, reply.status, reply.headers.get("content-type", ""), body)
     except swagger.NotAsPublished as difference:
         problem = str(difference)
     return Exchange(
-        operation=found.route.name if isinstance(found, Match) else "",
+        operation=name_of(method, target) or "",
         method=method,
         target=target,
         status=reply.status,

@@ -17,7 +17,11 @@ import msgspec
 import pytest
 
 from infra.embedded.ports import free_ports
+from shared.bearer import digest_of
 from tests.support.step_sandbox import demand_full_sandbox
+
+AGENT_TOKEN = "the agent's token"
+"""By which reports of another engine are taken."""
 
 _READY_WITHIN_SECONDS = 90
 _STOP_WITHIN_SECONDS = 30
@@ -104,6 +108,7 @@ def running(data_dir: Path, *, port: int | None = None, secrets_dir: Path | None
 def _environment(secrets_dir: Path | None) -> dict[str, str]:
     own = {name: value for name, value in os.environ.items() if not name.startswith("HEADRACE_")}
     own["HEADRACE_STOP_STEPS"] = "interrupt"
+    own["HEADRACE_AGENT_TOKEN_SHA256"] = digest_of(AGENT_TOKEN)
     return own if secrets_dir is None else {**own, "HEADRACE_SECRETS_DIR": str(secrets_dir)}
 
 

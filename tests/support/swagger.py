@@ -26,8 +26,8 @@ _VARIABLE = re.compile(r"\{[a-z_]+\}")
 
 NEWEST: Final = "1.8.22"
 FILES: Final[Mapping[str, tuple[str, ...]]] = {
-    "0.1.38": ("0.1.38.json",),
-    NEWEST: ("1.8.22.json", "1.8.22-auth.json"),
+    "0.1.38": ("0.1.38.json", "0.1.38-report.json", "0.1.38-visualization.json"),
+    NEWEST: ("1.8.22.json", "1.8.22-auth.json", "1.8.22-report.json", "1.8.22-visualization.json"),
 }
 
 FIELDS_BEYOND: Final[Mapping[tuple[str, str], str]] = {
@@ -128,11 +128,15 @@ def published(version: str) -> tuple[tuple[re.Pattern[str], str, Operation], ...
     Patterns in which a variable stands come last: `/pipelines/upload` is not the pipeline of that id.
     """
     found = []
+    errors: dict[str, Any] = {}
     for file in FILES[version]:
         document = json.loads((FOLDER / file).read_text())
-        definitions = _definitions(version, document["definitions"])
+        # Reports are published without errors; they are refused as everything is.
+        errors = errors or {name: document["definitions"][name] for name in ("apiStatus", "protobufAny")}
+        definitions = _definitions(version, errors | document["definitions"])
         for path, methods in document["paths"].items():
-            pattern = re.compile(_VARIABLE.sub("[^/:]+", path))
+            # A slash at the end is an empty id, and the user interface's namespace.
+            pattern = re.compile(_VARIABLE.sub("[^/:]*", path))
             for method, described in methods.items():
                 found.append((path.count("{"), pattern, method.upper(), _operation(version, described, definitions)))
     found.sort(key=lambda each: each[0])
@@ -144,7 +148,8 @@ def _operation(version: str, described: dict[str, Any], definitions: dict[str, A
         return Draft4Validator({"allOf": [schema], "definitions": definitions}, format_checker=_formats)
 
     name = described["operationId"]
-    error, _ = OTHER_ERRORS.get(name, (described["responses"]["default"]["schema"], ""))
+    refusal = described["responses"].get("default", {"schema": {"$ref": "#/definitions/apiStatus"}})["schema"]
+    error, _ = OTHER_ERRORS.get(name, (refusal, ""))
     success = described["responses"]["200"]["schema"]
     if not success.get("properties", True):
         success = {"type": "object", "additionalProperties": False}

@@ -20,6 +20,7 @@ from services.job_scheduler.openapi import OPERATIONS as OF_JOBS
 from services.metrics.openapi import OPERATIONS as OF_METRICS
 from services.pipeline_registry.openapi import OPERATIONS as OF_PIPELINES
 from services.run.openapi import OPERATIONS as OF_RUNS
+from tests.coverage.plugin import Collector
 from tests.support.api import Api
 from tests.support.recorder import recording
 from tests.support.stack import Stack
@@ -91,7 +92,7 @@ def test_schemas_hold_every_field_of_the_published_reference(document: Any) -> N
     assert {name: set(schemas[name]["enum"]) for name in enums} == enums
 
 
-def test_every_example_works_when_pasted(stack: Stack, document: Any, tmp_path: Path) -> None:
+def test_every_example_works_when_pasted(stack: Stack, document: Any, tmp_path: Path, evidence: Collector) -> None:
     tried = set()
     with recording(stack.url) as recorder:
         for _, _, operation in operations_of(document):
@@ -108,6 +109,8 @@ def test_every_example_works_when_pasted(stack: Stack, document: Any, tmp_path: 
             if "application/json" in operation["responses"]["200"]["content"]:
                 json.loads(done.stdout.splitlines()[-1].replace("}{", "}\n{").splitlines()[-1])
 
+    for asked in recorder.succeeded():
+        evidence.driven_by("curl", asked)
     ids = {operation["operationId"] for _, _, operation in operations_of(document)}
     assert ids - tried == set(UNTRIED)
     assert list(tmp_path.iterdir()) == []
@@ -134,7 +137,7 @@ def test_the_commands_of_the_page_of_extensions_work_when_pasted(stack: Stack, t
     assert len(blocks) == 8
     _, end = json.JSONDecoder().raw_decode(done.stdout)
     assert done.stdout[end : 2 * end] == done.stdout[:end], "the second creation is not answered as the first"
-    assert {"E1", "P6", "R1", "R2", "R3", "X7", "headrace-runs"} <= {each.operation for each in recorder.exchanges}
+    assert {"E1", "P6", "R1", "R2", "R3", "X7", "artifact", "engine"} <= {each.operation for each in recorder.exchanges}
     assert {each.status for each in recorder.exchanges} <= {200, 206}
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import urllib3
 
+from tests.coverage.plugin import Collector
 from tests.support.api import Api, workflow_of
 from tests.support.processes import kill
 from tests.support.recorder import Recorder, recording
@@ -23,9 +24,11 @@ _WITHIN_SECONDS = 45
 
 
 @pytest.fixture
-def recorder(stack: Stack) -> Iterator[Recorder]:
+def recorder(stack: Stack, evidence: Collector) -> Iterator[Recorder]:
     with recording(stack.url) as recorder:
         yield recorder
+    for operation in recorder.succeeded():
+        evidence.driven_by("headrace logs", operation)
 
 
 @pytest.mark.parametrize("prefix", ["/apis/v1beta1", "/apis/v1alpha1"])

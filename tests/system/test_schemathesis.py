@@ -33,6 +33,7 @@ from services.pipeline_registry.openapi import OPERATIONS as OF_PIPELINES
 from services.run.openapi import OPERATIONS as OF_RUNS
 from tests.support import swagger
 from tests.support.api import Api, workflow_of
+from tests.support.hooks import judge
 from tests.support.packages import PIPELINE, tarball
 from tests.support.stack import Stack
 
@@ -156,7 +157,7 @@ def test_no_request_finds_a_fault(
         reply = case.call(session=http, timeout=_WITHIN_SECONDS, allow_redirects=False)
         kind = reply.headers.get("content-type", [""])[0]
         try:
-            swagger.check(case.method.upper(), str(reply.request.path_url), reply.status_code, kind, reply.content)
+            judge(case.method.upper(), str(reply.request.path_url), reply.status_code, kind, reply.content)
             _judge(operation_id, reply.status_code, kind, reply.content)
         except AssertionError as fault:
             pytest.fail(f"{fault}\nseed {_SEED}; {case.as_curl_command()}", pytrace=False)

@@ -189,7 +189,12 @@ class GatewayUnderTest:
         self.url = server.url
 
     def client(self) -> httpx.AsyncClient:
-        return httpx_client(played=lambda answer: PLAYED in answer.headers, base_url=self.url, timeout=WITHIN_SECONDS)
+        return httpx_client(
+            unless=lambda answer: PLAYED in answer.headers,
+            judge=swagger.check,
+            base_url=self.url,
+            timeout=WITHIN_SECONDS,
+        )
 
     async def exchange(self, request: bytes) -> bytes:
         """Send bytes on a connection of their own and read to its end; for what a client library would tidy up."""

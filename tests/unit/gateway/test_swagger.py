@@ -43,6 +43,9 @@ def judge(
         ("GET", f"{RUNS}/1", REFUSAL, 404),
         ("GET", "/apis/v1beta1/jobs/1", {"id": "1", "max_concurrency": "10", "trigger": {}}, 200),
         ("POST", "/apis/v1beta1/pipelines/upload", {"error_message": "m", "error_details": "m"}, 400),
+        ("POST", "/apis/v1beta1/workflows", {}, 200),
+        ("POST", "/apis/v1beta1/workflows", REFUSAL, 403),
+        ("POST", "/apis/v1beta1/visualizations/kubeflow", REFUSAL, 501),
     ],
 )
 def test_answers_as_published_pass(method: str, target: str, document: Any, status: int) -> None:
@@ -94,13 +97,17 @@ def test_a_request_is_judged_by_its_own_operation_in_every_version_that_has_it()
     assert asked("POST", "/apis/v1beta1/pipelines/upload") == [("0.1.38", "UploadPipeline"), (NEWEST, "UploadPipeline")]
     assert asked("POST", f"{RUNS}/1:archive") == [("0.1.38", "ArchiveRun"), (NEWEST, "ArchiveRun")]
     assert asked("GET", "/apis/v1beta1/auth") == [(NEWEST, "Authorize")]
+    assert asked("POST", "/apis/v1beta1/visualizations") == [("0.1.38", "CreateVisualization")]
+    assert asked("GET", f"{RUNS}/") == [("0.1.38", "GetRun"), (NEWEST, "GetRun")]
+    assert asked("POST", "/apis/v1beta1/visualizations/") == [(NEWEST, "CreateVisualization")]
+    assert asked("POST", "/apis/v1beta1/visualizations/kubeflow") == [(NEWEST, "CreateVisualization")]
     assert asked("GET", "/apis/v1beta1/runs/1/nodes/n/log") == []
 
 
 def test_every_published_operation_can_be_judged() -> None:
     counts = {version: len({operation.id for _, _, operation in published(version)}) for version in FILES}
 
-    assert counts == {"0.1.38": 31, NEWEST: 37}
+    assert counts == {"0.1.38": 34, NEWEST: 40}
 
 
 @pytest.mark.parametrize(("definition", "field"), FIELDS_BEYOND)
