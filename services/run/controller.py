@@ -15,7 +15,7 @@ from functools import partial
 from typing import TypeVar
 
 import msgspec
-from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential_jitter
+from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
 from shared.bus import Bus
 from shared.contracts.questions import DESCRIBE_ENGINE, READ_LOG, EngineAnswer, Nothing
@@ -63,7 +63,8 @@ class Controller:
         self._woken = asyncio.Event()
         self._caught_up = asyncio.Event()
         """The engine has heard of every run that was there when this controller became the active one."""
-        self._reports: dict[str, set[asyncio.Task[None]]] = {}
+        self._reports: dict[str, dict[asyncio.Task[None], float]] = {}
+        """Run → what brings its steps' metrics to their owner, and until when of the loop's clock it is awaited."""
 
     async def run(self, work: Callable[[], Awaitable[None]]) -> None:
         """Control until cancelled. `work` is the engine's own, and runs while this replica is the active one."""
@@ -166,18 +167,19 @@ class Controller:
 
     def _report_metrics(self, observation: Observation) -> None:
         for node_id, key in artifacts_of(observation.nodes):
-            reports = self._reports.setdefault(observation.run_id, set())
+            reports = self._reports.setdefault(observation.run_id, {})
             task = asyncio.create_task(
                 self._metrics.report(observation.run_id, node_id, key), name=f"metrics {node_id}"
             )
-            reports.add(task)
-            task.add_done_callback(reports.discard)
+            reports[task] = asyncio.get_running_loop().time() + self._metrics_wait_seconds
+            task.add_done_callback(reports.pop)
 
     async def _until_reported(self, run_id: str) -> None:
         """Metrics are there before the run is final, unless their owner is away: then they follow."""
-        reports = self._reports.pop(run_id, set())
+        reports = self._reports.pop(run_id, {})
         if reports:
-            _, late = await asyncio.wait(reports, timeout=self._metrics_wait_seconds)
+            left_seconds = max(reports.values()) - asyncio.get_running_loop().time()
+            _, late = await asyncio.wait(list(reports), timeout=max(0.0, left_seconds))
             if late:
                 _log.warning("run %s ends before the metrics of %d steps are recorded", run_id, len(late))
 
@@ -219,7 +221,7 @@ async def _forever(work: Awaitable[None]) -> None:
 
 async def _patiently(work: Callable[[], Awaitable[T]]) -> T:
     async for attempt in AsyncRetrying(
-        retry=retry_if_exception_type(Unavailable), wait=wait_exponential_jitter(initial=0.05, max=5)
+        retry=retry_if_exception_type(Unavailable), wait=wait_random_exponential(multiplier=0.05, max=5)
     ):
         with attempt:
             return await work()

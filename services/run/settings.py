@@ -70,7 +70,7 @@ class ControllerSettings(Settings, frozen=True, kw_only=True):
     compare_seconds: float = 10.0
     """How often records and engine are compared both ways."""
     metrics_wait_seconds: float = 5.0
-    """How long the end of a run waits for the metrics of its steps to be recorded."""
+    """How long after the end of a step its run's end waits for its metrics to be recorded."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -14,7 +14,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 import msgspec
-from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential_jitter
+from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
 from shared import protojson
 from shared.blobs import Blobs, NoSuchObject
@@ -68,7 +68,7 @@ class StepMetrics:
 
     async def _report_patiently(self, run_id: str, node_id: str, key: str) -> None:
         async for attempt in AsyncRetrying(
-            retry=retry_if_exception_type(Unavailable), wait=wait_exponential_jitter(multiplier=0.1, max=10)
+            retry=retry_if_exception_type(Unavailable), wait=wait_random_exponential(multiplier=0.1, max=10)
         ):
             with attempt:
                 await self._report(run_id, node_id, key)

@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import io
+import tarfile
 from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any
+
+import msgspec
 
 from services.run.controller import Controller
 from services.run.engine import About, NodeId, Observation, Submission, WorkflowName
-from services.run.step_metrics import StepMetrics
+from services.run.step_metrics import ARTIFACT, StepMetrics
 from shared.leases import Lease
 from tests.component.run.conftest import World, until
-from tests.component.run.test_life import STARTED
+from tests.component.run.test_life import ENDED, STARTED, node
 
 
 class PlayedEngine:
-    """Takes everything and does nothing."""
+    """Takes everything, does nothing, and shows what a test tells it to."""
 
     def __init__(self) -> None:
         self.submitted: list[Submission] = []
+        self.recorded_of: list[str] = []
+        """The runs of the observations that were recorded, in order."""
+        self._shown: asyncio.Queue[Observation] = asyncio.Queue()
+
+    def show(self, run_id: str, phase: str, **details: Any) -> None:
+        (name,) = (each.workflow_name for each in self.submitted if each.run_id == run_id)
+        observation = Observation(workflow_name=name, run_id=run_id, attempt=1, phase=phase, **details)
+        self._shown.put_nowait(observation)
 
     async def submit(self, submission: Submission) -> None:
         self.submitted.append(submission)
@@ -33,11 +47,11 @@ class PlayedEngine:
         return {}
 
     async def observe(self) -> AsyncIterator[Observation]:
-        await asyncio.Event().wait()
-        return
-        yield
+        while True:
+            yield await self._shown.get()
 
-    async def recorded(self, observation: Observation) -> None: ...
+    async def recorded(self, observation: Observation) -> None:
+        self.recorded_of.append(observation.run_id)
 
     async def logs(
         self, workflow_name: WorkflowName, node_id: NodeId, *, follow: bool, offset: int = 0
@@ -54,6 +68,34 @@ class PlayedEngine:
         await asyncio.Event().wait()
 
 
+@contextlib.asynccontextmanager
+async def controlled(world: World, *, metrics_wait_seconds: float) -> AsyncIterator[PlayedEngine]:
+    """A controller at work."""
+    bus = world.peers.buses["run-controller"]
+    engine = PlayedEngine()
+    controller = Controller(
+        world.records,
+        engine,
+        bus,
+        # Nobody answers questions about metrics here, so no report ever ends.
+        StepMetrics(world.blobs, bus, world.database),
+        Lease(world.database, "run-controller"),
+        poll_seconds=0.05,
+        compare_seconds=0.05,
+        metrics_wait_seconds=metrics_wait_seconds,
+    )
+    controlling = asyncio.create_task(controller.run(engine.work))
+    try:
+        yield engine
+    finally:
+        controlling.cancel()
+        await asyncio.wait([controlling])
+
+
+async def met(condition: bool) -> bool:
+    return condition
+
+
 async def test_after_a_start_the_engine_hears_of_started_runs_first_and_of_the_others_as_they_were_created(
     world: World,
 ) -> None:
@@ -66,27 +108,41 @@ async def test_after_a_start_the_engine_hears_of_started_runs_first_and_of_the_o
     await world.observe(old[1], "Pending", message="position 2 in the queue")
     new = (await world.client.create(resource_references=[owner]))["id"]
 
-    bus = world.peers.buses["run-controller"]
-    engine = PlayedEngine()
-    controller = Controller(
-        world.records,
-        engine,
-        bus,
-        StepMetrics(world.blobs, bus, world.database),
-        Lease(world.database, "run-controller"),
-        poll_seconds=0.05,
-        compare_seconds=0.05,
-        metrics_wait_seconds=1,
-    )
-    controlling = asyncio.create_task(controller.run(engine.work))
-
-    async def all_are_submitted() -> bool:
-        return len(engine.submitted) >= 7
-
-    await until(all_are_submitted, within_seconds=20)
-    controlling.cancel()
-    await asyncio.wait([controlling])
+    async with controlled(world, metrics_wait_seconds=1) as engine:
+        await until(lambda: met(len(engine.submitted) >= 7), within_seconds=20)
 
     order = [old[4], *old[:4], old[5], new]
     assert [submission.run_id for submission in engine.submitted] == order
     assert [submission.experiment_id for submission in engine.submitted].index(experiment) == 6
+
+
+async def test_the_end_of_a_run_waits_for_metrics_from_when_they_were_written_not_from_the_end(world: World) -> None:
+    def with_metrics(key: str) -> dict[str, Any]:
+        return node("a", "Succeeded", outputs={"artifacts": [{"name": ARTIFACT, "s3": {"key": key}}]}, finishedAt="x")
+
+    await world.blobs.put("m.tgz", packed_metrics())
+    first, second, third = [(await world.client.create())["id"] for _ in range(3)]
+    async with controlled(world, metrics_wait_seconds=3) as engine:
+        await until(lambda: met(len(engine.submitted) == 3), within_seconds=20)
+        for run_id in (first, second):
+            engine.show(run_id, "Running", started_at=STARTED, nodes=(with_metrics("m.tgz"),))
+        engine.show(first, "Succeeded", started_at=STARTED, finished_at=ENDED)
+        await until(lambda: met(engine.recorded_of.count(first) == 2), within_seconds=20)
+
+        engine.show(third, "Running", started_at=STARTED, nodes=(with_metrics("m.tgz"),))
+        engine.show(third, "Succeeded", started_at=STARTED, finished_at=ENDED)
+        await until(lambda: met(engine.recorded_of.count(third) == 1), within_seconds=20)
+        engine.show(second, "Succeeded", started_at=STARTED, finished_at=ENDED)
+        await until(lambda: met(engine.recorded_of.count(third) == 2), within_seconds=20)
+
+    assert engine.recorded_of[-2:] == [second, third]
+
+
+def packed_metrics() -> bytes:
+    text = msgspec.json.encode({"metrics": [{"name": "m", "numberValue": 1}]})
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        file = tarfile.TarInfo("data")
+        file.size = len(text)
+        archive.addfile(file, io.BytesIO(text))
+    return packed.getvalue()

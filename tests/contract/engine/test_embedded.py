@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import shutil
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from services.run.engine.embedded.driver import EmbeddedEngine
 from services.run.engine.embedded.reconcile import Limits
 from services.run.engine.embedded.runner.client import RunnerClient
+from shared.blobs import Blobs
 from shared.errors import Unavailable
 from tests.contract.engine.engines import RunnerProcess, embedded, open_blobs, runner_process
 from tests.contract.engine.manifests import c, dag, of, on_claim, task, workflow
@@ -33,6 +35,18 @@ async def recording(engine: EmbeddedEngine) -> AsyncIterator[Recorder]:
     finally:
         following.cancel()
         await asyncio.wait([following])
+
+
+@contextlib.asynccontextmanager
+async def working(runner: RunnerProcess, blobs: Blobs) -> AsyncIterator[EmbeddedEngine]:
+    engine = EmbeddedEngine(runner.client(), blobs, steps_dir=runner.steps_dir, data_dir=runner.data_dir)
+    await engine.check()
+    work = asyncio.create_task(engine.run())
+    try:
+        yield engine
+    finally:
+        work.cancel()
+        await asyncio.wait([work])
 
 
 async def test_a_run_that_the_engine_cannot_think_about_ends_in_error(
@@ -126,6 +140,62 @@ async def test_without_a_runner_the_engine_is_unavailable(
     with pytest.raises(Unavailable):
         await engine.erase("some-run")
     blobs.close()
+
+
+@contextlib.asynccontextmanager
+async def useless_store(*, hangs: bool) -> AsyncIterator[Blobs]:
+    """A store that takes requests and never answers, or hangs up at once."""
+    taken: list[asyncio.StreamWriter] = []
+
+    def take(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        taken.append(writer)
+        if not hangs:
+            writer.close()
+
+    server = await asyncio.start_server(take, "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()
+    blobs = Blobs(f"http://{host}:{port}", access_key="a", secret_key="b", bucket="mlpipeline")
+    try:
+        yield blobs
+    finally:
+        server.close()
+        for writer in taken:
+            writer.close()
+        blobs.close()
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+async def test_a_terminated_run_does_not_wait_for_the_object_store(shared_runner: RunnerProcess, hangs: bool) -> None:
+    manifest = workflow(
+        dag(task("runs", "long"), task("ended", "quick"), task("failed", "bad"), task("after", "quick", "ended")),
+        templates={
+            "long": c("echo up; sleep 300"),
+            "quick": c("echo > /tmp/a; echo over", leaves={"a": "/tmp/a"}),
+            "bad": c("echo over; exit 3"),
+        },
+    )
+    async with (
+        useless_store(hangs=hangs) as blobs,
+        working(shared_runner, blobs) as engine,
+        recording(engine) as recorder,
+    ):
+        run = await recorder.begin(manifest)
+        await said(recorder, run, ".runs", "up")
+        for name in (".ended", ".failed"):
+            await recorder.running(run, name)
+            # To its end, which is the step's.
+            assert [chunk async for chunk in engine.logs(run.name, run.id_of(name), follow=True)]
+
+        began = time.monotonic()
+        await engine.terminate(run.name)
+        await recorder.end_of(run)
+
+        assert time.monotonic() - began <= 10
+        assert (run.phase, run.message) == ("Failed", "terminated")
+        phases = {".runs": "Failed", ".ended": "Failed", ".failed": "Failed", ".after": "Omitted", "": "Failed"}
+        assert run.phases() == phases
+        assert run.node(".runs")["message"] == run.node(".ended")["message"] == "terminated"
+        assert run.node(".failed")["message"] == "Error (exit code 3)"
 
 
 @pytest.mark.parametrize("key", ["manifests/0123", "pipelines/x", "a//b", "../a", "a" * 1100])

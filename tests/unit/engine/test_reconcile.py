@@ -1083,6 +1083,22 @@ def test_termination_kills_what_runs_and_lets_the_handler_run() -> None:
     assert run.node(".onExit").phase is Phase.SUCCEEDED
 
 
+def test_a_termination_reaches_steps_that_a_deadline_has_ended_already() -> None:
+    run = dag("[{name: a, template: c}, {name: b, template: c, dependencies: [a]}]", spec="activeDeadlineSeconds: 4")
+    run.step()
+    run.now += timedelta(seconds=4)
+    expired = advance(run.state, (), run.now)
+    assert [kill.reason for kill in expired.kill] == [KillReason.RUN_DEADLINE]
+
+    for _ in range(2):
+        run.terminate()
+
+    assert [kill.reason for kill in run.kills] == [KillReason.TERMINATED]
+    run.take((StepFinished(node_id=run.order(".a").node_id, at=run.now, exit_code=137),))
+    assert run.node(".a").message == KillReason.RUN_DEADLINE.value
+    assert (run.turn.phase, run.turn.message) == (Phase.FAILED, "terminated")
+
+
 def test_a_termination_during_the_handler_lets_it_finish() -> None:
     run = dag("[{name: a, template: c}]", spec="onExit: d")
     while run.names() != {"", ".a", ".onExit"}:

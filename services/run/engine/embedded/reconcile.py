@@ -692,7 +692,8 @@ class _Pass:
     def _stop(self, reason: KillReason) -> None:
         """Nothing new starts; what runs is killed and ends when its end is reported; what waits has failed."""
         state = self._state
-        if state._stopping is not None:
+        # A user's word outranks the deadline's: who waits for the end of a step may have more patience with the latter.
+        if state._stopping in (reason, KillReason.TERMINATED):
             return
         state._stopping = reason
         for frame in [each for each in state._frames.values() if not each.call.exempt]:

@@ -31,7 +31,7 @@ from tenacity import (
 
 from services.run.engine.embedded import runtime
 from services.run.engine.embedded.admission import Admission
-from services.run.engine.embedded.collection import Artifacts
+from services.run.engine.embedded.collection import Artifacts, Found
 from services.run.engine.embedded.nodes import Phase
 from services.run.engine.embedded.objects import ObjectError, Objects, output_of
 from services.run.engine.embedded.orders import StepKind, StepOrder
@@ -59,6 +59,8 @@ Tell = Callable[[Event], None]
 _log = logging.getLogger(__name__)
 
 _COMPARE_SECONDS = 15.0
+_GIVE_UP_SECONDS = 2.0
+"""How long the outputs of a terminated step are tried to be stored: with the time to KILL, well within ten seconds."""
 _FORGET_SECONDS = 20.0
 """Longer than a step takes that ignores TERM."""
 
@@ -137,6 +139,8 @@ class Steps:
                     yield chunk
 
     async def kill(self, key: str, reason: KillReason) -> None:
+        if reason is KillReason.TERMINATED and (watched := self._watched.get(key)) is not None:
+            watched.terminated.set()
         await _patiently(lambda: self._runner.kill(key, reason.name))
 
     async def forget(self, *keys: str) -> None:
@@ -185,9 +189,9 @@ class Steps:
                     tell(StepStarted(node_id=node_id, at=started_at))
                 watched.is_begun = True
                 end = await watched.end if isinstance(state, protocol.StepStarted) else state
-        if isinstance(end, protocol.StepExited):
-            tell(await self._finished(step, end.exit))
-            return
+            if isinstance(end, protocol.StepExited):
+                tell(await self._finished(step, end.exit, watched))
+                return
         assert isinstance(end, protocol.StepLost)
         _log.warning("step %s is lost: %s", node_id, end.reason)
         tell(StepLost(node_id=node_id, at=self._clock.now()))
@@ -205,11 +209,12 @@ class Steps:
             raise CannotPrepare(f"the step cannot be prepared: {error.strerror}") from error
         return await _patiently(lambda: self._runner.start(spec))
 
-    async def _finished(self, step: Step, exit_: protocol.StepExit) -> StepFinished:
-        directory = self._steps_dir / step.place.key
-        tree = await asyncio.to_thread(tree_of, directory) if _leaves_files(step.order) else None
-        found = await _patiently(lambda: step.artifacts.collect(step.order, tree, directory, step.place.scratch))
-        exit_code, error, error_phase = _blame(exit_, found.problem)
+    async def _finished(self, step: Step, exit_: protocol.StepExit, watched: _Watched) -> StepFinished:
+        found = await self._collected(step, watched)
+        exit_code, error, error_phase = _blame(exit_, found.problem if found is not None else None)
+        killed = _kill_reason(exit_)
+        if found is None and exit_code == 0 and error is None:
+            killed = KillReason.TERMINATED
         return StepFinished(
             node_id=step.order.node_id,
             at=exit_.finished_at,
@@ -217,9 +222,26 @@ class Steps:
             out_of_memory=exit_.out_of_memory and exit_.blamed == runtime.MAIN,
             error=error,
             error_phase=error_phase,
-            killed=_kill_reason(exit_),
-            outputs=found.outputs,
+            killed=killed,
+            outputs=found.outputs if found is not None else Collected(),
         )
+
+    async def _collected(self, step: Step, watched: _Watched) -> Found | None:
+        """None where it was given up: who terminates a run does not wait until the object store is back."""
+        order, scratch, directory = step.order, step.place.scratch, self._steps_dir / step.place.key
+        tree = await asyncio.to_thread(tree_of, directory) if _leaves_files(order) else None
+        collecting = asyncio.create_task(_patiently(lambda: step.artifacts.collect(order, tree, directory, scratch)))
+        terminated = asyncio.create_task(watched.terminated.wait())
+        try:
+            await asyncio.wait([collecting, terminated], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([collecting], timeout=_GIVE_UP_SECONDS)
+            if collecting.done():
+                return collecting.result()
+            _log.warning("the outputs and the log of step %s, which is terminated, are given up", order.node_id)
+            return None
+        finally:
+            collecting.cancel()
+            terminated.cancel()
 
     # An object
 
@@ -306,6 +328,8 @@ class _Watched:
     is_begun: bool = False
     """The runner is known to know it."""
     end: asyncio.Future[protocol.Event] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    terminated: asyncio.Event = field(default_factory=asyncio.Event)
+    """A user wants its end, and not to wait for it."""
 
 
 def _leaves_files(order: StepOrder) -> bool:
