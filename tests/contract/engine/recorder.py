@@ -11,7 +11,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
+
 from services.run.engine import Engine, NodeId, Observation, Submission, WorkflowName
+from services.run.engine.retry import rewrite
 
 FINAL = ("Succeeded", "Failed", "Error")
 
@@ -47,6 +50,16 @@ class Run:
         if observation.is_complete:
             self.nodes.clear()
         self.nodes.update({node["id"]: node for node in observation.nodes})
+
+    def reopen(self) -> None:
+        """Begin the next attempt, as the retry of the run does on record."""
+        texts = [(node_id, msgspec.json.encode(node).decode()) for node_id, node in self.nodes.items()]
+        rewritten = rewrite(self.name, texts)
+        for node_id in rewritten.removed:
+            del self.nodes[node_id]
+        self.nodes.update({node_id: msgspec.json.decode(text) for node_id, _, text in rewritten.changed})
+        self.attempt += 1
+        self.finished_at = None
 
     def submission(self, **changes: Any) -> Submission:
         """What a controller submits of it now, the first time and after a restart."""

@@ -19,7 +19,7 @@ from services.run.engine.embedded.runner.client import RunnerClient
 from shared.blobs import Blobs
 from shared.errors import Unavailable
 from tests.contract.engine.engines import RunnerProcess, embedded, open_blobs, runner_process
-from tests.contract.engine.manifests import c, dag, of, on_claim, task, workflow
+from tests.contract.engine.manifests import c, dag, file_of, of, on_claim, task, workflow
 from tests.contract.engine.marked import begun, gone, marked, new_marker, processes_with
 from tests.contract.engine.recorder import Recorder, Run, new_run, said
 from tests.support.eventually import eventually
@@ -196,6 +196,53 @@ async def test_a_terminated_run_does_not_wait_for_the_object_store(shared_runner
         assert run.phases() == phases
         assert run.node(".runs")["message"] == run.node(".ended")["message"] == "terminated"
         assert run.node(".failed")["message"] == "Error (exit code 3)"
+
+
+@pytest.mark.parametrize("is_erased", [False, True])
+async def test_a_run_is_retried_after_a_restart_whatever_the_engine_has_kept(
+    object_store_access: ObjectStoreAccess, is_erased: bool
+) -> None:
+    given = {"given": {"v": of("a")}, "files": {"f": file_of("a", "f")}}
+    manifest = workflow(
+        dag(task("a", "make"), task("b", "fail-once", "a"), task("c", "use", "b", "a", **given)),
+        templates={
+            "make": on_claim(
+                "echo a >> /v/made; printf value > /tmp/o; echo content > /tmp/f",
+                gives={"o": "/tmp/o"},
+                leaves={"f": "/tmp/f"},
+            ),
+            "fail-once": on_claim("[ -e /v/seen ] || { touch /v/seen; exit 1; }"),
+            "use": c(
+                "printf '{{inputs.parameters.v}} ' | cat - /f > /tmp/o",
+                takes=["v"],
+                files={"f": "/f"},
+                gives={"o": "/tmp/o"},
+            ),
+        },
+    )
+    with runner_process() as runner:
+        async with embedded(runner)(object_store_access) as made, recording(made.engine) as recorder:  # type: ignore[arg-type]
+            run = await recorder.carry_out(manifest)
+        assert run.phases() == {"": "Failed", ".a": "Succeeded", ".b": "Failed", ".c": "Omitted"}
+        first = run.node(".a")
+        runner.stop()
+        if is_erased:
+            shutil.rmtree(runner.steps_dir)
+            shutil.rmtree(runner.data_dir / "scratch")
+        runner.start()
+
+        async with embedded(runner)(object_store_access) as made, recording(made.engine) as recorder:  # type: ignore[arg-type]
+            run.reopen()
+            recorder.runs[run.name] = run
+            await made.engine.submit(run.submission())
+            await recorder.end_of(run)
+            log = await made.blobs.get(run.artifact(".a", "main-logs")["s3"]["key"])
+
+        assert run.phases() == {"": "Succeeded", ".a": "Succeeded", ".b": "Succeeded", ".c": "Succeeded"}
+        assert {**run.node(".a"), "children": ()} == {**first, "children": ()}
+        assert run.value(".c") == "value content"
+        assert runner.claimed(run.name, "made") == "a\n"
+        assert log
 
 
 @pytest.mark.parametrize("key", ["manifests/0123", "pipelines/x", "a//b", "../a", "a" * 1100])
