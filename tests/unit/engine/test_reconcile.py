@@ -1222,6 +1222,123 @@ def test_a_value_may_hold_a_variable_that_the_next_level_resolves() -> None:
     assert args(run.order(".z")) == ("echo", "{{workflow.name}}")
 
 
+# -- expressions -------------------------------------------------------------------------------------------------------
+
+
+def test_an_expression_joins_what_different_levels_know() -> None:
+    run = dag(
+        "[{name: a-b, template: out}, {name: t, template: echo, dependencies: [a-b], withItems: [1, 2],"
+        " arguments: {parameters: [{name: m,"
+        " value: \"{{=tasks['a-b'].outputs.parameters.o + item + workflow.parameters.p}}\"}]}}]",
+        spec="arguments: {parameters: [{name: p, value: '!'}]}",
+        script=gives(**{"a-b": "v"}),
+    ).run()
+    assert args(run.order(".t(1:2)")) == ("echo", "v2!")
+
+
+def test_a_leafs_expression_joins_its_inputs_its_pod_and_the_run() -> None:
+    run = single(
+        "{name: main, inputs: {parameters: [{name: n, value: '3'}]}, retryStrategy: {limit: 1}, container: {image: i,"
+        ' command: [echo, "{{=asInt(inputs.parameters.n) * (asInt(retries) + 2)}} {{=pod.name + workflow.name}}"]}}'
+    ).run()
+    assert args(run.order("(0)")) == ("echo", f"6 {run.node('(0)').id}{NAME}")
+
+
+def test_an_expression_that_makes_no_sense_is_an_error_of_its_node() -> None:
+    run = dag(
+        "[{name: a, template: out}, {name: b, template: echo, dependencies: [a], arguments: {parameters: [{name: m,"
+        " value: '{{=asInt(tasks.a.outputs.parameters.o)}}'}]}}, {name: c, template: bad}]",
+        more='  - {name: bad, container: {image: i, command: ["{{=asInt(workflow.name)}}"]}}\n',
+        script=gives(a="x"),
+    ).run()
+    assert run.phases() == {"": "Error", ".a": "Succeeded", ".b": "Error", ".c": "Error"}
+    assert run.node(".b").message == (
+        "failed to evaluate {{=asInt(tasks.a.outputs.parameters.o)}}: asInt cannot convert 'x'"
+    )
+
+
+def test_the_value_of_a_skipped_producer_leaves_an_expression_standing() -> None:
+    text = "{{=tasks.s.outputs.parameters.o}}"
+    run = dag(
+        f"[{{name: s, template: out, when: '1 > 2'}}, {{name: x, template: echo, dependencies: [s],"
+        f" arguments: {{parameters: [{{name: m, value: '{text}'}}]}}}}]"
+    ).run()
+    assert args(run.order(".x")) == ("echo", text)
+
+
+def test_whose_stdout_an_expression_asks_for_keeps_it() -> None:
+    run = dag(
+        "[{name: a, template: c}, {name: z, template: echo, dependencies: [a],"
+        " arguments: {parameters: [{name: m, value: \"{{=tasks['a'].outputs.result}}\"}]}}]",
+        script=lambda order: Outcome(result="printed" if order.needs_result else None),
+    ).run()
+    assert args(run.order(".z")) == ("echo", "printed")
+
+
+CHOSEN = "tasks.a.status == 'Succeeded' ? tasks.a.outputs.parameters.o : 'instead'"
+
+
+@pytest.mark.parametrize(
+    ("expression", "when", "value"),
+    [
+        (CHOSEN, "1 > 2", "instead"),
+        (CHOSEN, "2 > 1", "V"),
+        ("tasks.a.outputs.parameters.o", "1 > 2", "Unable to resolve: tasks.a.outputs.parameters.o"),
+        (
+            "asInt(tasks.a.status)",
+            "2 > 1",
+            "failed to evaluate asInt(tasks.a.status): asInt cannot convert 'Succeeded'",
+        ),
+    ],
+)
+def test_an_output_is_computed_from_what_ran(expression: str, when: str, value: str) -> None:
+    run = dag(
+        "[{name: g, template: group}]",
+        more=f"""
+  - name: group
+    dag: {{tasks: [{{name: a, template: out, when: {when}}}]}}
+    outputs: {{parameters: [{{name: up, valueFrom: {{expression: "{expression}"}}}}]}}
+""",
+        script=gives(a="V"),
+    ).run()
+    node = run.node(".g")
+    assert (node.message or (node.outputs and node.outputs.parameter("up"))) == value
+
+
+@pytest.mark.parametrize(
+    ("expression", "attempts", "message"),
+    [
+        ("asInt(lastRetry.exitCode) == 7", 3, ""),
+        ("asInt(lastRetry.exitCode) < 7", 1, "retryStrategy.expression evaluated to false"),
+        ("lastRetry.status == 'Failed' && asInt(retries) < 1", 2, "retryStrategy.expression evaluated to false"),
+        ("lastRetry.message contains 'exit code 7' && asFloat(lastRetry.duration) >= 1", 3, ""),
+        ("lastRetry.exitCode", 1, "retryStrategy.expression: expected a boolean, got 7"),
+    ],
+)
+def test_an_expression_says_which_ends_are_retried(expression: str, attempts: int, message: str) -> None:
+    run = retried(f'{{limit: 5, expression: "{expression}"}}', until(2, exit_code=7)).run()
+    assert len(run.node(".f").children) == attempts
+    assert run.node(".f").message == message
+    broken = message.startswith("retryStrategy.expression:")
+    assert run.node(".f").phase is (Phase.ERROR if broken else Phase.FAILED if message else Phase.SUCCEEDED)
+
+
+def test_a_strategy_with_an_expression_retries_errors_too() -> None:
+    failure = {"exit_code": 0, "error": "missing output"}
+    run = retried("{limit: 5, expression: \"lastRetry.status == 'Error'\"}", until(2, **failure)).run()
+    assert (len(run.node(".f").children), run.turn.phase) == (3, Phase.SUCCEEDED)
+
+
+@pytest.mark.parametrize(
+    ("expression", "phase"),
+    [("tasks.a.status == 'Failed'", "Succeeded"), ("tasks.a.status == 'Succeeded'", None), ("tasks.a.status", "Error")],
+)
+def test_a_hook_with_an_expression_runs_where_it_is_true(expression: str, phase: str | None) -> None:
+    hook = f'hooks: {{exit: {{template: bye, expression: "{expression}"}}}}'
+    run = dag(f"[{{name: a, template: c, {hook}}}]", more=HOOKED, script=fails(".a")).run()
+    assert run.phases().get(".a.onExit") == phase
+
+
 # -- purity ------------------------------------------------------------------------------------------------------------
 
 

@@ -5,7 +5,7 @@ import pytest
 from services.run.engine.embedded.loops import compact_json, expand, item_lookup, item_text, item_value
 from services.run.engine.embedded.manifest import ManifestError, Parameter, Sequence, Task, scalar_text
 from services.run.engine.embedded.orders import expand_variables
-from services.run.engine.embedded.template import fill, first_of, has_item_tag, only_tag, tags
+from services.run.engine.embedded.template import blanked, expressions, fill, first_of, has_item_tag, only_tag, tags
 
 VALUES = {"inputs.parameters.x": "v", "a": "{{b}}", "b": 'say "hi"\n', "workflow.name": "wf"}
 
@@ -28,6 +28,35 @@ VALUES = {"inputs.parameters.x": "v", "a": "{{b}}", "b": 'say "hi"\n', "workflow
 )
 def test_known_tags_are_replaced_and_all_other_text_stays(text: str, filled: str) -> None:
     assert fill(text, VALUES.get) == filled
+
+
+@pytest.mark.parametrize(
+    ("text", "filled"),
+    [
+        ("a {{=1 + 1}} b {{workflow.name}}", "a 2 b wf"),
+        ("{{=inputs.parameters.x + workflow.name}}", "vwf"),
+        ("{{=inputs.parameters.unknown}} {{= 'x' }}", "{{=inputs.parameters.unknown}} x"),
+        ("{{=workflow.name == 'wf' ? 'known' : unknown}}", "known"),
+        ("{{=inputs.parameters['x']}}", "v"),
+        ("{{='}' + '{'}}", "}{"),
+        ("{{=asInt('{{inputs.parameters.x}}')}}", "{{=asInt('v')}}"),
+        ("{{='{' + '{workflow.name}' + '}'}}", "{{workflow.name}}"),
+        ("{{=}} {{=a b}} {{= }} {{ =1}}", "{{=}} {{=a b}} {{= }} {{ =1}}"),
+    ],
+)
+def test_an_expression_is_replaced_by_its_value_once_its_names_are_known(text: str, filled: str) -> None:
+    assert fill(text, VALUES.get) == filled
+
+
+def test_an_expression_may_ask_for_what_an_earlier_pass_has_replaced() -> None:
+    text = "{{=a + b}} {{b}}"
+    assert fill(text, {"a": "1"}.get) == text
+    assert fill(text, {"a": "1"}.get, {"b": "2"}.get) == "12 {{b}}"
+
+
+def test_an_expression_that_makes_no_sense_is_an_error() -> None:
+    with pytest.raises(ManifestError, match=r"^failed to evaluate \{\{=asInt\(workflow\.name\)\}\}: asInt cannot"):
+        fill("{{=asInt(workflow.name)}}", VALUES.get)
 
 
 def test_a_replacement_is_scanned_in_the_next_pass_only() -> None:
@@ -54,6 +83,13 @@ def test_tags_are_found_inside_structures() -> None:
     assert has_item_tag(task.when)
     assert only_tag(" {{ x }} ") == "x"
     assert only_tag("a{{x}}") is None
+    assert only_tag("{{=x}}") is None
+    assert list(tags("{{=tasks.a.status == item ? x : y}} {{z}} {{=a b}}")) == [
+        *("tasks.a.status", "item", "x", "y"),
+        "z",
+    ]
+    assert list(expressions(Task(when="{{=1}} {{x}}", with_param="{{= 2 }}"))) == ["1", " 2 "]
+    assert blanked("{{a}} {{=b['}']}}", "x") == "x x"
 
 
 @pytest.mark.parametrize(

@@ -195,6 +195,23 @@ REFUSED = {
         "[{name: a, template: t, hooks: {exit: {template: p, arguments: {parameters: [{name: x,"
         " value: '{{tasks.a.outputs.parameters.no}}'}]}}}}]"
     ),
+    "templates.main.retryStrategy.expression 'lastRetry.status ==' is invalid": leaf(
+        "{name: main, container: {image: i}, retryStrategy: {expression: lastRetry.status ==}}"
+    ),
+    "spec.retryStrategy.expression failed to resolve lastRetry.phase": dag(
+        "[{name: a, template: t}]", spec="retryStrategy: {expression: lastRetry.phase == 'Failed'}"
+    ),
+    "templates.main.tasks.a.hooks.exit.expression failed to resolve tasks.z.status": dag(
+        "[{name: a, template: t, hooks: {exit: {template: t, expression: tasks.z.status == 'Failed'}}}]"
+    ),
+    "templates.main.outputs.parameters.o.valueFrom.expression failed to resolve tasks.a.outputs.parameters.no": leaf(
+        "{name: main, dag: {tasks: [{name: a, template: u}]},"
+        " outputs: {parameters: [{name: o, valueFrom: {expression: tasks.a.outputs.parameters.no}}]}},"
+        " {name: u, container: {image: i}}"
+    ),
+    "templates.main.tasks.a failed to resolve {{inputs.parameters.nope}}": dag(
+        f"[{P % ('a', '{{=inputs.parameters.nope}}', '')}]"
+    ),
     "templates.main.tasks.a missing dependency 'a' for parameter 'x'": dag(f"[{P % ('a', '{{tasks.a.status}}', '')}]"),
     "templates.main.resource.manifest must name its object": leaf(
         "{name: main, resource: {action: create, manifest: '{kind: Secret, metadata: {labels: {a: b}}}'}}"
@@ -264,6 +281,12 @@ spec:
     validate(manifest)
 
 
+def test_other_text_between_braces_is_no_expression() -> None:
+    manifest = leaf("{name: main, container: {image: i, command: ['{{= |s}} {{=<% %>=}} {{={x}}}']}}")
+    refuse_unsupported(manifest)
+    validate(manifest)
+
+
 def test_the_exit_handler_may_ask_how_the_run_ended() -> None:
     validate(
         workflow("""
@@ -325,7 +348,19 @@ UNSUPPORTED = {
     "templates.main data": leaf("{name: main, data: {source: {}}}"),
     "templates.main http": leaf("{name: main, http: {url: x}}"),
     "templates.main suspend without duration": leaf("{name: main, suspend: {}}"),
-    "templates.main expression tag '{{=…}}'": leaf("{name: main, container: {image: i, command: ['{{=1+1}}']}}"),
+    "templates.main expression function sprig.trim": leaf(
+        "{name: main, container: {image: i, command: ['{{=sprig.trim(workflow.name)}}']}}"
+    ),
+    "templates.main expression {{=inputs.parameters.x | upper}} (unexpected '| upper')": leaf(
+        "{name: main, container: {image: i, command: ['{{=inputs.parameters.x | upper}}']}}"
+    ),
+    "expression function sprig.trim": dag(
+        "[{name: a, template: t}]",
+        spec="volumes: [{name: v, persistentVolumeClaim: {claimName: '{{=sprig.trim(workflow.name)}}'}}]",
+    ),
+    "templates.main parameter 'o' valueFrom.expression": leaf(
+        f"{{name: main, {C}, outputs: {{parameters: [{{name: o, valueFrom: {{expression: '1'}}}}]}}}}"
+    ),
     "templates.main artifact 'a' git": leaf(
         f"{{name: main, {C}, inputs: {{artifacts: [{{name: a, path: /a, git: {{}}}}]}}}}"
     ),
@@ -353,10 +388,6 @@ UNSUPPORTED = {
         f"{{name: main, {C}, outputs: {{artifacts: [{{name: a, path: /a, archive: {{zip: {{}}}}}}]}}}}"
     ),
     "templates.main archiveLocation.gcs": leaf(f"{{name: main, {C}, archiveLocation: {{gcs: {{key: k}}}}}}"),
-    "expression tag '{{=…}}'": dag(
-        "[{name: a, template: t}]",
-        spec="volumes: [{name: v, persistentVolumeClaim: {claimName: '{{=workflow.name}}'}}]",
-    ),
     "templates.main resource kind TFJob": leaf(
         "{name: main, resource: {action: create, manifest: '{kind: TFJob, metadata: {name: t}}'}}"
     ),

@@ -3,14 +3,14 @@
     manifest     the document, typed
     validation   what is refused when a run or a pipeline is created
     template     {{…}} replacement · variables: the values behind the tags
-    expression   `when` and `depends`
+    expression   `when` and `depends` · expr: what stands in {{=…}}
     paths        jsonPath and jqFilter of resource outputs
+    durations    seconds, and Go's notation of them
     loops        withItems, withParam, withSequence
     nodes        the records of `status.nodes`, their names and ids
     orders       what a step process is told
     quantity     amounts of memory and of processors
     plan         what follows from the manifest alone, computed once a run
-    durations    seconds, and Go's notation of them
     reconcile    the manifest and what happened → what to do next
     reopen       which nodes a retried run keeps
 

@@ -283,7 +283,7 @@ def _computed(operator: str, left: Value, right: Value) -> Value:
         case "<" | ">" | "<=" | ">=":
             return _ordered(operator, left, right)
         case "=~" | "!~":
-            return _matches(left, right) is (operator == "=~")
+            return matches(left, right) is (operator == "=~")
         case "in":
             if not isinstance(right, tuple):
                 raise ExpressionError(f"Value '{_spoken(right)}' cannot be used with the comparator 'in'")
@@ -318,7 +318,8 @@ _RISKY = re.compile(r"\)[*+{]|\\\d|\(\?")
 _QUANTIFIER = re.compile(r"[*+{]")
 
 
-def _matches(left: Value, right: Value) -> bool:
+def matches(left: Value, right: Value) -> bool:
+    """Whether the pattern `right` is found in `left`. Raises ExpressionError."""
     if not isinstance(left, str) or not isinstance(right, str):
         raise ExpressionError("a regular expression compares two strings")
     if len(left) > 300 or len(_QUANTIFIER.findall(right)) > 3 or _RISKY.search(right):

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from services.run.engine.embedded.manifest import ManifestError, Sequence, Task, scalar_text
-from services.run.engine.embedded.template import Lookup
+
+if TYPE_CHECKING:
+    from services.run.engine.embedded.template import Lookup
 
 
 class Number(str):

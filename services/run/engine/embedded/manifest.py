@@ -51,7 +51,7 @@ class ValueFrom(_Part, frozen=True, kw_only=True):
     parameter: str | None = None
     json_path: str | None = None
     jq_filter: str | None = None
-    expression: Any = None
+    expression: str | None = None
     supplied: Any = None
     event: Any = None
     config_map_key_ref: Any = None
@@ -244,7 +244,7 @@ class RetryStrategy(_Part, frozen=True, kw_only=True):
     limit: str | None = None
     retry_policy: str = ""
     backoff: Backoff | None = None
-    expression: Any = None
+    expression: str = ""
 
 
 class ContinueOn(_Part, frozen=True, kw_only=True):
@@ -264,7 +264,8 @@ class Hook(_Part, frozen=True, kw_only=True):
 
     template: TemplateName = TemplateName("")
     arguments: Arguments = msgspec.field(default_factory=Arguments)
-    expression: Any = None
+    expression: str = ""
+    """Where there is one, the hook is called only if it is true."""
     template_ref: Any = None
 
 

@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -48,6 +48,8 @@ from services.run.engine.embedded.quantity import QuantityError, cpu_millis, mem
 from services.run.engine.embedded.template import Lookup, fill, first_of, tags
 from services.run.engine.embedded.variables import Globals, Identity, inputs_lookup, paths_lookup
 
+T = TypeVar("T")
+
 
 class TaskPlan(msgspec.Struct, frozen=True, kw_only=True):
     """A task among its neighbours."""
@@ -70,6 +72,8 @@ class RetryRule(msgspec.Struct, frozen=True, kw_only=True):
     """A retryStrategy whose placeholders are replaced and whose numbers are read (§10)."""
 
     policy: str = ""
+    expression: str = ""
+    """Asked after each failed attempt, if there is one; without a policy it is the policy."""
     limit: int | None = None
     """Attempts after the first."""
     wait_seconds: float | None = None
@@ -120,7 +124,7 @@ class Plan:
 
     def retry_rule(self, strategy: RetryStrategy, inputs: NodeInputs) -> RetryRule:
         """Raises ManifestError where a number is none."""
-        return _retry_rule(fill(fill(strategy, self.globals), inputs_lookup(inputs)))
+        return _retry_rule(self.filled(strategy, inputs))
 
     @cached_property
     def run_deadline_seconds(self) -> int | None:
@@ -168,7 +172,7 @@ class Plan:
         Raises ManifestError for an input that nobody supplies.
         """
         bound = NodeInputs(parameters=tuple(self._bound_parameters(template, parameters)))
-        declared = fill(fill(template.inputs.artifacts, self.globals), inputs_lookup(bound))
+        declared = self.filled(template.inputs.artifacts, bound)
         return msgspec.structs.replace(bound, artifacts=tuple(_bound_artifacts(declared, artifacts)))
 
     def _bound_parameters(self, template: Template, arguments: Mapping[str, str]) -> Iterable[NodeParameter]:
@@ -178,6 +182,10 @@ class Plan:
             if value is None:
                 raise ManifestError(f"inputs.parameters.{each.name} was not supplied")
             yield NodeParameter(name=each.name, value=value)
+
+    def filled(self, value: T, inputs: NodeInputs) -> T:
+        """Globals first and then the inputs: the value of a global may name an input."""
+        return fill(fill(value, self.globals), inputs_lookup(inputs), self.globals)
 
     # -- orders --------------------------------------------------------------------------------------------------------
 
@@ -240,9 +248,11 @@ class Plan:
         """The template after §4's stages 5, 6 and 7. Each is a pass of its own: a value is scanned in later passes."""
         of_call = first_of(inputs_lookup(inputs), paths_lookup(template))
         if attempt is None:
-            return fill(fill(template, first_of(self.globals, {"pod.name": pod_name}.get)), of_call)
+            of_pod = first_of(self.globals, {"pod.name": pod_name}.get)
+            return fill(fill(template, of_pod), of_call, of_pod)
         of_attempt: Lookup = {"pod.name": pod_name, "retries": str(attempt)}.get
-        return fill(fill(fill(template, self.globals), of_call), of_attempt)
+        filled = fill(fill(template, self.globals), of_call, self.globals)
+        return fill(filled, of_attempt, first_of(of_call, self.globals))
 
     def _volumes(
         self, filled: Template, inputs: NodeInputs, pod_name: str
@@ -359,7 +369,11 @@ def _retry_rule(strategy: RetryStrategy) -> RetryRule:
     limit, backoff = strategy.limit, strategy.backoff
     if limit is not None and not re.fullmatch(r"[0-9]{1,18}", limit):
         raise ManifestError(f"retryStrategy.limit '{limit}' is not an integer")
-    rule = RetryRule(policy=strategy.retry_policy, limit=None if limit is None else int(limit))
+    rule = RetryRule(
+        policy=strategy.retry_policy or ("Always" if strategy.expression else "OnFailure"),
+        expression=strategy.expression,
+        limit=None if limit is None else int(limit),
+    )
     if backoff is None:
         return rule
     return msgspec.structs.replace(

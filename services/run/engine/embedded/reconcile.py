@@ -27,6 +27,7 @@ from typing import Any, TypeAlias, assert_never
 import msgspec
 
 from services.run.engine.embedded.durations import duration_seconds, spoken_duration
+from services.run.engine.embedded.expr import holds, read, text_of
 from services.run.engine.embedded.expression import ExpressionError, Outcome, evaluate_when
 from services.run.engine.embedded.loops import expand, item_lookup, item_text
 from services.run.engine.embedded.manifest import (
@@ -40,7 +41,9 @@ from services.run.engine.embedded.manifest import (
     TaskName,
     Template,
     TemplateName,
+    ValueFrom,
     Workflow,
+    scalar_text,
 )
 from services.run.engine.embedded.nodes import (
     Node,
@@ -62,7 +65,7 @@ from services.run.engine.embedded.nodes import (
 )
 from services.run.engine.embedded.orders import StepOrder
 from services.run.engine.embedded.plan import DagPlan, Plan, RetryRule, located, workflow_artifacts
-from services.run.engine.embedded.template import Lookup, fill, first_of, has_item_tag, only_tag
+from services.run.engine.embedded.template import Lookup, expressions, fill, first_of, has_item_tag, only_tag
 from services.run.engine.embedded.variables import (
     Exiting,
     Identity,
@@ -854,11 +857,15 @@ class _Pass:
             group.done[call.task] = ended.id  # The hook may ask for what its own task gave.
         hooked = _Hooked(call=call, node_id=ended.id)
         name = exit_name(call.name)
+        scope = self._hook_scope(call, ended, group)
         try:
-            task, artifacts = self._hook_task(call, hook, ended, group)
+            if hook.expression and not holds(hook.expression, scope):
+                self._hook_done(hooked)
+                return
+            task, artifacts = self._hook_task(call, hook, scope, group)
             of_hook = self._call_of(group, task, name, hooked, (ended.id,), artifacts)
-        except ManifestError as error:
-            node = self._not_run(name, group, hook.template, Phase.ERROR, error.reason)
+        except (ManifestError, ExpressionError) as error:
+            node = self._not_run(name, group, hook.template, Phase.ERROR, str(error))
             self._link_all((ended.id,), node.id)
             self._hook_done(hooked)
             return
@@ -866,7 +873,7 @@ class _Pass:
         self._begin(of_hook)
 
     def _hook_task(
-        self, call: _Call, hook: Hook, ended: Node, group: _Dag | _Steps
+        self, call: _Call, hook: Hook, scope: Lookup, group: _Dag | _Steps
     ) -> tuple[Task, dict[str, NodeArtifact]]:
         """The hook as a task of the group, and its artifacts. Without arguments it gets the run's own."""
         arguments = hook.arguments
@@ -875,9 +882,13 @@ class _Pass:
             parameters = Arguments(parameters=of_run.parameters)
             return Task(name=call.task, template=hook.template, arguments=parameters), workflow_artifacts(of_run)
         task = Task(name=call.task, template=hook.template, arguments=arguments)
-        scope = partial(self._step_value, group) if isinstance(group, _Steps) else partial(self._task_value, group)
-        task = self._filled_task(task, group, first_of(partial(self._own_step_value, call, ended), scope))
+        task = self._filled_task(task, group, scope)
         return task, self._artifact_arguments(group, task)
+
+    def _hook_scope(self, call: _Call, ended: Node, group: _Dag | _Steps) -> Lookup:
+        of_group = partial(self._step_value, group) if isinstance(group, _Steps) else partial(self._task_value, group)
+        own = partial(self._own_step_value, call, ended)
+        return first_of(self._plan.globals, inputs_lookup(group.inputs), own, of_group)
 
     def _own_step_value(self, call: _Call, ended: Node, name: str) -> str | None:
         """`steps.S.…` of the step whose hook asks: of this item, where it expands."""
@@ -924,8 +935,7 @@ class _Pass:
 
     def _open_pause(self, call: _Call, inputs: NodeInputs) -> None:
         assert call.template.suspend is not None
-        duration = fill(fill(call.template.suspend.duration or "", self._plan.globals), inputs_lookup(inputs))
-        seconds = duration_seconds(duration)
+        seconds = duration_seconds(self._plan.filled(call.template.suspend.duration or "", inputs))
         node = self._find_or_create(call, NodeType.SUSPEND, inputs)
         frame = _Pause(call=call, node_id=node.id, until=node.started_at + timedelta(seconds=seconds))
         self._state._frames[node.id] = frame
@@ -980,7 +990,11 @@ class _Pass:
         if self._stopping(frame.call) is not None:
             self._give_up_retry(frame)
             return
-        verdict = self._retry_verdict(frame, attempt)
+        try:
+            verdict = self._retry_verdict(frame, attempt)
+        except ExpressionError as error:
+            self._end(frame, Phase.ERROR, f"retryStrategy.expression: {error}", outputs=attempt.outputs)
+            return
         if isinstance(verdict, str):
             self._end(frame, attempt.phase, verdict, outputs=attempt.outputs)
             return
@@ -999,6 +1013,8 @@ class _Pass:
         # An attempt of type Skipped was never executed: the next one would be refused for the same reason.
         if attempt.type is NodeType.SKIPPED or not _policy_matches(rule.policy, attempt):
             return attempt.message
+        if rule.expression and not holds(rule.expression, self._attempt_values(frame, attempt)):
+            return "retryStrategy.expression evaluated to false"
         if rule.limit is not None and frame.attempts >= rule.limit:
             return "No more retries left"
         if rule.wait_seconds is None:
@@ -1013,6 +1029,19 @@ class _Pass:
         if last is not None and begins > last:
             return "Backoff would exceed max duration limit"
         return begins
+
+    def _attempt_values(self, frame: _Retry, attempt: Node) -> Lookup:
+        """What the strategy's expression may ask for."""
+        exit_code = attempt.outputs.exit_code if attempt.outputs else None
+        seconds = ((attempt.finished_at or self._now) - attempt.started_at).total_seconds()
+        own = {
+            "retries": str(frame.attempts),
+            "lastRetry.status": attempt.phase.value,
+            "lastRetry.exitCode": exit_code or "-1",
+            "lastRetry.message": attempt.message,
+            "lastRetry.duration": scalar_text(seconds),
+        }
+        return first_of(own.get, inputs_lookup(frame.inputs), self._plan.globals)
 
     def _max_duration_end(self, frame: _Retry) -> datetime | None:
         if frame.rule.longest_seconds is None:
@@ -1071,7 +1100,7 @@ class _Pass:
         lookup = first_of(self._plan.globals, inputs_lookup(dag.inputs), partial(self._task_value, dag))
         task = self._filled_task(declared, dag, lookup)
         if task.expands:
-            self._begin_loop(dag, task, node_name, links)
+            self._begin_loop(dag, task, node_name, links, lookup)
             return
         if (reason := _reason_to_skip(task)) is not None:
             self._skip_task(dag, task, node_name, links, Phase.SKIPPED, reason)
@@ -1083,11 +1112,12 @@ class _Pass:
     ) -> None:
         self._skip_call(self._call_of(dag, task, node_name, dag, links, artifacts={}), phase, message)
 
-    def _begin_loop(self, dag: _Dag, task: Task, node_name: str, links: tuple[str, ...]) -> None:
+    def _begin_loop(self, dag: _Dag, task: Task, node_name: str, links: tuple[str, ...], lookup: Lookup) -> None:
         """A TaskGroup, and below it one call per item. Errors are the task's, so they come before the first node."""
         if not task.when or has_item_tag(task.when) or _reason_to_skip(task) is None:
             self._artifact_arguments(dag, task)
-        items = [(item_text(item), fill(_without_loop(task), item_lookup(item))) for item in expand(task)]
+        plain = _without_loop(task)
+        items = [(item_text(item), fill(plain, item_lookup(item), lookup)) for item in expand(task)]
         call = self._call_of(dag, task, node_name, dag, links, artifacts={})
         node = self._find_or_create(call, NodeType.TASK_GROUP, None)
         group = _TaskGroup(call=call, node_id=node.id, open=len(items))
@@ -1272,7 +1302,7 @@ class _Pass:
         try:
             lookup = first_of(self._plan.globals, inputs_lookup(frame.inputs), partial(self._step_value, frame))
             task = self._filled_task(declared, frame, lookup)
-            tasks = self._step_tasks(task, node_name)
+            tasks = self._step_tasks(task, node_name, lookup)
         except (ManifestError, ExpressionError, RecursionError) as error:
             self._place_step(frame, declared, node_name, group_id, partial(self._broken_step, str(error)))
             return
@@ -1281,12 +1311,12 @@ class _Pass:
         for name, each in tasks:
             self._place_step(frame, each, name, group_id, partial(self._begin_step, frame, each))
 
-    def _step_tasks(self, task: Task, node_name: str) -> list[tuple[str, Task]]:
+    def _step_tasks(self, task: Task, node_name: str, lookup: Lookup) -> list[tuple[str, Task]]:
         if not task.expands:
             return [(node_name, task)]
         plain = _without_loop(task)
         return [
-            (item_name(node_name, index, item_text(item)), fill(plain, item_lookup(item)))
+            (item_name(node_name, index, item_text(item)), fill(plain, item_lookup(item), lookup))
             for index, item in enumerate(expand(task))
         ]
 
@@ -1357,8 +1387,8 @@ class _Pass:
 
     def _filled_task(self, task: Task, group: _Group, lookup: Lookup) -> Task:
         """The task after its replacements: globals, inputs, then both again with the outputs of others (§4)."""
-        filled = fill(fill(task, self._plan.globals), inputs_lookup(group.inputs))
-        return fill(filled, lookup)
+        of_call = first_of(inputs_lookup(group.inputs), self._plan.globals)
+        return fill(self._plan.filled(task, group.inputs), lookup, of_call)
 
     def _call_of(
         self,
@@ -1675,14 +1705,26 @@ def _group_output(parameter: Parameter, lookup: Lookup) -> str:
     if parameter.value is not None:
         return fill(parameter.value, lookup)
     source = parameter.value_from
-    text = source.parameter if source else None
-    tag = only_tag(text or "")
-    value = lookup(tag) if tag is not None else text and fill(text, lookup)
+    value = None if source is None else _source_value(source, lookup)
     if value is not None:
         return value
     if source is not None and source.default is not None:
         return fill(source.default, lookup)
-    raise ManifestError(f"Unable to resolve: {text}")
+    raise ManifestError(f"Unable to resolve: {source and (source.expression or source.parameter)}")
+
+
+def _source_value(source: ValueFrom, lookup: Lookup) -> str | None:
+    if source.expression is not None:
+        try:
+            return text_of(read(source.expression), lookup)
+        except ExpressionError as error:
+            raise ManifestError(f"failed to evaluate {source.expression}: {error}") from error
+    text = source.parameter or ""
+    tag = only_tag(text)
+    if tag is not None:
+        return lookup(tag)
+    value = fill(text, lookup)
+    return None if value == text and any(expressions(text)) else value
 
 
 def _continues_on(rule: ContinueOn | None, phase: Phase) -> bool:

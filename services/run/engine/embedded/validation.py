@@ -7,12 +7,14 @@ for the creation of a run on the embedded engine. Both raise ManifestError with 
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
 
+from services.run.engine.embedded import expr
 from services.run.engine.embedded.durations import duration_seconds
 from services.run.engine.embedded.expression import ExpressionError, parse_depends
 from services.run.engine.embedded.manifest import (
@@ -35,7 +37,7 @@ from services.run.engine.embedded.manifest import (
 from services.run.engine.embedded.orders import Process, compression_level
 from services.run.engine.embedded.paths import PathError, read_jq_path, read_json_path
 from services.run.engine.embedded.plan import condition_of, limited, patched, read_factor
-from services.run.engine.embedded.template import fill, tags
+from services.run.engine.embedded.template import blanked, expressions, tags
 from shared import go_yaml
 
 
@@ -276,6 +278,8 @@ def _check_retry(place: str, strategy: RetryStrategy | None) -> None:
         raise ManifestError(f"{place}.retryStrategy.retryPolicy '{strategy.retry_policy}' is not a valid RetryPolicy")
     if strategy.limit is not None and "{{" not in strategy.limit and not re.fullmatch(r"\d+", strategy.limit):
         raise ManifestError(f"{place}.retryStrategy.limit '{strategy.limit}' must be an integer >= 0")
+    if strategy.expression:
+        _check_expression(f"{place}.retryStrategy.expression", strategy.expression, _is_known_of_attempt)
     if strategy.backoff is not None:
         _check_backoff(f"{place}.retryStrategy.backoff", strategy.backoff)
 
@@ -284,6 +288,26 @@ def _check_backoff(place: str, backoff: Backoff) -> None:
     _check_number(f"{place}.duration", backoff.duration, duration_seconds)
     _check_number(f"{place}.factor", backoff.factor or "1", read_factor)
     _check_number(f"{place}.maxDuration", backoff.max_duration or "0", duration_seconds)
+
+
+_OF_ATTEMPT = frozenset({"retries", *(f"lastRetry.{each}" for each in ("status", "exitCode", "message", "duration"))})
+
+
+def _is_known_of_attempt(name: str) -> bool:
+    return name in _OF_ATTEMPT or name.startswith(("inputs.", "workflow."))
+
+
+def _check_expression(place: str, text: str, is_known: Callable[[str], bool]) -> None:
+    """One with placeholders can be read only after their replacement."""
+    if "{{" in text:
+        return
+    try:
+        names = expr.read(text).names
+    except ExpressionError as error:
+        raise ManifestError(f"{place} '{text}' is invalid: {error}") from error
+    for name in names:
+        if not is_known(name):
+            raise ManifestError(f"{place} failed to resolve {name}")
 
 
 def _check_number(place: str, text: str, read: Callable[[str], float]) -> None:
@@ -344,7 +368,7 @@ def _check_resource(place: str, template: Template) -> None:
 
 def _resource_object(manifest: str) -> Any:
     """The object of a resource template, placeholders filled with something that is a value anywhere in YAML."""
-    return go_yaml.load(fill(manifest, lambda _name: "x"), only=True)
+    return go_yaml.load(blanked(manifest, "x"), only=True)
 
 
 def _check_patch(place: str, patch: str) -> None:
@@ -625,6 +649,8 @@ def _check_hook(where: str, task: Task, known: _Known, is_known: Callable[[str],
     has_own = hook.arguments.parameters or hook.arguments.artifacts
     _check_supplied(place, known.templates[hook.template], hook.arguments if has_own else known.arguments)
     _check_tags(place, hook, is_known)
+    if hook.expression:
+        _check_expression(f"{place}.expression", hook.expression, is_known)
 
 
 def _check_hook_name(place: str, callee: Template) -> None:
@@ -682,6 +708,10 @@ def _check_group_outputs(
         return name in names or known.has_global(name, template)
 
     _check_tags(f"{place}.outputs", template.outputs, is_known)
+    for parameter in template.outputs.parameters:
+        if parameter.value_from is not None and parameter.value_from.expression is not None:
+            where = f"{place}.outputs.parameters.{parameter.name}.valueFrom.expression"
+            _check_expression(where, parameter.value_from.expression, is_known)
 
 
 # -- features of other engines -----------------------------------------------------------------------------------------
@@ -718,15 +748,14 @@ def _unsupported_in_spec(workflow: Workflow) -> Iterator[str]:
         "hooks": spec.hooks,
         "shutdown": spec.shutdown,
         "suspend": spec.suspend,
-        "retryStrategy.expression": spec.retry_strategy and spec.retry_strategy.expression,
     }
     yield from (f"spec.{name}" for name, value in fields.items() if value)
     for volume in spec.volumes:
         yield from _unsupported_in_volume(volume)
     for artifact in spec.arguments.artifacts:
         yield from _unsupported_in_artifact(artifact)
-    if _has_expression_tag(msgspec.structs.replace(spec, templates=())):
-        yield "expression tag '{{=…}}'"
+    yield from _unsupported_expressions(msgspec.structs.replace(spec, templates=()))
+    yield from _unsupported_functions(spec.retry_strategy.expression if spec.retry_strategy else "")
 
 
 def _unsupported_in_template(template: Template) -> Iterator[str]:
@@ -741,7 +770,6 @@ def _unsupported_in_template(template: Template) -> Iterator[str]:
         "synchronization": template.synchronization,
         "timeout": template.timeout,
         "failFast": template.fail_fast,
-        "retryStrategy.expression": template.retry_strategy and template.retry_strategy.expression,
     }
     yield from (name for name, value in fields.items() if value)
     if template.suspend is not None and template.suspend.duration is None:
@@ -755,12 +783,16 @@ def _unsupported_in_template(template: Template) -> Iterator[str]:
     yield from (f"archiveLocation.{kind}" for kind in template.archive_location or () if kind in _FOREIGN_STORES)
     for artifact in (*template.inputs.artifacts, *template.outputs.artifacts):
         yield from _unsupported_in_artifact(artifact)
-    for parameter in (*template.inputs.parameters, *template.outputs.parameters):
+    for parameter in template.inputs.parameters:
         yield from _unsupported_in_parameter(parameter)
+    for parameter in template.outputs.parameters:
+        yield from _unsupported_in_parameter(parameter, may_compute=template.is_group)
     yield from _unsupported_resource(template)
     yield from _unsupported_paths(template)
-    if _has_expression_tag(template):
-        yield "expression tag '{{=…}}'"
+    yield from _unsupported_expressions(template)
+    yield from _unsupported_functions(template.retry_strategy.expression if template.retry_strategy else "")
+    for parameter in template.outputs.parameters:
+        yield from _unsupported_functions((parameter.value_from.expression if parameter.value_from else None) or "")
 
 
 def _unsupported_in_task(task: Task) -> Iterator[str]:
@@ -770,8 +802,9 @@ def _unsupported_in_task(task: Task) -> Iterator[str]:
     for name, hook in task.hooks.items():
         if name != "exit":
             yield f"hooks.{name}"
-        fields = {"templateRef": hook.template_ref, "expression": hook.expression}
-        yield from (f"hooks.{name}.{field}" for field, value in fields.items() if value)
+        if hook.template_ref is not None:
+            yield f"hooks.{name}.templateRef"
+        yield from _unsupported_functions(hook.expression)
         yield from (f"hooks.{name} {feature}" for feature in _unsupported_in_arguments(hook.arguments))
 
 
@@ -817,12 +850,12 @@ def _unsupported_in_artifact(artifact: Artifact) -> Iterator[str]:
     yield from (f"artifact '{artifact.name}' archive.{kind}" for kind in artifact.archive or () if kind == "zip")
 
 
-def _unsupported_in_parameter(parameter: Parameter) -> Iterator[str]:
+def _unsupported_in_parameter(parameter: Parameter, *, may_compute: bool = False) -> Iterator[str]:
     source = parameter.value_from
     if source is None:
         return
     fields = {
-        "expression": source.expression,
+        "expression": None if may_compute else source.expression,
         "supplied": source.supplied,
         "event": source.event,
         "configMapKeyRef": source.config_map_key_ref,
@@ -858,28 +891,27 @@ def _unsupported_paths(template: Template) -> Iterator[str]:
             ("jqFilter", read_jq_path, source and source.jq_filter),
         ):
             try:
-                read(fill(path or ".", lambda _name: "x"))
+                read(blanked(path or ".", "x"))
             except PathError:
                 yield f"parameter '{parameter.name}' valueFrom.{name} {path}"
 
 
-_EXPRESSION_TAG = re.compile(r"\{\{\s*=")
+_ARGO_NAMES = re.compile(r"\b(inputs|item|lastRetry|outputs|pod|retries|sprig|steps|tasks|workflow)\b")
+"""What tells an expression of Argo's from other text between braces."""
 
 
-def _has_expression_tag(value: object) -> bool:
-    return any(_EXPRESSION_TAG.search(text) for text in _texts(value))
+def _unsupported_expressions(value: object) -> Iterator[str]:
+    for text in expressions(value):
+        try:
+            unknown = expr.read(text).unknown_functions
+        except ExpressionError as error:
+            if _ARGO_NAMES.search(text):
+                yield f"expression {{{{={text}}}}} ({error})"
+            continue
+        yield from (f"expression function {name}" for name in unknown)
 
 
-def _texts(value: object) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _texts(key)
-            yield from _texts(inner)
-    elif isinstance(value, tuple | list):
-        for inner in value:
-            yield from _texts(inner)
-    elif hasattr(value, "__struct_fields__"):
-        for name in value.__struct_fields__:
-            yield from _texts(getattr(value, name))
+def _unsupported_functions(expression: str) -> Iterator[str]:
+    """One that cannot be read is invalid on every engine."""
+    with contextlib.suppress(ExpressionError):
+        yield from (f"expression function {name}" for name in expr.read(expression).unknown_functions)
