@@ -1,5 +1,5 @@
 # The commands behind everything: `make demo`, `make up`, `make test`. `make help` lists them.
-# A fresh machine needs Python 3.11 or newer and nothing else.
+# A fresh machine needs Python 3.11 or newer, with venv, and nothing else.
 
 PYTHON ?= python3
 VENV := .venv
