@@ -1719,7 +1719,9 @@ def _source_value(source: ValueFrom, lookup: Lookup) -> str | None:
             return text_of(read(source.expression), lookup)
         except ExpressionError as error:
             raise ManifestError(f"failed to evaluate {source.expression}: {error}") from error
-    text = source.parameter or ""
+    text = source.parameter
+    if text is None:
+        return None
     tag = only_tag(text)
     if tag is not None:
         return lookup(tag)
