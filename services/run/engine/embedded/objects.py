@@ -90,9 +90,10 @@ class Objects:
     def remove_claims_of(self, run_id: str) -> None:
         """Those that `make_claim` made, with what is in them."""
         for file in (self._directory / "objects").glob("*/PersistentVolumeClaim/*.json"):
-            metadata = json.loads(file.read_bytes())["metadata"]
-            if metadata.get("annotations", {}).get(_MADE_BY) == run_id:
-                self._delete("PersistentVolumeClaim", metadata["name"], metadata["namespace"])
+            name, namespace = file.stem, file.parent.parent.name
+            found = self._find("PersistentVolumeClaim", name, namespace)
+            if found is not None and found["metadata"].get("annotations", {}).get(_MADE_BY) == run_id:
+                self._delete("PersistentVolumeClaim", name, namespace)
 
     def secret(self, namespace: str, name: str) -> dict[str, bytes] | None:
         """The decoded entries of a secret."""
