@@ -202,9 +202,9 @@ async def test_a_terminated_run_does_not_wait_for_the_object_store(shared_runner
 async def test_a_run_is_retried_after_a_restart_whatever_the_engine_has_kept(
     object_store_access: ObjectStoreAccess, is_erased: bool
 ) -> None:
-    given = {"given": {"v": of("a")}, "files": {"f": file_of("a", "f")}}
+    use = task("c", "use", "b", "a", given={"v": of("a")}, files={"f": file_of("a", "f")})
     manifest = workflow(
-        dag(task("a", "make"), task("b", "fail-once", "a"), task("c", "use", "b", "a", **given)),
+        dag(task("a", "make"), task("b", "fail-once", "a"), use),
         templates={
             "make": on_claim(
                 "echo a >> /v/made; printf value > /tmp/o; echo content > /tmp/f",
@@ -256,6 +256,38 @@ async def test_no_artifact_is_stored_where_it_has_no_place(
     assert run.phase == "Error"
     assert run.message.startswith("Error (exit code 1): /tmp/a: the key ")
     assert msgspec.json.encode(run.node()["outputs"]).count(b'"s3"') == 1  # its log's
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["manifests/0123", "/manifests/0123", "pipelines//x", "./manifests/0123", "a/../pipelines/x", "a\0b", "/"],
+)
+async def test_no_artifact_is_read_where_nobody_has_any(
+    key: str, shared_runner: RunnerProcess, object_store_access: ObjectStoreAccess
+) -> None:
+    artifact = {"f": {"path": "/f", "s3": {"key": key}, "archive": {"none": {}}}}
+    async with embedded(shared_runner)(object_store_access) as made, recording(made.engine) as recorder:  # type: ignore[arg-type]
+        for kept in ("manifests/0123", "pipelines/x"):
+            await made.blobs.put(kept, b"of the server")
+        run = await recorder.carry_out(workflow(c("cat /f", files=artifact)))
+
+    assert run.phase == "Error"
+    assert run.message.startswith("artifact f: the key ")
+
+
+@pytest.mark.parametrize(
+    "make", ["d=$(printf %0200d/ 1 2 3 4 5); mkdir -p $d; touch $d/f", "touch $(printf 'a\\377b')"]
+)
+async def test_a_directory_with_a_name_that_no_store_takes_is_an_error(
+    make: str, shared_runner: RunnerProcess, object_store_access: ObjectStoreAccess
+) -> None:
+    plain = {"a": {"path": "/tmp/a", "archive": {"none": {}}}}
+    script = f"mkdir /tmp/a; cd /tmp/a; {make}"
+    async with embedded(shared_runner)(object_store_access) as made, recording(made.engine) as recorder:  # type: ignore[arg-type]
+        run = await recorder.carry_out(workflow(c(script, leaves=plain)))
+
+    assert run.phase == "Error"
+    assert run.message.startswith("Error (exit code 1): /tmp/a: the key ")
 
 
 async def test_a_runner_that_is_stopped_lets_its_steps_end_and_what_follows_is_for_the_next_one(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import datetime
@@ -40,9 +41,11 @@ _CREDENTIALS = {
 }
 
 
-_RESERVED = ("manifests/", "pipelines/")
+_RESERVED = ("manifests", "pipelines")
 """Where the server keeps what runs are made of: no place for what a step writes, or reads."""
 _LARGEST_KEY_BYTES = 1024
+_IS_STORABLE = re.compile(r"[^\0\ud800-\udfff]+")
+"""A file's name may be no text at all, which Python shows as lone surrogates."""
 _AT_ONCE = 4
 
 
@@ -80,8 +83,10 @@ class Artifacts:
 
     async def _fetch(self, artifact: PlacedArtifact, target: Path) -> Path:
         key = str((artifact.s3 or {}).get("key", ""))
-        if f"{key}/".startswith(_RESERVED):
-            raise CannotPrepare(f"artifact {artifact.name}: the key {key!r} lies among what the server keeps")
+        try:
+            _check_readable(key)
+        except _BadKey as error:
+            raise CannotPrepare(f"artifact {artifact.name}: {error}") from error
         await asyncio.to_thread(_make_empty, target)
         packed, placed = target / "object", target / "artifact"
         try:
@@ -162,7 +167,7 @@ class Artifacts:
         A key that nobody else uses holds nothing but this when it is done: an earlier attempt may have left more.
         """
         files = {
-            f"{key}/{relative}" if relative else key: file
+            _checked(f"{key}/{relative}" if relative else key): file
             for relative, file in await asyncio.to_thread(_files_at, path)
         }
         if is_own:
@@ -199,17 +204,25 @@ async def _each(names: Iterable[str], work: Callable[[str], Awaitable[None]]) ->
 
 
 class _BadKey(Exception):
-    """Nothing can be stored there."""
+    """Nothing can be stored there, or read."""
 
 
 def _checked(key: str) -> str:
-    """A key as written in a template. What the store would refuse for ever must not be tried for ever."""
-    parts = key.split("/")
-    if len(key.encode()) > _LARGEST_KEY_BYTES or any(part in ("", ".", "..") for part in parts) or "\0" in key:
+    """A key to store at, as written in a template or as a step named its files."""
+    if "" in key.split("/"):
         raise _BadKey(f"the key {key[:200]!r} is not valid")
-    if key.startswith(_RESERVED):
-        raise _BadKey(f"the key {key!r} lies among what the server keeps")
+    _check_readable(key)
     return key
+
+
+def _check_readable(key: str) -> None:
+    """What the store would refuse for ever must not be tried for ever. Several slashes are one to some stores."""
+    parts = [part for part in key.split("/") if part]
+    size = len(key.encode(errors="replace"))
+    if not parts or size > _LARGEST_KEY_BYTES or {".", ".."}.intersection(parts) or not _IS_STORABLE.fullmatch(key):
+        raise _BadKey(f"the key {key[:200]!r} is not valid")
+    if parts[0] in _RESERVED:
+        raise _BadKey(f"the key {key!r} lies among what the server keeps")
 
 
 def artifact_prefix(workflow_name: str, created_at: datetime) -> str:
