@@ -19,7 +19,7 @@ from services.run.engine.embedded.runner.client import RunnerClient
 from shared.blobs import Blobs
 from shared.errors import Unavailable
 from tests.contract.engine.engines import RunnerProcess, embedded, open_blobs, runner_process
-from tests.contract.engine.manifests import c, dag, file_of, of, on_claim, task, workflow
+from tests.contract.engine.manifests import c, dag, file_of, given, of, on_claim, task, workflow
 from tests.contract.engine.marked import begun, gone, marked, new_marker, processes_with
 from tests.contract.engine.recorder import Recorder, Run, new_run, said
 from tests.support.eventually import eventually
@@ -288,6 +288,34 @@ async def test_a_directory_with_a_name_that_no_store_takes_is_an_error(
 
     assert run.phase == "Error"
     assert run.message.startswith("Error (exit code 1): /tmp/a: the key ")
+
+
+@pytest.mark.parametrize(("kibibytes", "is_told"), [(200, False), (300, True), (1024, True)])
+async def test_a_large_parameter_is_passed_on_unchanged_and_told_of(
+    kibibytes: int,
+    is_told: bool,
+    shared_runner: RunnerProcess,
+    object_store_access: ObjectStoreAccess,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    bulk = kibibytes * 1024
+    make = f"printf 'ä\\042\\\\\\n' > /tmp/o; head -c {bulk} /dev/zero | tr '\\0' x >> /tmp/o"
+    take = c(
+        "cp /f /tmp/o", takes=["v"], gives={"o": "/tmp/o"}, files={"f": {"path": "/f", "raw": {"data": given("v")}}}
+    )
+    manifest = workflow(
+        dag(task("a", "make"), task("b", "take", "a", given={"v": of("a")})),
+        templates={"make": c(make, gives={"o": "/tmp/o"}), "take": take},
+    )
+    async with embedded(shared_runner)(object_store_access) as made, recording(made.engine) as recorder:  # type: ignore[arg-type]
+        run = await recorder.carry_out(manifest)
+
+    text = 'ä"\\\n' + "x" * bulk
+    assert run.phase == "Succeeded"
+    assert run.value(".a") == run.given(".b", "v") == run.value(".b") == text
+    told = [record.getMessage() for record in caplog.records if "bytes of outputs" in record.getMessage()]
+    assert len(told) == (2 if is_told else 0)
+    assert all(run.id_of(name) in line for name, line in zip((".a", ".b"), told, strict=False))
 
 
 async def test_a_runner_that_is_stopped_lets_its_steps_end_and_what_follows_is_for_the_next_one(

@@ -7,6 +7,7 @@ collected as well, and what is missing is said, not raised: the reconciler decid
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
 import shutil
@@ -31,9 +32,13 @@ from services.run.engine.embedded.runtime.tree import OutsideTree, Tree, find, r
 from services.run.engine.embedded.specs import CannotPrepare
 from shared.blobs import Blobs, NoSuchObject
 
+_log = logging.getLogger(__name__)
+
 LARGEST_PARAMETER_BYTES = 4 * 1024 * 1024
 """Far above what fits a pod's annotation; a file beyond it is no parameter."""
 LARGEST_RESULT_BYTES = 256 * 1024
+_LARGEST_ELSEWHERE_BYTES = 256 * 1024
+"""What the annotation of a pod holds, and with it all of a step's outputs on a cluster (§9, "parameter size")."""
 
 _CREDENTIALS = {
     "accessKeySecret": {"name": "mlpipeline-minio-artifact", "key": "accesskey"},
@@ -144,6 +149,10 @@ class Artifacts:
             log=await self._store_log(order.node_id, log),
             result=await asyncio.to_thread(_read_result, stdout_of(attempt_dir)) if order.needs_result else None,
         )
+        if (size := len(msgspec.json.encode(outputs))) > _LARGEST_ELSEWHERE_BYTES:
+            _log.warning(
+                "step %s has %d bytes of outputs: too many on a cluster, where 256 KiB is all", order.node_id, size
+            )
         return Found(outputs=outputs, problem=problems[0] if problems else None)
 
     async def _store(self, node_id: str, wanted: WantedArtifact, path: Path, scratch: Path) -> dict[str, Any]:
