@@ -6,7 +6,7 @@ import re
 import secrets
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, NewType, assert_never
+from typing import NewType, assert_never
 
 import msgspec
 
@@ -166,17 +166,21 @@ def check_name(name: str) -> None:
     check_length("job name", name)
 
 
+_Skipped = dict[str, msgspec.Raw]
+"""A mapping of anything. What it holds is not built: of a large manifest that would take long."""
+
+
 class _Arguments(msgspec.Struct, frozen=True):
-    parameters: list[dict[str, Any]] | None = None
+    parameters: list[_Skipped] | None = None
 
 
 class _Spec(msgspec.Struct, frozen=True):
     arguments: _Arguments | None = None
-    templates: list[dict[str, Any]] | None = None
+    templates: list[_Skipped] | None = None
 
 
 class _Workflow(msgspec.Struct, frozen=True):
-    metadata: dict[str, Any] | None = None
+    metadata: _Skipped | None = None
     spec: _Spec | None = None
 
 

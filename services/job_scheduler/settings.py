@@ -23,8 +23,8 @@ class Settings(ServiceSettings, frozen=True, kw_only=True):
     """The SHA-256 of that agent's token. Empty: nobody reports."""
     ask_seconds: float = 2.0
     """How long creation waits for another service's answer before it is a 503."""
-    check_seconds: float = 10.0
-    """How long creation waits for the check of its manifest, which takes the run service's processor."""
+    check_seconds: float = 120.0
+    """How long creation waits for the check of its manifest: a large one takes the run service many seconds."""
     applied_wait_seconds: float = 1.0
     """How long a deletion waits until runs have forgotten the job."""
 
