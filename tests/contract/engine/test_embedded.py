@@ -452,3 +452,16 @@ async def test_a_step_that_wants_more_memory_than_its_limit_is_killed_and_its_no
     assert (run.phase, run.message) == ("Failed", "OOMKilled (exit code 137)")
     assert run.node()["outputs"]["exitCode"] == "137"
     assert [each["name"] for each in run.node()["outputs"]["artifacts"]] == ["left", "main-logs"]
+
+
+async def test_a_workflow_of_very_many_templates_begins_and_ends_like_any_other(
+    shared_runner: RunnerProcess, object_store_access: ObjectStoreAccess
+) -> None:
+    unused = {f"unused-{number}": c("false") for number in range(400)}
+    async with embedded(shared_runner)(object_store_access) as made, recording(made.engine) as recorder:  # type: ignore[arg-type]
+        run = await recorder.carry_out(workflow(c("true"), templates=unused))
+        assert (run.phase, run.phases()) == ("Succeeded", {"": "Succeeded"})
+        # What is wrong with it is told as it is of a small one.
+        run = await recorder.carry_out(workflow(c("true", parallelism="many"), templates=unused))
+        assert (run.phase, run.phases()) == ("Error", {})
+        assert "parallelism" in run.message

@@ -14,10 +14,10 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import msgspec
 
@@ -48,12 +48,17 @@ from shared.clock import Clock, SystemClock
 from shared.errors import Unavailable
 from shared.telemetry import continue_trace
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 _log = logging.getLogger(__name__)
 
 _KEY = re.compile(r"(?P<run_id>[^.]+)\.(?P<attempt>\d+)\.(?P<node_id>.+)")
 
 _STARTED_SECONDS = 0.05
 """How long a step's start may go unrecorded, which is longer than a quick step takes."""
+_MANY_TEMPLATES = 300
+"""It takes a tenth of a second to make a start on so many."""
 _MOST_CRASHES = 3
 _CHORES_SECONDS = 2.0
 _CLEARING_SECONDS = 0.3
@@ -249,8 +254,10 @@ class EmbeddedEngine:
     async def _live(self, workflow: _Workflow) -> None:
         """The life of one workflow, from here to its end."""
         with continue_trace(workflow.submission.traceparent or None):
+            # The first look at a large workflow takes seconds, and the others live on meanwhile.
+            once = asyncio.to_thread if _is_large(workflow.submission) else _at_once
             try:
-                state = workflow.state = _open_state(workflow.submission, self._limits)
+                state = workflow.state = await once(_open_state, workflow.submission, self._limits)
                 await self._make_claims(workflow, state)
             except (ManifestError, ObjectError) as error:
                 await self._report(workflow, _ended_in_error(workflow, str(error), self._clock.now()))
@@ -258,14 +265,14 @@ class EmbeddedEngine:
             artifacts = Artifacts(self._blobs, workflow.name, state.identity.created_at)
             if workflow.is_resumed:
                 await self._sweep(workflow)
-            events: Sequence[Event] = workflow.mail()
+            turn = await once(advance, state, workflow.mail(), self._clock.now())
             while True:
-                turn = advance(state, events, self._clock.now())
                 await self._record(workflow, state, turn)
                 self._act(workflow, turn, artifacts, state.identity.namespace)
                 if turn.finished:
                     break
                 events = await workflow.next_events(turn.wake_at, self._clock.now())
+                turn = advance(state, events, self._clock.now())
             if state.plan.claims and (turn.phase is Phase.SUCCEEDED or state.plan.removes_claims_of_failures):
                 self._soon(self._steps.remove_claims(workflow.submission.run_id))
 
@@ -465,6 +472,14 @@ class _Workflow:
             self.task.cancel()
             await asyncio.wait([self.task])
         await self.stop_steps()
+
+
+async def _at_once(work: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
+    return work(*given, **named)
+
+
+def _is_large(submission: Submission) -> bool:
+    return len(submission.workflow["spec"].get("templates") or ()) >= _MANY_TEMPLATES
 
 
 def _bring_forward(limit: asyncio.Timeout, seconds: float) -> None:
