@@ -90,7 +90,7 @@ class Runner:
         return (self.room / "runner.log").read_text()
 
     def spec(self, *argv: str, key: str | None = None, env: dict[str, str] | None = None, **rest: Any) -> StepSpec:
-        of_main = {name: rest.pop(name) for name in ("cwd", "mounts") if name in rest}
+        of_main = {name: rest.pop(name) for name in ("cwd", "mounts", "image", "runs_entrypoint") if name in rest}
         main = Process(argv=argv, env={"MARKER": self.marker, **(env or {})}, **of_main)
         return StepSpec(key=key or f"step-{next(_numbers)}", main=main, **rest)
 

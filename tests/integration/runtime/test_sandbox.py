@@ -231,9 +231,15 @@ async def test_what_cannot_be_placed_or_mounted_is_said(runner: Runner) -> None:
     assert (ended.end, ended.reason) == (End.COULD_NOT_START, "/no/such: no such directory to mount")
 
 
-async def test_the_banner_is_the_first_line_and_both_outputs_follow(runner: Runner) -> None:
-    _, log = await runner.shell("echo out; echo err >&2; echo out again", banner="image x is not used here")
-    assert log == "image x is not used here\nout\nerr\nout again\n"
+async def test_the_first_line_says_that_the_image_is_ignored_and_both_outputs_follow(runner: Runner) -> None:
+    _, log = await runner.shell("echo out; echo err >&2; echo out again", image="alpine:3")
+    assert log == ("headrace: this step runs as a process; its image alpine:3 is not used\nout\nerr\nout again\n")
+
+
+async def test_the_program_of_an_image_is_not_known(runner: Runner) -> None:
+    spec = runner.spec("an argument", image="cowsay", runs_entrypoint=True)
+    ended = await runner.run(spec)
+    assert (ended.end, ended.reason) == (End.COULD_NOT_START, "image entrypoint unknown: cowsay")
 
 
 async def test_planted_links_do_not_lead_the_collector_out(runner: Runner) -> None:

@@ -70,3 +70,23 @@ def test_a_secret_that_several_containers_mount_is_written_once(place: Place, ob
     assert spec.main.mounts == spec.sidecars[0].mounts
     assert all(mount.read_only for mount in spec.main.mounts)
     assert (Path(spec.main.mounts[0].source) / "k").read_text() == "v"
+
+
+def test_the_runtime_is_told_images_and_where_outputs_will_lie(place: Place, objects: Objects) -> None:
+    spec = built(
+        """
+    name: main
+    container: {image: cowsay, args: [moo]}
+    sidecars: [{name: side, image: nginx, command: [nginx], args: [-g, daemon off;]}]
+    outputs:
+      artifacts: [{name: a, path: /tmp/out/a}, {name: b, path: /b}]
+      parameters: [{name: p, valueFrom: {path: /tmp/out/p}}]
+""",
+        place,
+        objects,
+    )
+    assert (spec.main.image, spec.main.argv, spec.main.runs_entrypoint, spec.main.cwd) == ("cowsay", ("moo",), True, "")
+    side = spec.sidecars[0]
+    assert (side.image, side.argv, side.runs_entrypoint) == ("nginx", ("nginx", "-g", "daemon off;"), False)
+    assert spec.outputs == ("/tmp/out/a", "/b", "/tmp/out/p")
+    assert spec.make_directories == ("/tmp/out", "/")

@@ -63,10 +63,10 @@ class _Builder:
             init=tuple(map(self._process, order.init)),
             sidecars=tuple(map(self._process, order.sidecars)),
             files=tuple(self._files(staged)),
-            make_directories=tuple(dict.fromkeys(_output_directories(order))),
+            make_directories=tuple(dict.fromkeys(str(PurePosixPath(path).parent) for path in _outputs(order))),
             deadline_seconds=order.deadline_seconds,
             keep_stdout=order.needs_result,
-            banner=f"headrace: this step runs as a process; its image {order.main.image or '(none)'} is not used",
+            outputs=tuple(_outputs(order)),
         )
 
     def _process(self, process: Process) -> runtime.Process:
@@ -74,12 +74,12 @@ class _Builder:
         argv = [expand_variables(text, env) for text in (*process.command, *process.args)]
         if process is self._order.main and self._order.kind is StepKind.SCRIPT:
             argv.append(SCRIPT_PATH)
-        if not process.command and self._order.kind is StepKind.CONTAINER:
-            raise CannotPrepare(f"image entrypoint unknown: {process.image}")
         return runtime.Process(
             argv=tuple(argv),
+            runs_entrypoint=not process.command,
+            image=process.image,
             env=env,
-            cwd=process.working_dir or "/",
+            cwd=process.working_dir,
             mounts=tuple(self._mounts(process)),
             memory_bytes=process.memory_bytes,
             cpu_millis=process.cpu_millis,
@@ -229,13 +229,13 @@ def _from_host(artifact: PlacedArtifact, source: Path) -> runtime.Placement:
     return runtime.Placement(target=artifact.path, source=str(source), mode=artifact.mode)
 
 
-def _output_directories(order: StepOrder) -> Iterable[str]:
-    """Parents of everything declared, so that a step may write without making directories first (§9, §17)."""
+def _outputs(order: StepOrder) -> Iterable[str]:
+    """Every declared path. Its parent is made, so that a step may write without making directories first (§9, §17)."""
     for artifact in order.output_artifacts:
-        yield str(PurePosixPath(artifact.path).parent)
+        yield artifact.path
     for parameter in order.output_parameters:
         if parameter.value_from is not None and parameter.value_from.path:
-            yield str(PurePosixPath(parameter.value_from.path).parent)
+            yield parameter.value_from.path
 
 
 def _text(value: bytes) -> str:

@@ -415,8 +415,8 @@ class StepRunner:
         try:
             await prepared
             log = self._journal.open_log(spec.key)
-            if spec.banner:
-                os.write(log, spec.banner.encode() + b"\n")
+            if first_line := runtime.first_line(spec):
+                os.write(log, first_line.encode() + b"\n")
 
             async def start(name: str, process: Process) -> Running:
                 own_home, own_tree = home, tree
@@ -426,8 +426,14 @@ class StepRunner:
                     await asyncio.to_thread(runtime.prepare, spec, name, own_home, own_tree)
                 if attempt.ending is not None:
                     raise _EndedEarly
-                own_stdout = stdout if name == MAIN else None
-                running = attempt.running[name] = runtime.start(process, own_home, own_tree, log, own_stdout)
+                running = attempt.running[name] = runtime.start(
+                    process,
+                    own_home,
+                    own_tree,
+                    log,
+                    stdout=stdout if name == MAIN else None,
+                    outputs=spec.outputs if name == MAIN else (),
+                )
                 return running
 
             async def finish(name: str, running: Running) -> Ended:

@@ -9,6 +9,7 @@ files and mounts; it refuses to know workflows, templates, retries, object store
     process.py   a child process seen from outside: its end, its descendants, its signals
     limits.py    how much of the machine a process may use
     tree.py      where a path of the step lies on the host
+    placing.py   what is put there before its start
     archive.py   outputs to tgz and back
 """
 
@@ -38,8 +39,12 @@ class Process(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A program to run; `env` is final, on top of the small fixed environment of the runtime."""
 
     argv: tuple[str, ...]
+    runs_entrypoint: bool = False
+    """`argv` are arguments of the program that the image names."""
+    image: str = ""
     env: dict[str, str] = {}
-    cwd: str = "/"
+    cwd: str = ""
+    """Empty: the image's own, else the root."""
     mounts: tuple[Mount, ...] = ()
     memory_bytes: int | None = None
     """The most that it and what it begets may hold in memory."""
@@ -65,8 +70,8 @@ class StepSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     `init` run in order, each must exit 0; `sidecars` live beside `main` and are stopped when it ends. Every process
     has a private tree and mounts of its own, as containers of a pod have; `files` and `make_directories` belong to
-    main's, and what lies under a mount goes into the mount. `banner` is the first line of the log. With `keep_stdout`
-    what main writes there is kept by itself, too, without what it says to stderr.
+    main's, and what lies under a mount goes into the mount. `outputs` are the paths that will be collected from main's
+    tree. With `keep_stdout` what main writes there is kept by itself, too, without what it says to stderr.
     """
 
     key: Key
@@ -75,8 +80,8 @@ class StepSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     sidecars: tuple[Process, ...] = ()
     files: tuple[Placement, ...] = ()
     make_directories: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
     deadline_seconds: float | None = None
-    banner: str = ""
     keep_stdout: bool = False
 
 
@@ -120,8 +125,23 @@ class Runtime(Protocol):
     def prepare(self, spec: StepSpec, name: str, home: Path, tree: Tree) -> None:
         """Make the directories and place the files. Raises CannotStart."""
 
-    def start(self, process: Process, home: Path, tree: Tree, log: int, stdout: int | None = None) -> Running:
-        """Start; stdout and stderr go to the file descriptor `log`, or stdout to its own. Raises CannotStart."""
+    def first_line(self, spec: StepSpec) -> str:
+        """What the step's log begins with; empty where there is nothing to say."""
+
+    def start(
+        self,
+        process: Process,
+        home: Path,
+        tree: Tree,
+        log: int,
+        *,
+        stdout: int | None = None,
+        outputs: tuple[str, ...] = (),
+    ) -> Running:
+        """Start; stdout and stderr go to the file descriptor `log`, or stdout to its own. Raises CannotStart.
+
+        At its end `outputs` lie where the tree says, as far as it left them.
+        """
 
     def close(self) -> None:
         """No process of a step is left: leave nothing else behind."""

@@ -27,7 +27,7 @@ import shutil
 import signal
 import stat
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import msgspec
 
@@ -35,8 +35,6 @@ from services.run.engine.embedded.runtime import (
     MAIN,
     CannotStart,
     Ended,
-    Mount,
-    Placement,
     Process,
     Running,
     StepSpec,
@@ -45,6 +43,7 @@ from services.run.engine.embedded.runtime import (
 from services.run.engine.embedded.runtime import process as processes
 from services.run.engine.embedded.runtime import tree as trees
 from services.run.engine.embedded.runtime.limits import Bound, Keeper
+from services.run.engine.embedded.runtime.placing import mounted, place
 from services.run.engine.embedded.runtime.tree import Branch, OutsideTree, Tree
 
 SHIMS = "/.step/bin"
@@ -130,7 +129,7 @@ class Sandbox:
                     Branch(target=directory, source=directory, lower=directory, read_only=True)
                     for directory in self._view.bound
                 ),
-                *(_mounted(mount) for mount in processes_of(spec)[name].mounts),
+                *(mounted(mount) for mount in processes_of(spec)[name].mounts),
             )
         )
 
@@ -148,26 +147,30 @@ class Sandbox:
             os.mkdir(f"{at}/work/{flat}")
             # The merged directory shows the upper one's mode.
             os.mkdir(f"{at}/layers/{flat}", self._modes[directory])
-        try:
-            self._put_bash_at_sh(tree)
-            process = spec.main if name == MAIN else None
-            if process is not None:
-                for path in spec.make_directories:
-                    trees.make_directory(tree, path)
-                for placement in spec.files:
-                    _place(placement, tree)
-        except OutsideTree as error:
-            raise CannotStart(str(error)) from error
-        except shutil.Error as error:  # of a whole directory: one reason per file
-            raise CannotStart(f"files cannot be placed: {error}") from error
-        except OSError as error:
-            raise CannotStart(f"{error.filename or name}: {error.strerror}") from error
+        self._put_bash_at_sh(tree)
+        if name == MAIN:
+            place(spec, tree)
 
-    def start(self, process: Process, home: Path, tree: Tree, log: int, stdout: int | None = None) -> Running:
+    def first_line(self, spec: StepSpec) -> str:
+        image = spec.main.image
+        return f"headrace: this step runs as a process; its image {image} is not used" if image else ""
+
+    def start(
+        self,
+        process: Process,
+        home: Path,
+        tree: Tree,
+        log: int,
+        *,
+        stdout: int | None = None,
+        outputs: tuple[str, ...] = (),
+    ) -> Running:
+        if process.runs_entrypoint:
+            raise CannotStart(f"image entrypoint unknown: {process.image}")
         if not process.argv:
             raise CannotStart("no command")
         with contextlib.suppress(OutsideTree, OSError):  # bubblewrap says best why a directory is none
-            trees.make_directory(tree, process.cwd)
+            trees.make_directory(tree, process.cwd or "/")
         bound = self._bound(process)
         arguments = self._arguments(process, home, tree)
         started_at_byte = os.fstat(log).st_size
@@ -237,7 +240,7 @@ class Sandbox:
         told += ["--clearenv"]
         for name, value in {**self._environment, **process.env}.items():
             told += ["--setenv", name, value]
-        told += ["--chdir", process.cwd]
+        told += ["--chdir", process.cwd or "/"]
         return told
 
     def _mask(self, path: str) -> list[str]:
@@ -368,34 +371,6 @@ def search_path(python: str | None) -> str:
     standard = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"]
     beside_python = [] if python is None or str(Path(python).parent) in standard else [str(Path(python).parent)]
     return ":".join([SHIMS, *beside_python, *standard])
-
-
-def _place(placement: Placement, tree: Tree) -> None:
-    target = trees.place_for(tree, placement.target)
-    if placement.source is None:
-        target.write_text(placement.text or "")
-    elif os.path.isdir(placement.source):
-        shutil.copytree(placement.source, target, symlinks=True, dirs_exist_ok=True)
-    else:
-        shutil.copyfile(placement.source, target)
-        target.chmod(stat.S_IMODE(os.stat(placement.source).st_mode) | stat.S_IRUSR | stat.S_IWUSR)
-    if placement.mode is not None:
-        target.chmod(placement.mode)
-
-
-def _mounted(mount: Mount) -> Branch:
-    source = Path(mount.source)
-    if not source.is_absolute() or not source.exists():
-        raise CannotStart(f"{mount.source}: no such directory to mount")
-    target = PurePosixPath(mount.target)
-    if not target.is_absolute() or target == PurePosixPath("/") or ".." in target.parts:
-        raise CannotStart(f"{mount.target}: nothing can be mounted there")
-    try:
-        # A step that wrote into the volume before may have left a link there to lead us out of it.
-        source = trees.inside(source, mount.sub_path) if mount.sub_path.strip("/.") else source
-    except (OutsideTree, OSError) as error:
-        raise CannotStart(f"{mount.target}: {error}") from error
-    return Branch(target=str(target), source=str(source), read_only=mount.read_only)
 
 
 def _holds(directory: str, path: str) -> bool:
