@@ -46,7 +46,7 @@ def create_app(settings: Settings, *, validate: Validator | None = None) -> Serv
         plumbing.bus,
         blobs,
         manifests,
-        validate or _VALIDATORS[settings.engine],
+        validate or _validator(settings),
         Installation(
             namespace=settings.namespace,
             engine=settings.engine,
@@ -89,14 +89,21 @@ def create_app(settings: Settings, *, validate: Validator | None = None) -> Serv
     )
 
 
-def validate_for_embedded_engine(workflow: Mapping[str, object]) -> None:
+def _validator(settings: Settings) -> Validator:
+    if settings.engine is EngineName.EXTERNAL:
+        return validate_for_any_engine
+    # Under `auto` nobody knows here what steps will run in, and what is accepted must not depend on the machine.
+    return partial(validate_for_embedded_engine, runs_images=settings.runtime in ("docker", "podman"))
+
+
+def validate_for_embedded_engine(workflow: Mapping[str, object], *, runs_images: bool = False) -> None:
     """Raises the engine's ManifestError, which has a `reason`."""
     # Imported with the first creation: most of the engine is not the service's business.
     from .engine.embedded import manifest, validation
 
     parsed = manifest.parse(workflow)
     # First what it is called: whoever uses another engine's feature is told so, not what else is missing without it.
-    validation.refuse_unsupported(parsed)
+    validation.refuse_unsupported(parsed, runs_images=runs_images)
     validation.validate(parsed)
 
 
@@ -105,9 +112,3 @@ def validate_for_any_engine(workflow: Mapping[str, object]) -> None:
     from .engine.embedded import manifest, validation
 
     validation.validate(manifest.parse(workflow))
-
-
-_VALIDATORS: Mapping[EngineName, Validator] = {
-    EngineName.EMBEDDED: validate_for_embedded_engine,
-    EngineName.EXTERNAL: validate_for_any_engine,
-}

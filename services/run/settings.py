@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -26,6 +26,9 @@ class Settings(ServiceSettings, frozen=True, kw_only=True):
     engine: EngineName = EngineName.EMBEDDED
     """What drives the runs that are created from now on. `external`: they wait until somebody else runs their workflows
     and an agent reports how that goes."""
+    runtime: Literal["auto", "process", "docker", "podman"] = "auto"
+    """What the embedded engine's steps run in, as its step runner is told. Only where it is said to be containers may a
+    step leave its command to its image."""
     agent_token_sha256: str = ""
     """The SHA-256 of that agent's token. Empty: nobody reports."""
     cache_enabled: bool = True

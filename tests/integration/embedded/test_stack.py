@@ -67,7 +67,7 @@ async def test_ctrl_c_is_an_orderly_stop_and_the_next_start_continues(folder: Pa
 
 
 async def test_a_person_hears_at_the_start_that_steps_cannot_run_and_what_to_do(folder: Path) -> None:
-    nothing = {"HEADRACE_STEP_BUBBLEWRAP": "/bin/false"}
+    nothing = {"HEADRACE_RUNTIME": "process", "HEADRACE_STEP_BUBBLEWRAP": "/bin/false"}
     async with started(folder / "data", command=REAL, variables=nothing) as stack:
         said = await stack.next_complaint()
         assert said.startswith("headrace: steps cannot run: no sandbox: ")

@@ -161,7 +161,7 @@ class Runner:
 
 
 @contextlib.contextmanager
-def runner_room(*, is_ordinary_user: bool) -> Iterator[Runner]:
+def runner_room(*, is_ordinary_user: bool, kind: type[Runner] = Runner) -> Iterator[Runner]:
     """Not pytest's tmp_path: that belongs to our own user alone."""
     room = Path(tempfile.mkdtemp(prefix="headrace-steps-"))
     (room / "data").mkdir()
@@ -169,7 +169,7 @@ def runner_room(*, is_ordinary_user: bool) -> Iterator[Runner]:
     if is_ordinary_user and os.getuid() == 0:
         for path in (room, room / "data", room / "data" / "server-secret"):
             os.chown(path, NOBODY, NOBODY)
-    runner = Runner(room, is_ordinary_user=is_ordinary_user)
+    runner = kind(room, is_ordinary_user=is_ordinary_user)
     try:
         yield runner
         runner.close()

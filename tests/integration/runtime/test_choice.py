@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from infra.embedded.console import Console
+from services.run.engine.embedded.runner.protocol import End
 from tests.integration.runtime.conftest import Runner
 from tests.support.step_sandbox import demand_full_sandbox
 
@@ -70,6 +71,32 @@ async def test_where_the_chosen_python_is_none_other_steps_run_and_the_reason_is
     assert (ended.exit_code, log) == (0, "ran\n")
 
 
+@pytest.mark.parametrize("engine", ["docker", "podman"])
+async def test_where_containers_are_wanted_and_none_can_be_had_no_step_runs_in_anything_else(
+    mortal_runner: Runner, engine: str
+) -> None:
+    mortal_runner.stop()
+    mortal_runner.start(HEADRACE_RUNTIME=engine, PATH=str(mortal_runner.room))
+    info = await mortal_runner.client.info()
+    assert info.runtime == "none"
+    assert info.weaker == (
+        f"no {engine}: there is no command {engine}; "
+        "start the engine and let this user reach it, or set HEADRACE_RUNTIME=process"
+    )
+    ended = await mortal_runner.run(mortal_runner.spec("true", image="alpine"))
+    assert (ended.end, ended.reason) == (End.COULD_NOT_START, info.weaker)
+
+
+async def test_with_neither_a_sandbox_nor_an_engine_no_step_runs(mortal_runner: Runner) -> None:
+    mortal_runner.stop()
+    mortal_runner.start(HEADRACE_STEP_BUBBLEWRAP="/bin/false", PATH=str(mortal_runner.room))
+    info = await mortal_runner.client.info()
+    assert info.runtime == "none"
+    assert info.weaker is not None
+    assert info.weaker.startswith("no sandbox: ")
+    assert info.weaker.endswith("; or start docker or podman")
+
+
 async def test_what_a_runner_complains_of_is_said_by_the_console_of_a_stack(mortal_runner: Runner) -> None:
     mortal_runner.stop()
     said: list[str] = []
@@ -88,7 +115,10 @@ def test_what_demands_the_full_sandbox_passes_in_it(shared_runner: Runner) -> No
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
-        ({"HEADRACE_STEP_BUBBLEWRAP": "/bin/false"}, "less than the full sandbox: none; no sandbox: "),
+        (
+            {"HEADRACE_RUNTIME": "process", "HEADRACE_STEP_BUBBLEWRAP": "/bin/false"},
+            "less than the full sandbox: none; no sandbox: ",
+        ),
         ({"HEADRACE_STEP_PYTHON": "/no/python3"}, "less than the full sandbox: bubblewrap; no python for steps"),
     ],
 )

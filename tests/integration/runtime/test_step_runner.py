@@ -355,7 +355,7 @@ async def test_the_socket_is_for_our_user_alone_and_the_process_is_small(mortal_
 
 async def test_without_a_sandbox_a_step_is_refused_in_clear_words_not_run_bare(mortal_runner: Runner) -> None:
     mortal_runner.stop()
-    mortal_runner.start(HEADRACE_STEP_BUBBLEWRAP="/bin/false")
+    mortal_runner.start(HEADRACE_RUNTIME="process", HEADRACE_STEP_BUBBLEWRAP="/bin/false")
     info = await mortal_runner.client.info()
     assert info.runtime == "none"
     assert info.weaker is not None

@@ -722,10 +722,10 @@ _V2_LAUNCHER = "/kfp-launcher/launch"
 _RESOURCE_KINDS = frozenset({"PersistentVolumeClaim", "VolumeSnapshot", "Secret", "ConfigMap"})
 
 
-def refuse_unsupported(workflow: Workflow, entrypoints: Mapping[str, tuple[str, ...]] | None = None) -> None:
+def refuse_unsupported(workflow: Workflow, *, runs_images: bool = False) -> None:
     """Refuse by name what the embedded engine does not run, instead of ignoring it.
 
-    `entrypoints`: the entrypoints of images that are known, by image; other images need a `command`.
+    `runs_images`: steps are containers of their images, which need no `command` then.
     """
     for feature in _unsupported_in_spec(workflow):
         raise ManifestError(f"{feature} {_REFUSED}")
@@ -736,7 +736,7 @@ def refuse_unsupported(workflow: Workflow, entrypoints: Mapping[str, tuple[str, 
             place = f"templates.{template.name}.{where}"
             if container.command[:1] == (_V2_LAUNCHER,):
                 raise ManifestError(f"{place} v2-compatible mode {_REFUSED}")
-            if not container.command and container.image not in (entrypoints or {}):
+            if not container.command and not runs_images:
                 raise ManifestError(f"{place} image entrypoint unknown: {container.image}")
 
 

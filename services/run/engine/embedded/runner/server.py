@@ -47,6 +47,7 @@ from services.run.engine.embedded.runner.protocol import (
 )
 from services.run.engine.embedded.runner.settings import RunnerSettings
 from services.run.engine.embedded.runtime import (
+    CONTAINER_ENGINES,
     MAIN,
     CannotStart,
     Ended,
@@ -136,6 +137,8 @@ class StepRunner:
         self._has_trash = asyncio.Event()
         self._has_trash.set()  # a former runner's
         self._is_stopping = False
+        self._leftovers: dict[str, asyncio.Task[None]] = {}
+        """By container engine: the removal of what a former runner has left there."""
 
     async def empty_trash(self) -> None:
         """Until cancelled. In batches: each costs a process."""
@@ -150,16 +153,22 @@ class StepRunner:
 
     def remember(self) -> None:
         """Take over what a former runner left: its steps are over, or are about to be."""
-        for key, known in self._journal.remembered().items():
+        remembered = self._journal.remembered()
+        engines = {known.runtime for known in remembered.values() if isinstance(known, StepStart)}
+        engines |= {self._choice.runtime.name} if self._choice.runtime else set()
+        for engine in engines.intersection(CONTAINER_ENGINES):
+            removing = _remove_leftovers(engine, _name(self._journal))
+            self._leftovers[engine] = asyncio.create_task(removing, name=f"remove what {engine} still holds")
+        for key, known in remembered.items():
             if isinstance(known, StepExit):
                 attempt = self._attempts[key] = Attempt(None, StepExited(key=key, exit=known))
                 attempt.over.set()
-            elif not self._journal.is_alive(key):
+            elif known.runtime not in self._leftovers and not self._journal.is_alive(key):
                 attempt = self._attempts[key] = Attempt(None, StepLost(key=key, reason=_LOST))
                 attempt.over.set()
             else:
                 attempt = self._attempts[key] = Attempt(None, StepStarted(key=key, started_at=known.started_at))
-                attempt.task = asyncio.create_task(self._see_off(key, attempt), name=f"see off {key}")
+                attempt.task = asyncio.create_task(self._see_off(key, attempt, known.runtime), name=f"see off {key}")
 
     def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """In a task of ours: of one that the stream made itself, it would report the cancelling as a failure."""
@@ -341,11 +350,14 @@ class StepRunner:
         if running:
             asyncio.get_running_loop().call_later(self._settings.step_grace_seconds, kill)
 
-    async def _see_off(self, key: str, attempt: Attempt) -> None:
+    async def _see_off(self, key: str, attempt: Attempt, runtime: str) -> None:
         """A former runner's processes die with it; until the last has, the step is not lost yet.
 
-        One that was being made in that very moment may not have noticed: who writes to this step's log is this step.
+        Containers do not, and are removed. One that was being made in that very moment may not have noticed: who writes
+        to this step's log is this step.
         """
+        if runtime in self._leftovers:
+            await asyncio.wait((self._leftovers[runtime],))
         while self._journal.is_alive(key):
             for pid in await asyncio.to_thread(writers_to, self._journal.log_of(key)):
                 send(pid, signal.SIGKILL)
@@ -591,18 +603,30 @@ async def _choose(settings: RunnerSettings, journal: Journal) -> Choice:
     scratch.mkdir(mode=0o700, exist_ok=True)
     masked = (str(journal.steps_dir), *_real(settings.step_masked_paths))
     return await choose(
+        settings.runtime,
         scratch=scratch,
         python=settings.step_python,
         masked=tuple(dict.fromkeys(masked)),
         host_directories=settings.step_host_directories,
         environment=settings.step_variables,
-        control_group=_control_group(journal) if settings.step_limits else None,
+        name=_name(journal),
+        keeps_limits=settings.step_limits,
         bubblewrap=settings.step_bubblewrap,
     )
 
 
-def _control_group(journal: Journal) -> str:
-    """Of this directory's steps alone, and the same for the next runner."""
+async def _remove_leftovers(engine: str, name: str) -> None:
+    from services.run.engine.embedded.runtime.container import find_command_line
+
+    command_line = find_command_line(engine, name)
+    if command_line is None:
+        _log.warning("there is no command %s any more: what a former step runner started by it is left alone", engine)
+    else:
+        await command_line.remove_leftovers()
+
+
+def _name(journal: Journal) -> str:
+    """Of this directory and no other, the same for the next runner."""
     seen = os.stat(journal.steps_dir)
     return f"headrace-steps-{seen.st_dev:x}-{seen.st_ino:x}"
 

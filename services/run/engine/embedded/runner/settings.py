@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from services.run.engine.embedded.runtime import Wanted
+
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 
 
@@ -25,6 +27,13 @@ class RunnerSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     steps_dir: str
     """Where each attempt keeps its journal, its log and its private tree. Belongs to one runner."""
+
+    runtime: Wanted = "auto"
+    """What steps run in: `process` is the sandbox, where images are ignored; `docker` and `podman` run the images.
+
+    `auto`: the sandbox, or containers where this machine does not let us make one. Whether a step may leave its command
+    to its image is decided when its run is created, by the same setting of the run service: under `auto` it may not.
+    """
 
     step_python: str = msgspec.field(default_factory=server_python)
     """What `python` and `python3` mean inside a step: a path, or a name that our PATH leads to.

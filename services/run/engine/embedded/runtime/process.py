@@ -24,6 +24,7 @@ def spawn(
     cwd: str,
     log: int,
     stdout: int | None = None,
+    stdin: int | None = None,
     keep: Sequence[int] = (),
 ) -> int:
     """Start a program in a session of its own and return its pid. Raises OSError.
@@ -34,7 +35,7 @@ def spawn(
         argv,
         env=dict(env),
         cwd=cwd,
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.DEVNULL if stdin is None else stdin,
         stdout=log if stdout is None else stdout,
         stderr=log,
         pass_fds=tuple(keep),
