@@ -444,7 +444,8 @@ async def test_a_workflow_that_calls_itself_ends_where_the_engine_says(
 async def test_a_step_that_wants_more_memory_than_its_limit_is_killed_and_its_node_says_why(
     shared_runner: RunnerProcess, object_store_access: ObjectStoreAccess
 ) -> None:
-    hog = c("echo > /tmp/left; exec python3 -c 'bytearray(300 * 1024 * 1024)'", leaves={"left": "/tmp/left"})
+    take = "import time; held = bytearray(300 * 1024 * 1024); time.sleep(1000)"
+    hog = c(f"echo > /tmp/left; exec python3 -c '{take}'", leaves={"left": "/tmp/left"})
     hog["container"]["resources"] = {"limits": {"memory": "64Mi", "cpu": 1}}
     async with embedded(shared_runner)(object_store_access) as made, recording(made.engine) as recorder:  # type: ignore[arg-type]
         run = await recorder.carry_out(workflow(hog))

@@ -13,7 +13,9 @@ from services.run.engine.embedded.runtime import StepSpec
 from tests.integration.runtime.conftest import Runner
 
 MEBIBYTE = 1024 * 1024
-HOG = "held = bytearray(200 * 1024 * 1024)"
+TAKE = "held = bytearray(200 * 1024 * 1024)"
+HOG = f"import time; {TAKE}; time.sleep(1000)"
+"""It holds what it took, until somebody looks."""
 TOGETHER = """
 import os
 children = [os.fork() for _ in range(4)]
@@ -58,7 +60,7 @@ async def test_limits_are_not_kept_where_a_setting_says_so(mortal_runner: Runner
     mortal_runner.stop()
     mortal_runner.start(HEADRACE_STEP_LIMITS="false")
     assert (await mortal_runner.client.info()).limits == "nothing"
-    ended = await mortal_runner.run(limited(mortal_runner, "python3", "-c", HOG, memory=50 * MEBIBYTE))
+    ended = await mortal_runner.run(limited(mortal_runner, "python3", "-c", TAKE, memory=50 * MEBIBYTE))
     assert (ended.exit_code, ended.out_of_memory) == (0, False)
 
 
