@@ -58,7 +58,7 @@ class Admission:
     """Room for `most` at once. `announce` must be running for those who wait to be told anything."""
 
     def __init__(self, most: int) -> None:
-        self.most = most
+        self._most = most
         self._free = most
         """Negative where the urgent have taken more than there is."""
         self._queues: OrderedDict[str, OrderedDict[Ticket, None]] = OrderedDict()
@@ -76,6 +76,10 @@ class Admission:
             yield ticket
         finally:
             self._leave(ticket)
+
+    def reason(self, position: int, what: str, setting: str) -> str:
+        """Why one who stands there in the queue waits, and which setting would let more in."""
+        return f"position {position} in the queue: the limit of concurrent {what} is {self._most} ({setting})"
 
     def urge(self, ticket: Ticket) -> None:
         """Let it in out of turn, whether there is room or not. Harmless for who does not wait (any more)."""

@@ -239,7 +239,6 @@ class EmbeddedEngine:
     async def _until_admitted(self, workflow: _Workflow, ticket: Ticket) -> None:
         """A run that waits for its turn has no life yet: it is Pending, and says why."""
         async for position in ticket.positions():
-            limit = f"the limit of concurrent runs is {self._admission.most} (HEADRACE_MOST_RUNS)"
             await self._report(
                 workflow,
                 Observation(
@@ -247,7 +246,7 @@ class EmbeddedEngine:
                     run_id=workflow.submission.run_id,
                     attempt=workflow.submission.attempt,
                     phase=Phase.PENDING.value,
-                    message=f"position {position} in the queue: {limit}",
+                    message=self._admission.reason(position, "runs", "HEADRACE_MOST_RUNS"),
                 ),
             )
 

@@ -197,8 +197,7 @@ class Steps:
         tell(StepLost(node_id=node_id, at=self._clock.now()))
 
     def _why_wait(self, position: int) -> str:
-        limit = f"the limit of concurrent steps is {self._admission.most} (HEADRACE_MOST_STEPS)"
-        return f"position {position} in the queue: {limit}"
+        return self._admission.reason(position, "steps", "HEADRACE_MOST_STEPS")
 
     async def _start(self, step: Step) -> protocol.Event:
         order, place = step.order, step.place
