@@ -432,7 +432,7 @@ class Bus:
             if earlier is not None:
                 await earlier.unsubscribe()
             if self.is_connected:
-                await self._connection.flush(timeout=2)
+                await self._everything_said()
 
     @contextlib.asynccontextmanager
     async def answering(self, question: Question[Q, A], handler: Callable[[Q], Awaitable[A]]) -> AsyncIterator[None]:
@@ -444,6 +444,15 @@ class Bus:
             subscription = self._answers.pop(question.subject)
             with contextlib.suppress(*_UNREACHABLE, nats.errors.Error):
                 await subscription.unsubscribe()
+
+    async def _everything_said(self) -> None:
+        """Wait until the broker has read what we said so far.
+
+        The client's ping overtakes what it has not written yet, so that the first answer shows only that the rest
+        is written; the second, that it is read.
+        """
+        for _ in range(2):
+            await self._connection.flush(timeout=2)
 
     def _require_connection(self) -> None:
         """The client would keep what we say until it is connected again, and let us wait for the answer."""

@@ -67,6 +67,15 @@ async def test_a_question_that_nobody_answers_in_time_is_refused(house: House) -
     release.set()
 
 
+async def test_whoever_answers_is_heard_from_the_moment_on_that_it_says_so(house: House) -> None:
+    async def answer(request: ById) -> ExperimentState:
+        return state_of(request)
+
+    for nth in range(300):
+        async with house.owner_bus.answering(GET_EXPERIMENT, answer):
+            assert await ask(house.listener_bus, str(nth)) == state_of(ById(id=str(nth)))
+
+
 @pytest.mark.parametrize(
     "refusal",
     [
