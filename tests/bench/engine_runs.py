@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -15,6 +16,8 @@ from nats.aio.msg import Msg
 from nats.js.api import DeliverPolicy
 
 from tests.bench.house import House
+
+_CLAIM = "bench-notes"
 
 
 class Finals:
@@ -59,25 +62,88 @@ async def submit(house: House, session: aiohttp.ClientSession, name: str, manife
     return str(msgspec.json.decode(said)["run"]["id"])
 
 
-def chain_of(template: str, steps: int, templates: Sequence[dict[str, Any]]) -> str:
+class Notes:
+    """Where the steps of a run write down when each begins and ends."""
+
+    def __init__(self, house: House) -> None:
+        self._folder = house.data_dir / "engine" / "volumes" / "kubeflow" / "PersistentVolumeClaim" / _CLAIM
+
+    def of(self, name: str, shape: Callable[[Mapping[str, Any], int], str], steps: int) -> str:
+        """A manifest of so many steps that write their times into the file `name`."""
+        return shape(
+            {
+                "name": "note",
+                "container": {
+                    "image": "alpine",
+                    "command": self.command(f"/notes/{name}"),
+                    "volumeMounts": [{"name": "notes", "mountPath": "/notes"}],
+                },
+                "volumes": [{"name": "notes", "persistentVolumeClaim": {"claimName": _CLAIM}}],
+            },
+            steps,
+        )
+
+    @staticmethod
+    def command(path: str) -> list[str]:
+        # A line of this length is written whole, whoever else writes.
+        return ["bash", "-c", f"b=$EPOCHREALTIME; echo $b $EPOCHREALTIME >> {path}"]
+
+    def read(self, name: str) -> tuple[tuple[float, float], ...]:
+        """When each step began and ended, by when it began; seconds of the epoch."""
+        lines = (self._folder / name).read_text().splitlines()
+        return tuple(sorted((float(begun), float(ended)) for begun, ended in map(str.split, lines)))
+
+
+def paces(begun: Sequence[tuple[float, float]]) -> list[float]:
+    """Milliseconds from one beginning to the next."""
+    return [(later - earlier) * 1000 for (earlier, _), (later, _) in itertools.pairwise(begun)]
+
+
+def chain_of(template: Mapping[str, Any], steps: int) -> str:
     """So many calls of the template, one after the other."""
+    return _workflow([_link(template, n) for n in range(steps)], template)
+
+
+def relay_of(template: Mapping[str, Any], steps: int) -> str:
+    """A chain in which each step hands a file of its own to the next one."""
+    baton = {"name": "baton", "path": "/tmp/baton"}
+    received = {"name": "received", "path": "/tmp/received", "optional": True}
     tasks = [
-        {"name": f"step-{n}", "template": template, "dependencies": [f"step-{n - 1}"] if n else []}
+        _link(template, n)
+        | {
+            "arguments": {
+                "artifacts": [{"name": "received", "from": f"{{{{tasks.step-{n - 1}.outputs.artifacts.baton}}}}"}]
+                if n
+                else []
+            }
+        }
         for n in range(steps)
     ]
-    return _workflow(tasks, templates)
+    container = template["container"]
+    *shell, script = container["command"]
+    container = container | {"command": [*shell, f"{script}; echo {{}} > {baton['path']}"]}
+    runner = dict(template) | {
+        "container": container,
+        "inputs": {"artifacts": [received]},
+        "outputs": {"artifacts": [baton]},
+    }
+    return _workflow(tasks, runner)
 
 
-def fan_of(template: str, steps: int, templates: Sequence[dict[str, Any]]) -> str:
+def _link(template: Mapping[str, Any], n: int) -> dict[str, Any]:
+    return {"name": f"step-{n}", "template": template["name"], "dependencies": [f"step-{n - 1}"] if n else []}
+
+
+def fan_of(template: Mapping[str, Any], steps: int) -> str:
     """So many calls of the template, side by side."""
-    return _workflow([{"name": "each", "template": template, "withItems": list(range(steps))}], templates)
+    return _workflow([{"name": "each", "template": template["name"], "withItems": list(range(steps))}], template)
 
 
-def _workflow(tasks: list[dict[str, Any]], templates: Sequence[dict[str, Any]]) -> str:
+def _workflow(tasks: list[dict[str, Any]], template: Mapping[str, Any]) -> str:
     workflow = {
         "apiVersion": "argoproj.io/v1alpha1",
         "kind": "Workflow",
         "metadata": {"generateName": "bench-"},
-        "spec": {"entrypoint": "main", "templates": [{"name": "main", "dag": {"tasks": tasks}}, *templates]},
+        "spec": {"entrypoint": "main", "templates": [{"name": "main", "dag": {"tasks": tasks}}, template]},
     }
     return msgspec.json.encode(workflow).decode()

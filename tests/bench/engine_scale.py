@@ -7,16 +7,16 @@ one beginning to the next is the price of a step, and in a fan the rate is read 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import statistics
 import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import aiohttp
 import msgspec
 
 from tests.bench.creation import client
-from tests.bench.engine_runs import Finals, chain_of, fan_of, listening, submit
+from tests.bench.engine_runs import Finals, Notes, chain_of, fan_of, listening, paces, submit
 from tests.bench.figures import Reading, Result, Row, Unit, percentile
 from tests.bench.house import House, rest, standing
 from tests.bench.processes import family, pss_mebibytes
@@ -30,13 +30,12 @@ SEEN = 100
 _EDGE = 100
 """So many steps at the start are compared with as many at the end."""
 _ENDS_WITHIN_SECONDS = 150
-_CLAIM = "bench-notes"
 _SAMPLE_SECONDS = 0.25
 
 
 async def measure() -> Result:
     with standing() as house:
-        notes = _Notes(house)
+        notes = Notes(house)
         async with client() as session, listening(house) as finals:
             await _ended(house, session, finals, "warm-up", notes.of("warm-up", chain_of, 3))
             before = _controller_mebibytes(house)
@@ -48,13 +47,13 @@ async def measure() -> Result:
             await rest(1)
             runs = await _all_at_once(house, session, finals, notes)
             after = _controller_mebibytes(house)
-    prices = _paces(chain)
+    prices = paces(chain.begun)
     rows = (
         _row("chain of 1,000: each step, median", Unit.MILLISECONDS, percentile([prices], 50)),
         _row("chain of 1,000: each step, p99", Unit.MILLISECONDS, percentile([prices], 99)),
         _row("chain of 1,000: the last 100 against the first", Unit.TIMES, _ratio(prices), budget=1.5),
         _row("fan of 1,000: steps", Unit.PER_SECOND, _single(STEPS / fan.seconds)),
-        _row("fan of 1,000: the last 100 against the first", Unit.TIMES, _ratio(_paces(fan)), budget=1.5),
+        _row("fan of 1,000: the last 100 against the first", Unit.TIMES, _ratio(paces(fan.begun)), budget=1.5),
         _row("200 runs at once: runs ended", Unit.PER_SECOND, _single(RUNS / runs.seconds)),
         _row("end of a step, until GET shows it, median", Unit.MILLISECONDS, percentile([seen], 50)),
         _row("end of a step, until GET shows it, p99", Unit.MILLISECONDS, percentile([seen], 99), budget=250),
@@ -74,35 +73,13 @@ class _Measured(msgspec.Struct, frozen=True, kw_only=True):
     most_mebibytes: float
 
 
-class _Notes:
-    """Where the steps of a run write down their times."""
-
-    def __init__(self, house: House) -> None:
-        self._folder = house.data_dir / "engine" / "volumes" / "kubeflow" / "PersistentVolumeClaim" / _CLAIM
-
-    def of(self, name: str, shape: Any, steps: int) -> str:
-        """A manifest whose steps write their times into the file `name`."""
-        # A line of this length is written whole, whoever else writes.
-        script = f"b=$EPOCHREALTIME; echo $b $EPOCHREALTIME >> /notes/{name}"
-        note = {
-            "name": "note",
-            "container": {
-                "image": "alpine",
-                "command": ["bash", "-c", script],
-                "volumeMounts": [{"name": "notes", "mountPath": "/notes"}],
-            },
-            "volumes": [{"name": "notes", "persistentVolumeClaim": {"claimName": _CLAIM}}],
-        }
-        manifest: str = shape("note", steps, [note])
-        return manifest
-
-    def read(self, name: str) -> tuple[tuple[float, float], ...]:
-        lines = (self._folder / name).read_text().splitlines()
-        return tuple(sorted((float(begun), float(ended)) for begun, ended in map(str.split, lines)))
-
-
 async def _noted(
-    house: House, session: aiohttp.ClientSession, finals: Finals, notes: _Notes, name: str, shape: Any
+    house: House,
+    session: aiohttp.ClientSession,
+    finals: Finals,
+    notes: Notes,
+    name: str,
+    shape: Callable[[Mapping[str, Any], int], str],
 ) -> _Measured:
     begin = time.time()
     async with _Watch(house) as watch:
@@ -113,7 +90,7 @@ async def _noted(
     return _Measured(seconds=begun[-1][1] - begin, begun=begun, most_mebibytes=watch.most_mebibytes)
 
 
-async def _all_at_once(house: House, session: aiohttp.ClientSession, finals: Finals, notes: _Notes) -> _Measured:
+async def _all_at_once(house: House, session: aiohttp.ClientSession, finals: Finals, notes: Notes) -> _Measured:
     manifest = notes.of("runs", chain_of, 1)
     begin = time.time()
     async with _Watch(house) as watch, asyncio.TaskGroup() as group:
@@ -128,7 +105,7 @@ async def _ended(house: House, session: aiohttp.ClientSession, finals: Finals, n
     await finals.until_succeeded(run_id, within_seconds=_ENDS_WITHIN_SECONDS)
 
 
-async def _seen(house: House, session: aiohttp.ClientSession, notes: _Notes) -> list[float]:
+async def _seen(house: House, session: aiohttp.ClientSession, notes: Notes) -> list[float]:
     """Milliseconds from a step's own last word until its node is shown as over; asked for as fast as answers come."""
     delays = []
     for number in range(SEEN):
@@ -173,11 +150,6 @@ class _Watch:
 
 def _controller_mebibytes(house: House) -> float:
     return sum(pss_mebibytes(each) for each in family(house.pid) if each.name == "run-controller")
-
-
-def _paces(steps: _Measured) -> list[float]:
-    """Milliseconds from one beginning to the next."""
-    return [(later - earlier) * 1000 for (earlier, _), (later, _) in itertools.pairwise(steps.begun)]
 
 
 def _ratio(prices: list[float]) -> Reading:
