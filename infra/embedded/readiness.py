@@ -73,6 +73,14 @@ async def until_runner_tells(socket: Path) -> RunnerInfo:
         await asyncio.sleep(_POLL_SECONDS)
 
 
+async def until_runner_is_watched(socket: Path) -> None:
+    """Return once an engine is at work with the step runner behind the socket; the caller bounds the wait."""
+    while True:
+        if (await until_runner_tells(socket)).is_watched:
+            return
+        await asyncio.sleep(_POLL_SECONDS)
+
+
 async def runner_info(socket: Path) -> RunnerInfo | None:
     """What the step runner behind the socket says of itself; None where it does not answer."""
     with suppress(OSError, TimeoutError, msgspec.DecodeError):

@@ -29,7 +29,7 @@ from infra.embedded.preflight import (
     variables_of,
 )
 from infra.embedded.process import Command
-from infra.embedded.readiness import runner_info, until_runner_tells, until_status
+from infra.embedded.readiness import runner_info, until_runner_is_watched, until_runner_tells, until_status
 from infra.embedded.settings import Settings
 from infra.embedded.supervisor import Program, Row, Supervisor
 from services.run.engine.embedded.runner.protocol import RunnerInfo
@@ -295,6 +295,9 @@ class _Stack:
                     await until_status(200, self._ports[name], path)
                 name = RUNNER
                 self._say_what_steps_lack(await until_runner_tells(self._socket))
+                # It has no door of its own, and answers questions before it listens to the runner.
+                name = CONTROLLER
+                await until_runner_is_watched(self._socket)
         except TimeoutError as error:
             raise StartFailure(
                 f"{name} was not ready within {READY_WITHIN_SECONDS} s (log: {self._log(name)})"

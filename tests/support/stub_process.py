@@ -1,6 +1,6 @@
 """Stands in for any process of the stack: `python stub_process.py NAME`.
 
-Answers 200 to every request on HEADRACE_LISTEN_PORT, and as the step runner whoever asks it about its runtime; ends on
+Answers 200 to every request on HEADRACE_LISTEN_PORT, and as the step runner whoever asks it about itself; ends on
 SIGTERM, and appends what happens to it to HEADRACE_TEST_JOURNAL, one line `NAME event pid` each.
 """
 
@@ -20,7 +20,7 @@ async def main(name: str) -> None:
     if port := os.environ.get("HEADRACE_LISTEN_PORT"):
         server = await asyncio.start_server(answer, "127.0.0.1", int(port))
     elif name == "step-runner":
-        server = await asyncio.start_unix_server(tell_of_runtime, os.environ["HEADRACE_STEP_RUNNER_SOCKET"])
+        server = await asyncio.start_unix_server(tell_of_itself, os.environ["HEADRACE_STEP_RUNNER_SOCKET"])
     await stop.wait()
     if server is not None:
         server.close()
@@ -34,9 +34,9 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
     writer.close()
 
 
-async def tell_of_runtime(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def tell_of_itself(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     await reader.readline()
-    writer.write(b'{"type":"info","runtime":"bubblewrap","weaker":null,"steps_dir":"","python":""}\n')
+    writer.write(b'{"type":"info","runtime":"bubblewrap","weaker":null,"steps_dir":"","python":"","is_watched":true}\n')
     await writer.drain()
     writer.close()
 

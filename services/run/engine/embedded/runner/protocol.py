@@ -135,6 +135,8 @@ class RunnerInfo(msgspec.Struct, frozen=True, kw_only=True, tag="info"):
     """What keeps the limits of memory and of processor time."""
     running: int = 0
     """Steps that have begun and are not over."""
+    is_watched: bool = False
+    """Somebody hears how steps end: an engine is at work."""
 
 
 class Done(msgspec.Struct, frozen=True, kw_only=True, tag="done"):

@@ -253,6 +253,7 @@ class StepRunner:
                     python=self._settings.step_python,
                     limits=self._choice.limits,
                     running=len(self._running()),
+                    is_watched=bool(self._watchers),
                 )
             case _:
                 assert_never(request)
