@@ -81,6 +81,7 @@ def create_app(settings: Settings) -> Gateway:
         Owner.RUN: Replicas(Owner.RUN.value, settings.run_upstreams),
         Owner.JOB_SCHEDULER: Replicas(Owner.JOB_SCHEDULER.value, settings.job_scheduler_upstreams),
         Owner.METRICS: Replicas(Owner.METRICS.value, settings.metrics_upstreams),
+        Owner.NOTIFIER: Replicas(Owner.NOTIFIER.value, settings.notifier_upstreams),
     }
     health = Health((), tasks)
     authentication = create_authentication(settings)

@@ -28,6 +28,7 @@ _TAGS: Final = (
     "PipelineService",
     "RunService",
     "JobService",
+    "EventService",
     "HealthzService",
     "AuthService",
     "ReportService",

@@ -31,6 +31,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Replicas of the job scheduler."""
     metrics_upstreams: tuple[str, ...]
     """Replicas of the metrics service."""
+    notifier_upstreams: tuple[str, ...]
+    """Replicas of the notifier."""
     listen_host: str = "127.0.0.1"
     """Address to bind. Loopback unless told otherwise: nothing is reachable from outside by accident."""
     listen_port: Port = 8888

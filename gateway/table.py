@@ -23,6 +23,7 @@ class Owner(Enum):
     RUN = "run"
     JOB_SCHEDULER = "job-scheduler"
     METRICS = "metrics"
+    NOTIFIER = "notifier"
 
 
 ANY = frozenset[str]()
@@ -167,7 +168,7 @@ EXTENSIONS: dict[str, Route] = {
     segment: Route(name=f"headrace-{segment}", methods=ANY, pattern=f"{EXTENSION_PREFIX}{segment}", owner=owner)
     for segment, owner in {
         "runs": Owner.RUN,
-        "events": Owner.RUN,
+        "events": Owner.NOTIFIER,
         "engine": Owner.RUN,
         "jobs": Owner.JOB_SCHEDULER,
         "pipelines": Owner.PIPELINE_REGISTRY,
@@ -176,6 +177,14 @@ EXTENSIONS: dict[str, Route] = {
     }.items()
 }
 """Routes beyond the API, by the first segment after the prefix; what lies below is the service's own affair."""
+
+_RUN_EVENTS = Route(
+    name="headrace-run-events",
+    methods=ANY,
+    pattern=f"{EXTENSION_PREFIX}runs/{{run_id}}/events",
+    owner=Owner.NOTIFIER,
+)
+"""The exception: what happens to a run is told by who tells what happens."""
 
 
 def find(method: str, raw_path: bytes, *, is_form: bool = False, method_override: str | None = None) -> Finding:
@@ -219,9 +228,10 @@ def _taking(method: str, candidates: tuple[Route, ...]) -> Route | None:
 
 
 def _find_extension(method: str, path: str) -> Match | NotFound:
-    first, _, _ = path.removeprefix(EXTENSION_PREFIX).partition("/")
+    first, *below = path.removeprefix(EXTENSION_PREFIX).split("/")
     resource, _, _ = first.partition(":")
-    route = EXTENSIONS.get(resource)
+    is_of_a_run = resource == "runs" and len(below) == 2 and below[1] == "events"
+    route = _RUN_EVENTS if is_of_a_run else EXTENSIONS.get(resource)
     return _UNKNOWN if route is None else Match(route=route, method=method)
 
 

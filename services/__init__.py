@@ -1,1 +1,1 @@
-"""The five services. None imports another; they meet over NATS, in the language of `shared.contracts`."""
+"""The services. None imports another; they meet over NATS, in the language of `shared.contracts`."""

@@ -20,7 +20,7 @@ import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
-from nats.js import api
+from nats.js import JetStreamContext, api
 from nats.js import errors as js_errors
 
 from shared.contracts.questions import Question
@@ -40,6 +40,8 @@ _DEDUPLICATION_SECONDS = 10 * 60
 _EVENTS_KEPT_DAYS = 8
 ACK_WAIT_SECONDS = 10.0
 _IN_FLIGHT = 256
+_READER_KEPT_SECONDS = 60.0
+"""After one who has gone without a word."""
 _PING_SECONDS = 0.01
 """Between two pings of one subject: under load, whoever is woken finds several facts instead of one."""
 _UNACKNOWLEDGED = 1000
@@ -104,6 +106,16 @@ class Message:
             "content-type": "application/json",
             "traceparent": self.traceparent,
         }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stand:
+    """Where the stream of facts begins and ends, in its own numbers, which say nothing about another stream's."""
+
+    created_at: datetime
+    """One that was lost and declared anew tells another time."""
+    first: int
+    last: int
 
 
 class Bus:
@@ -232,17 +244,6 @@ class Bus:
             except (*_UNREACHABLE, js_errors.Error) as error:
                 raise BusError(f"stream {config.name}: {error!r}") from error
 
-    async def stream_created_at(self) -> datetime:
-        """When the stream of facts was created: one that was lost and declared anew tells another time."""
-        self._require_connection()
-        try:
-            info = await self._stream.stream_info(EVENTS_STREAM)
-        except (*_UNREACHABLE, js_errors.Error) as error:
-            raise BusError(repr(error)) from error
-        if info.created is None:
-            raise BusError(f"the broker does not say when {EVENTS_STREAM} was created")
-        return info.created
-
     async def last_position(self, owner: str) -> int:
         """The position of the newest fact of `owner` that the broker holds; 0 when it holds none."""
         self._require_connection()
@@ -317,6 +318,58 @@ class Bus:
             return await Consumer.open(self._connection, durable)
         except (*_UNREACHABLE, js_errors.Error, nats.errors.Error) as error:
             raise BusError(f"consumer {durable}: {error!r}") from error
+
+    async def reader(self, subjects: Sequence[str], *, start: int | datetime) -> Reader:
+        """Read the stream of facts from a place or a time on, for oneself; the subjects must not overlap.
+
+        `start`: the stream's own number of the first message, or the earliest time at which it was stored. The broker
+        keeps nothing for a reader: whoever is cut off opens another one behind the last message seen. Raises BusError.
+        """
+        self._require_connection()
+        place, at = (start, None) if isinstance(start, int) else (None, start)
+        config = api.ConsumerConfig(
+            name=f"reader-{uuid.uuid4().hex}",
+            filter_subjects=list(subjects),
+            deliver_policy=api.DeliverPolicy.BY_START_TIME if place is None else api.DeliverPolicy.BY_START_SEQUENCE,
+            opt_start_seq=place,
+            opt_start_time=at,
+            ack_policy=api.AckPolicy.NONE,
+            inactive_threshold=_READER_KEPT_SECONDS,
+            mem_storage=True,
+        )
+        try:
+            info = await self._stream.add_consumer(EVENTS_STREAM, config)
+            consumer = await Consumer.open(self._connection, info.name)
+        except (*_UNREACHABLE, js_errors.Error, nats.errors.Error) as error:
+            raise BusError(f"reading {EVENTS_STREAM}: {error!r}") from error
+        return Reader(self._stream, consumer, info.name, pending=info.num_pending or 0)
+
+    async def stand(self) -> Stand:
+        """Where the stream of facts is now. Raises BusError."""
+        self._require_connection()
+        try:
+            info = await self._stream.stream_info(EVENTS_STREAM)
+        except (*_UNREACHABLE, js_errors.Error) as error:
+            raise BusError(repr(error)) from error
+        if info.created is None:
+            raise BusError(f"the broker does not say when {EVENTS_STREAM} was created")
+        return Stand(created_at=info.created, first=info.state.first_seq, last=info.state.last_seq)
+
+    async def find_next(self, owner: str, *, from_: int) -> tuple[int, int] | None:
+        """Place and position of the first fact of `owner` that lies at the place `from_` or behind it.
+
+        None where there is none. Raises BusError.
+        """
+        self._require_connection()
+        try:
+            found = await self._stream.get_msg(
+                EVENTS_STREAM, seq=from_, subject=f"kfp.event.{owner}.>", next=True, direct=True
+            )
+        except js_errors.NotFoundError:
+            return None
+        except (*_UNREACHABLE, js_errors.Error) as error:
+            raise BusError(repr(error)) from error
+        return found.seq or 0, int((found.headers or {}).get("ce-position", "0"))
 
     async def publish_dead(self, subscriber: str, message: Message, reason: str, attempts: int) -> None:
         """Put a fact aside for people to look at. Raises BusError where the broker does not take it."""
@@ -502,11 +555,14 @@ class Consumer:
     async def close(self) -> None:
         """Leave, and give back what has arrived and was not fetched."""
         with contextlib.suppress(*_UNREACHABLE, nats.errors.Error):
-            await self._subscription.unsubscribe()
+            await self.leave()
             while self._subscription.pending_msgs:
                 message = await self._subscription.next_msg(timeout=1)
                 if _STATUS not in (message.headers or {}):
                     await message.nak()
+
+    async def leave(self) -> None:
+        await self._subscription.unsubscribe()
 
     async def _arrived(self, most: int, seconds: float) -> list[Msg]:
         """What is here within a second: that often we look whether the standing request is still there."""
@@ -533,12 +589,49 @@ class Consumer:
         self._stands_on = connection
 
 
+class Reader:
+    """Facts from one place of the stream on, each once and in the stream's order, until the connection breaks."""
+
+    def __init__(self, stream: JetStreamContext, consumer: Consumer, name: str, *, pending: int) -> None:
+        self._stream = stream
+        self._consumer = consumer
+        self._name = name
+        self._read = 0
+        self.pending = pending
+        """How many facts lay ahead when the last one was read."""
+
+    async def fetch(self, most: int, *, within_seconds: float) -> list[tuple[int, Message]]:
+        """Up to `most` facts, each with its place; empty when none came in time.
+
+        Raises BusError, also where one was lost on the way.
+        """
+        facts = []
+        for delivery in await self._consumer.fetch(most, within_seconds=within_seconds):
+            place, number, self.pending = delivery.reading
+            self._read += 1
+            if number != self._read:
+                raise BusError("a fact was lost on the way")
+            facts.append((place, delivery.message))
+        return facts
+
+    async def close(self) -> None:
+        with contextlib.suppress(*_UNREACHABLE, js_errors.Error, nats.errors.Error):
+            await self._consumer.leave()
+            await self._stream.delete_consumer(EVENTS_STREAM, self._name)
+
+
 class Delivery:
     """One delivered fact, to be acknowledged, extended or given back."""
 
     def __init__(self, message: Msg) -> None:
         self._raw = message
         self.message = _read(message)
+
+    @property
+    def reading(self) -> tuple[int, int, int]:
+        """The fact's place in the stream, its number among those that the consumer delivered, and how many are left."""
+        metadata = self._raw.metadata
+        return metadata.sequence.stream, metadata.sequence.consumer, metadata.num_pending or 0
 
     async def acknowledge(self) -> None:
         await self._tell(self._raw.ack)

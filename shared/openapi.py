@@ -36,6 +36,7 @@ _NAMES: Final[Mapping[type, str]] = {
 _VARIABLE = re.compile(r"\{([a-z_]+)\}")
 _JSON: Final = "application/json"
 _TEXT: Final = "text/plain"
+_EVENTS: Final = "text/event-stream"
 
 Schema = dict[str, Any]
 
@@ -67,6 +68,8 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     """None: an empty object."""
     answers_text: bool = False
     """Plain text instead, of any length."""
+    answers_events: bool = False
+    """Server-sent events instead, without end."""
     answers_parts: bool = False
     """Bytes instead, whole or the part that a Range header asks for."""
     refusal: type[msgspec.Struct] | None = None
@@ -94,6 +97,20 @@ def describe(service: str, operations: Iterable[Operation], names: Mapping[type,
 def captured(variable: str, command: str, path: str = '["id"]') -> str:
     """A line of shell: run the command and keep what its JSON answer holds at `path`."""
     return f"{variable}=$({command} | python3 -c 'import json, sys; print(json.load(sys.stdin){path})')"
+
+
+_MANIFEST: Final = (
+    '{\\"apiVersion\\":\\"argoproj.io/v1alpha1\\",\\"kind\\":\\"Workflow\\",\\"metadata\\":{\\"generateName\\":\\"hello-\\"},'
+    '\\"spec\\":{\\"entrypoint\\":\\"hello\\",\\"templates\\":[{\\"name\\":\\"hello\\",'
+    '\\"container\\":{\\"image\\":\\"python:3.11\\",\\"command\\":[\\"echo\\",\\"hello\\"]}}]}}'
+)
+A_RUN: Final = captured(
+    "RUN",
+    f"""curl -sS {HOST}/apis/v1beta1/runs """
+    f"""-d '{{"name":"hello","pipeline_spec":{{"workflow_manifest":"{_MANIFEST}"}}}}'""",
+    '["run"]["id"]',
+)
+"""A line of shell that starts a run, for examples that are about one: `$RUN` is its id."""
 
 
 def _operation(operation: Operation, schemas: _Schemas) -> dict[str, Any]:
@@ -139,7 +156,8 @@ def _responses(operation: Operation, schemas: _Schemas) -> dict[str, Any]:
     if operation.answers_parts:
         return {**_whole_or_part(error), **responses}
     answer: Schema = {"type": "object"} if operation.answer is None else schemas.of(operation.answer)
-    success = {_TEXT: {"schema": {"type": "string"}}} if operation.answers_text else {_JSON: {"schema": answer}}
+    text = _TEXT if operation.answers_text else _EVENTS if operation.answers_events else None
+    success = {_JSON: {"schema": answer}} if text is None else {text: {"schema": {"type": "string"}}}
     return {"200": {"description": "Done.", "content": success}, **responses}
 
 

@@ -287,7 +287,7 @@ class Relay:
         self._begun = self._published = 0  # What was not recorded is published again, and the broker knows it by id.
         try:
             await self._bus.declare_streams()
-            created_at = await self._bus.stream_created_at()
+            created_at = (await self._bus.stand()).created_at
             held = await self._bus.last_position(self._owner)
         except BusError:
             self._must_compare = True

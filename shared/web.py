@@ -195,7 +195,17 @@ class Health:
         self._checks = tuple(checks)
         self._tasks = tasks
         self._started = False
+        self._draining: list[Callable[[], None]] = []
         self.draining = False
+
+    def on_drain(self, callback: Callable[[], None]) -> None:
+        """Call back when the process is told to end: answers that have no end of their own must find one."""
+        self._draining.append(callback)
+
+    def drain(self) -> None:
+        self.draining = True
+        for callback in self._draining:
+            callback()
 
     def why_not_alive(self) -> str | None:
         lost = self._tasks.lost() if self._tasks else []
@@ -328,7 +338,7 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         # The signal is not passed to uvicorn, which would raise it again after the drain: ending was asked for.
         if self._close_at is None and self.started:
-            self._health.draining = True
+            self._health.drain()
             self._close_at = time.monotonic() + DRAIN_NOTICE_SECONDS
         else:
             self.should_exit = True

@@ -171,7 +171,7 @@ async def _stack(data_dir: Path, port: int) -> AsyncIterator[asyncio.subprocess.
 async def _show_it_all(console: Any, process: asyncio.subprocess.Process, data_dir: Path) -> bool:
     begun = time.monotonic()
     try:
-        console.print("Starting Postgres, NATS, an object store, five services, the engine and the gateway …")
+        console.print("Starting Postgres, NATS, an object store, six services, the engine and the gateway …")
         url = await _ready(process)
         console.print(f"ready at [bold]{url}[/] after {time.monotonic() - begun:.1f} s\n")
         succeeded = await _show(console, _Client(url), data_dir)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Coroutine
 
-_SERVICES = ("experiment", "pipeline-registry", "run", "job-scheduler", "metrics")
+_SERVICES = ("experiment", "pipeline-registry", "run", "job-scheduler", "metrics", "notifier")
 
 
 class LogSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,7 +36,8 @@ def serve(name: str) -> None:
 
     \b
     NAME is one of
-      experiment, pipeline-registry, run, job-scheduler, metrics   a service
+      experiment, pipeline-registry, run, job-scheduler, metrics,
+      notifier                                                     a service
       run-controller                                               drives the engine
       step-runner                                                  parent of the embedded engine's steps
       gateway                                                      the door for clients

@@ -6,4 +6,5 @@
 \getenv run_password HEADRACE_RUN_DATABASE_PASSWORD
 \getenv job_scheduler_password HEADRACE_JOB_SCHEDULER_DATABASE_PASSWORD
 \getenv metrics_password HEADRACE_METRICS_DATABASE_PASSWORD
+\getenv notifier_password HEADRACE_NOTIFIER_DATABASE_PASSWORD
 \ir ../postgres/roles.sql

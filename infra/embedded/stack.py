@@ -36,7 +36,7 @@ from services.run.engine.embedded.runner.protocol import RunnerInfo
 from services.run.engine.embedded.runner.settings import RunnerSettings
 from shared.settings import load
 
-SERVICES = ("experiment", "pipeline-registry", "run", "job-scheduler", "metrics")
+SERVICES = ("experiment", "pipeline-registry", "run", "job-scheduler", "metrics", "notifier")
 CONTROLLER = "run-controller"
 RUNNER = "step-runner"
 GATEWAY = "gateway"

@@ -81,6 +81,7 @@ USERS: tuple[User, ...] = (
     _process("run-controller"),
     _process("job-scheduler", facts_of=("job-scheduler",)),
     _process("metrics", facts_of=("metrics",)),
+    _process("notifier", facts_of=("notifier",)),
     User(name="admin", publish=(">",), subscribe=(">",)),
     # Subscribers from outside: they follow the stream by consumers that vanish with them, and state nothing.
     User(

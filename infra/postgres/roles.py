@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 DATABASE = "headrace"
-ROLES: tuple[str, ...] = ("experiment", "pipeline_registry", "run", "job_scheduler", "metrics")
+ROLES: tuple[str, ...] = ("experiment", "pipeline_registry", "run", "job_scheduler", "metrics", "notifier")
 
 _SQL = Path(__file__).with_name("roles.sql")
 

@@ -4,21 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from shared.openapi import HOST, Operation, captured
+from shared.openapi import A_RUN, HOST, Operation
 
 from .wire import ReportRequest, ReportResponse, WireFormat, WireMetric, WireResult, WireStatus
 
-_MANIFEST: Final = (
-    '{\\"apiVersion\\":\\"argoproj.io/v1alpha1\\",\\"kind\\":\\"Workflow\\",\\"metadata\\":{\\"generateName\\":\\"hello-\\"},'
-    '\\"spec\\":{\\"entrypoint\\":\\"hello\\",\\"templates\\":[{\\"name\\":\\"hello\\",'
-    '\\"container\\":{\\"image\\":\\"python:3.11\\",\\"command\\":[\\"echo\\",\\"hello\\"]}}]}}'
-)
-_RUN: Final = captured(
-    "RUN",
-    f"""curl -sS {HOST}/apis/v1beta1/runs """
-    f"""-d '{{"name":"hello","pipeline_spec":{{"workflow_manifest":"{_MANIFEST}"}}}}'""",
-    '["run"]["id"]',
-)
 _EXAMPLE: Final = {"metrics": [{"name": "accuracy", "node_id": "train", "number_value": 0.93, "format": "PERCENTAGE"}]}
 
 NAMES: Final = {
@@ -42,7 +31,7 @@ OPERATIONS: Final = (
         body_example=_EXAMPLE,
         answer=ReportResponse,
         example=(
-            f"{_RUN}\ncurl -sS {HOST}/apis/v1beta1/runs/$RUN:reportMetrics "
+            f"{A_RUN}\ncurl -sS {HOST}/apis/v1beta1/runs/$RUN:reportMetrics "
             """-d '{"metrics":[{"name":"accuracy","node_id":"train","number_value":0.93,"format":"PERCENTAGE"}]}'"""
         ),
     ),

@@ -33,6 +33,7 @@ _SETTINGS = {
     "run": "services.run.settings:Settings",
     "job-scheduler": "services.job_scheduler.settings:Settings",
     "metrics": "services.metrics.settings:Settings",
+    "notifier": "services.notifier.settings:Settings",
     "run-controller": "services.run.settings:ControllerSettings",
     "step-runner": "services.run.engine.embedded.runner.settings:RunnerSettings",
 }

@@ -23,6 +23,7 @@ OF_OUR_IMAGE = (
     "run",
     "job-scheduler",
     "metrics",
+    "notifier",
     "run-controller",
     "step-runner",
 )

@@ -40,6 +40,10 @@ class Peer:
         assert await self.bus.publish([message]) == 1
         return self._position
 
+    def begin_again(self) -> None:
+        """Tell everything anew, as is done for a broker that has lost what it held."""
+        self._position = 0
+
     async def until_applied_by(self, subscriber: str) -> None:
         request = AppliedRequest(owner=self.owner, position=self._position, within_seconds=15)
         answer = await self.bus.ask(applied(subscriber), request, within_seconds=16)

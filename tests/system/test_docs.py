@@ -18,6 +18,7 @@ from openapi_spec_validator import validate
 from services.experiment.openapi import OPERATIONS as OF_EXPERIMENTS
 from services.job_scheduler.openapi import OPERATIONS as OF_JOBS
 from services.metrics.openapi import OPERATIONS as OF_METRICS
+from services.notifier.openapi import OPERATIONS as OF_EVENTS
 from services.pipeline_registry.openapi import OPERATIONS as OF_PIPELINES
 from services.run.openapi import OPERATIONS as OF_RUNS
 from tests.coverage.plugin import Collector
@@ -62,7 +63,7 @@ def test_the_document_is_valid_and_the_same_at_both_places(api: Api, document: A
 
 def test_what_the_services_and_the_gateway_describe_is_all_there(document: Any) -> None:
     """That this is everything they answer to, is for `tests/unit/gateway/test_completeness.py` to show."""
-    of_services = (*OF_EXPERIMENTS, *OF_PIPELINES, *OF_RUNS, *OF_JOBS, *OF_METRICS)
+    of_services = (*OF_EXPERIMENTS, *OF_PIPELINES, *OF_RUNS, *OF_JOBS, *OF_METRICS, *OF_EVENTS)
     own = {("GET", path) for path in ("/apis/v1beta1/healthz", "/livez", "/readyz", "/startupz", "/metrics")}
 
     described = {(method.upper(), path) for method, path, _ in operations_of(document)}
@@ -134,7 +135,7 @@ def test_the_commands_of_the_page_of_extensions_work_when_pasted(stack: Stack, t
         )
 
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    assert len(blocks) == 8
+    assert len(blocks) == 10
     _, end = json.JSONDecoder().raw_decode(done.stdout)
     assert done.stdout[end : 2 * end] == done.stdout[:end], "the second creation is not answered as the first"
     assert {"E1", "P6", "R1", "R2", "R3", "X7", "artifact", "engine"} <= {each.operation for each in recorder.exchanges}

@@ -17,6 +17,7 @@ FACT_OWNERS = {
     "run": "run",
     "job-scheduler": "job-scheduler",
     "metrics": "metrics",
+    "notifier": "notifier",
 }
 WITHIN_SECONDS = 5
 

@@ -21,7 +21,7 @@ from infra.embedded.readiness import NOBODY_ANSWERS, http_status
 from tests.support.running_stack import REAL, WITHIN_SECONDS, command_line, environment, started
 
 PROCESSES = {
-    *("experiment", "pipeline-registry", "run", "job-scheduler", "metrics"),
+    *("experiment", "pipeline-registry", "run", "job-scheduler", "metrics", "notifier"),
     *("run-controller", "step-runner", "gateway"),
 }
 

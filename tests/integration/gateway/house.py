@@ -142,6 +142,7 @@ def settings_for(*upstreams: str, connect_timeout_seconds: float = 1.0, **furthe
         run_upstreams=upstreams,
         job_scheduler_upstreams=upstreams,
         metrics_upstreams=upstreams,
+        notifier_upstreams=upstreams,
         connect_timeout_seconds=connect_timeout_seconds,
         commit_sha="abc123",
         tag_name="1.0",

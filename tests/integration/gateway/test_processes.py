@@ -76,7 +76,7 @@ def _port(url: str) -> str:
 @contextmanager
 def gateway_process(*upstreams: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     url = refusing_url()
-    services = ("EXPERIMENT", "PIPELINE_REGISTRY", "RUN", "JOB_SCHEDULER", "METRICS")
+    services = ("EXPERIMENT", "PIPELINE_REGISTRY", "RUN", "JOB_SCHEDULER", "METRICS", "NOTIFIER")
     environment = {f"HEADRACE_{service}_UPSTREAMS": ",".join(upstreams) for service in services}
     with process(GATEWAY_SOURCE, url, HEADRACE_LISTEN_PORT=_port(url), **environment) as child:
         yield url, child

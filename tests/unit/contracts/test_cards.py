@@ -65,7 +65,8 @@ def test_every_fact_that_is_declared_is_said_by_its_owner_and_every_question_tak
 
 
 def _emitted(service: str) -> Said:
-    return {_owner(service): {kind.what for kind in FACTS.values() if kind.owner == _owner(service)}}
+    what = {kind.what for kind in FACTS.values() if kind.owner == _owner(service)}
+    return {_owner(service): what} if what else {}
 
 
 def _followed(service: str) -> Said:

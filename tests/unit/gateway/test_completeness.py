@@ -105,7 +105,12 @@ def test_every_route_of_the_table_is_described_by_who_owns_it() -> None:
 def test_everything_that_is_not_the_original_s_is_told_apart_by_its_path() -> None:
     beyond = {path for owner in SERVICES for _, path in described(owner) if path.startswith(EXTENSION_PREFIX)}
 
-    assert beyond == {"/apis/headrace/v1/engine", "/apis/headrace/v1/runs/{}/nodes/{}/artifacts/{}"}
+    assert beyond == {
+        "/apis/headrace/v1/engine",
+        "/apis/headrace/v1/events",
+        "/apis/headrace/v1/runs/{}/events",
+        "/apis/headrace/v1/runs/{}/nodes/{}/artifacts/{}",
+    }
 
 
 def test_every_list_says_which_of_its_keys_the_original_does_not_have() -> None:

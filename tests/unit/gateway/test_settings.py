@@ -7,7 +7,7 @@ from shared.settings import SettingsError, load
 
 COMPLETE = {
     f"HEADRACE_{service}_UPSTREAMS": "http://127.0.0.1:8001"
-    for service in ("EXPERIMENT", "PIPELINE_REGISTRY", "RUN", "JOB_SCHEDULER", "METRICS")
+    for service in ("EXPERIMENT", "PIPELINE_REGISTRY", "RUN", "JOB_SCHEDULER", "METRICS", "NOTIFIER")
 }
 
 

@@ -272,7 +272,7 @@ def test_the_override_is_ignored_by_plain_handlers() -> None:
     ("segment", "owner"),
     [
         ("runs", Owner.RUN),
-        ("events", Owner.RUN),
+        ("events", Owner.NOTIFIER),
         ("engine", Owner.RUN),
         ("jobs", Owner.JOB_SCHEDULER),
         ("pipelines", Owner.PIPELINE_REGISTRY),
@@ -286,6 +286,16 @@ def test_extensions_go_by_their_first_segment(segment: str, owner: Owner, rest: 
 
     assert isinstance(match, Match)
     assert (match.owner, match.method) == (owner, "PUT")
+
+
+def test_what_happens_to_a_run_is_told_by_the_notifier() -> None:
+    owners = {}
+    for path in ("runs/a/events", "runs/a/events/b", "runs/a", "runs/events"):
+        match = find("GET", f"/apis/headrace/v1/{path}".encode())
+        assert isinstance(match, Match)
+        owners[path] = match.owner
+
+    assert [path for path, owner in owners.items() if owner is Owner.NOTIFIER] == ["runs/a/events"]
 
 
 @pytest.mark.parametrize("path", ["/apis/headrace/v1/", "/apis/headrace/v1/nothing", "/apis/headrace/v2/runs"])
