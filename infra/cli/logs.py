@@ -13,6 +13,8 @@ from urllib.parse import quote
 
 import click
 
+from infra.cli._gateway import Failed, Gateway, in_our_words, through_the_gateway
+
 _API = "/apis/v1beta1"
 _FINAL = {"Succeeded", "Failed", "Error", "Skipped"}
 _LOOK_SECONDS = 0.5
@@ -23,55 +25,31 @@ _CHUNK_BYTES = 64 * 1024
 @click.argument("run")
 @click.argument("node", required=False)
 @click.option("-f", "--follow", is_flag=True, help="Go on until the step, or the whole run, is over.")
-@click.option("--url", envvar="HEADRACE_URL", help="The gateway: HEADRACE_URL, else this machine's at HEADRACE_PORT.")
-@click.option("--token", envvar="HEADRACE_TOKEN", help="Where the gateway asks for one: HEADRACE_TOKEN.")
-def logs(run: str, node: str | None, follow: bool, url: str | None, token: str | None) -> None:
+@through_the_gateway
+def logs(gateway: Gateway, run: str, node: str | None, follow: bool) -> None:
     """Show what the steps of RUN (its id) wrote.
 
     NODE is a step's id or the name that the pipeline gives it; its text is written as it is. Without NODE, every line
     of every step is shown behind the name of its step.
     """
-    try:
-        api = _Api(url or _gateway_of_this_machine(), token)
-        if node is not None:
-            _show_one(api, run, node, follow=follow)
-        elif follow:
-            _follow_all(api, run)
-        else:
-            _show_all(api, run)
-    except LogsFailed as failure:
-        click.echo(f"headrace logs: {failure}", err=True)
-        sys.exit(1)
-
-
-class LogsFailed(Exception):
-    """What went wrong, in a sentence."""
-
-
-def _gateway_of_this_machine() -> str:
-    from infra.embedded.settings import Settings
-    from shared.settings import SettingsError, load
-
-    try:
-        return f"http://127.0.0.1:{load(Settings).port}"
-    except SettingsError as error:
-        raise LogsFailed(str(error)) from error
+    api = _Api(gateway)
+    if node is not None:
+        _show_one(api, run, node, follow=follow)
+    elif follow:
+        _follow_all(api, run)
+    else:
+        _show_all(api, run)
 
 
 class _Api:
     """The two calls that are made, by any number of threads."""
 
-    def __init__(self, url: str, token: str | None) -> None:
-        import urllib3
-
-        self._url = url.rstrip("/")
-        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self._http = urllib3.PoolManager(maxsize=64, retries=False)
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
 
     def steps(self, run_id: str) -> tuple[list[dict[str, Any]], bool]:
         """The steps that have begun, in the order of their beginnings, and whether the run is over."""
-        reply = self._open(f"{_API}/runs/{quote(run_id, safe='')}")
-        detail = json.loads(reply.data)
+        detail = self._gateway.ask(f"{_API}/runs/{quote(run_id, safe='')}")
         workflow = json.loads(detail["pipeline_runtime"]["workflow_manifest"])
         nodes = (workflow.get("status") or {}).get("nodes") or {}
         ranks = _ranks(nodes)
@@ -82,35 +60,12 @@ class _Api:
 
     def text(self, run_id: str, node_id: str, *, follow: bool) -> Iterator[bytes]:
         path = f"{_API}/runs/{quote(run_id, safe='')}/nodes/{quote(node_id, safe='')}/log"
-        reply = self._open(path + ("?follow=true" if follow else ""))
+        reply = self._gateway.open(path, query={"follow": "true"} if follow else None)
         try:
-            with _in_our_words():
+            with in_our_words():
                 yield from reply.stream(_CHUNK_BYTES)
         finally:
             reply.release_conn()
-
-    def _open(self, path: str) -> Any:
-        import urllib3
-
-        # A step may be silent for as long as it likes.
-        timeout = urllib3.Timeout(connect=5, read=None)
-        with _in_our_words():
-            reply = self._http.request(
-                "GET", self._url + path, headers=self._headers, preload_content=False, timeout=timeout
-            )
-            if reply.status != 200:
-                raise LogsFailed(_refusal(reply.status, reply.data))
-        return reply
-
-
-class _in_our_words:  # noqa: N801 - it reads as a verb
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        from urllib3.exceptions import HTTPError
-
-        if isinstance(error, HTTPError):
-            raise LogsFailed(f"the gateway does not answer: {error}") from error
 
 
 def _ranks(nodes: Mapping[str, Any]) -> dict[str, int]:
@@ -120,14 +75,6 @@ def _ranks(nodes: Mapping[str, Any]) -> dict[str, int]:
         for child in nodes[node_id].get("children") or ():
             order.add(child, node_id)
     return {node_id: rank for rank, node_id in enumerate(order.static_order())}
-
-
-def _refusal(status: int, body: bytes) -> str:
-    try:
-        document = json.loads(body)
-        return str(document["details"][0]["error_message"])
-    except (ValueError, KeyError, IndexError, TypeError):
-        return f"the gateway answers {status}: {body.decode(errors='replace')[:300]}"
 
 
 def _show_one(api: _Api, run_id: str, wanted: str, *, follow: bool) -> None:
@@ -146,7 +93,7 @@ def _find(api: _Api, run_id: str, wanted: str, *, wait: bool) -> str:
             return str(found[-1])
         if is_over or not wait:
             names = ", ".join(sorted({step["displayName"] for step in steps})) or "none yet"
-            raise LogsFailed(f"run {run_id} has no step {wanted} (steps: {names})")
+            raise Failed(f"run {run_id} has no step {wanted} (steps: {names})")
         time.sleep(_LOOK_SECONDS)
 
 
@@ -180,12 +127,12 @@ def _follow_all(api: _Api, run_id: str) -> None:
 
 class _Reader:
     def __init__(self, api: _Api, printer: _Printer, run_id: str, step: dict[str, Any]) -> None:
-        self._failure: LogsFailed | None = None
+        self._failure: Failed | None = None
 
         def read() -> None:
             try:
                 printer.show(step["displayName"], api.text(run_id, step["id"], follow=True))
-            except LogsFailed as failure:
+            except Failed as failure:
                 self._failure = failure
 
         self._thread = threading.Thread(target=read, name=step["id"], daemon=True)
