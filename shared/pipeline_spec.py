@@ -15,6 +15,8 @@ from shared.errors import InvalidInput, NotFound
 from shared.lengths import check_length
 
 LARGEST_PARAMETERS_BYTES = 10_000
+LONGEST_SHOWN = 16_384
+"""Characters of a manifest in the words that refuse it."""
 
 
 class EngineName(StrEnum):
@@ -114,7 +116,9 @@ def check_parameters_size(parameters: tuple[Parameter, ...]) -> None:
 
 
 def not_a_workflow(manifest: str, cause: str) -> InvalidInput:
-    return InvalidInput(f"Invalid argo workflow format. Workflow: {manifest}", cause=cause)
+    # An answer says this four times.
+    shown = manifest if len(manifest) <= LONGEST_SHOWN else f"{manifest[:LONGEST_SHOWN]}…"
+    return InvalidInput(f"Invalid argo workflow format. Workflow: {shown}", cause=cause)
 
 
 def not_our_kind(reason: str) -> InvalidInput:

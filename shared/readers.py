@@ -1,8 +1,8 @@
 """A few processes that read what others wrote, so that nothing untrusted is parsed where requests are answered.
 
 A process is started when there is work for it, reused, and ended when it is late, when it broke, and after a large
-request, whose memory it would keep. At most `processes` work at a time; the others wait their turn. What is read, and
-what comes of it, is its caller's to know.
+request, whose memory it would keep. A few work at a time; other requests wait their turn. What is read, and what comes
+of it, is the caller's to know.
 """
 
 from __future__ import annotations
@@ -27,8 +27,12 @@ _MEBIBYTE: Final = 1024 * 1024
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """Of reading one thing. Processor time is what counts: how long it takes depends on what else the machine does."""
+    """Processor time is what counts of reading one thing: how long it takes depends on what else the machine does."""
 
+    processes: int
+    """How many may work at a time."""
+    queue_seconds: float
+    """How long a request waits for its turn."""
     cpu_seconds: float
     seconds: float
     """Only a machine that is far too busy, or a process that hangs, takes this long."""
@@ -46,12 +50,11 @@ class OverLimit(Exception):
 
 
 class Readers:
-    def __init__(self, work: str, limits: Limits, *, processes: int, queue_seconds: float) -> None:
-        """`work` names a function from bytes to bytes, as `module:function`; `queue_seconds` bound the wait for it."""
+    def __init__(self, work: str, limits: Limits) -> None:
+        """`work` names a function from bytes to bytes, as `module:function`."""
         self._work = work
         self._limits = limits
-        self._turns = asyncio.Semaphore(processes)
-        self._queue_seconds = queue_seconds
+        self._turns = asyncio.Semaphore(limits.processes)
         self._idle: list[_Reader] = []
 
     async def read(self, request: Callable[[], bytes]) -> bytes:
@@ -60,7 +63,7 @@ class Readers:
         Raises OverLimit, and Unavailable where this machine is too busy.
         """
         try:
-            async with asyncio.timeout(self._queue_seconds):
+            async with asyncio.timeout(self._limits.queue_seconds):
                 await self._turns.acquire()
         except TimeoutError:
             raise Unavailable("Too much is being read at this moment. Try again later.") from None

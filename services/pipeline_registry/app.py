@@ -9,7 +9,6 @@ from pathlib import Path
 from shared.blobs import Blobs
 from shared.idempotency import Answers
 from shared.plumbing import Plumbing
-from shared.readers import Limits
 from shared.web import Service
 from shared.web import create_app as create_service
 
@@ -32,17 +31,7 @@ def create_app(settings: Settings) -> Service:
         secret_key=settings.object_store_secret_key,
         bucket=settings.object_store_bucket,
     )
-    readers = PackageReaders(
-        Limits(
-            cpu_seconds=settings.package_read_cpu_seconds,
-            seconds=settings.package_read_seconds,
-            memory_bytes=settings.package_read_memory_bytes,
-            settings="package_read",
-        ),
-        processes=settings.package_readers,
-        queue_seconds=settings.package_queue_seconds,
-        largest_bytes=settings.largest_package_bytes,
-    )
+    readers = PackageReaders(settings.package_limits, largest_bytes=settings.largest_package_bytes)
     fetcher = Fetcher(
         allowed_networks=settings.fetch_allowed_networks,
         any_network=settings.fetch_any_network,

@@ -35,8 +35,8 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PackageReaders:
-    def __init__(self, limits: Limits, *, processes: int, queue_seconds: float, largest_bytes: int) -> None:
-        self._readers = Readers(f"{reading.__name__}:read", limits, processes=processes, queue_seconds=queue_seconds)
+    def __init__(self, limits: Limits, *, largest_bytes: int) -> None:
+        self._readers = Readers(reading.WORK, limits)
         self.largest_bytes = largest_bytes
 
     async def read(self, file: BinaryIO, *, file_name: str, pipeline_name: str) -> Reading:

@@ -5,13 +5,16 @@ Whoever only asks for it needs no YAML and no archives; they are imported where 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from shared.errors import Refusal, to_document
 
 from .domain import Package
+
+WORK: Final = f"{__name__}:read"
+"""For `shared.readers`."""
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ipaddress import ip_network
 
+from shared.readers import Limits
 from shared.settings import ServiceSettings
 
 from .domain import LARGEST_PACKAGE_BYTES
@@ -44,6 +45,17 @@ class Settings(ServiceSettings, frozen=True, kw_only=True):
     """The longest between storing an upload's object and its commit; afterwards the object is erased."""
     erase_poll_seconds: float = 30.0
     """How often objects to erase are looked for; a deletion is seen at once."""
+
+    @property
+    def package_limits(self) -> Limits:
+        return Limits(
+            processes=self.package_readers,
+            queue_seconds=self.package_queue_seconds,
+            cpu_seconds=self.package_read_cpu_seconds,
+            seconds=self.package_read_seconds,
+            memory_bytes=self.package_read_memory_bytes,
+            settings="package_read",
+        )
 
     def __post_init__(self) -> None:
         for network in self.fetch_allowed_networks:

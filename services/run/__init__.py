@@ -9,5 +9,6 @@ answers: get, check-manifest, applied, repeat; run-controller: log, engine
 Rooms of its own, beyond those of every service: `records.py`, the verbs of the controller (what the engine has to be
 told, and what it was seen doing), beside `usecases.py`, the verbs of the API; `reports.py`, what an external engine's
 agent says of the runs that no controller here drives; `manifests.py`, where the text of a manifest comes from;
-`compose.py`, pure: the workflow that a run's manifest becomes, and the document that shows it.
+`reading.py`, pure: what is read of it, and where a large one is read; `compose.py`, pure: the workflow that a run's
+manifest becomes, and the document that shows it.
 """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -10,13 +9,13 @@ from shared.bearer import AgentToken
 from shared.blobs import Blobs
 from shared.idempotency import Answers
 from shared.plumbing import Plumbing
+from shared.readers import Readers
 from shared.web import Service
 from shared.web import create_app as create_service
 
-from . import ticker
+from . import reading, ticker
 from .compose import Rules
-from .domain import EngineName
-from .manifests import Manifests, Validator
+from .manifests import Manifests
 from .records import Records
 from .reports import Reports
 from .responders import answer_questions
@@ -29,8 +28,7 @@ from .usecases import Installation, Runs
 _MIGRATIONS = Path(__file__).parent / "migrations"
 
 
-def create_app(settings: Settings, *, validate: Validator | None = None) -> Service:
-    """`validate` stands in for the engine's own validation."""
+def create_app(settings: Settings) -> Service:
     plumbing = Plumbing(settings, owner="run")
     blobs = Blobs(
         settings.object_store_url,
@@ -39,14 +37,22 @@ def create_app(settings: Settings, *, validate: Validator | None = None) -> Serv
         bucket=settings.object_store_bucket,
     )
     rules = Rules(default_service_account=settings.default_service_account, cache_enabled=settings.cache_enabled)
-    manifests = Manifests(plumbing.database, blobs, rules, cache_bytes=settings.manifest_cache_bytes)
+    readers = Readers(reading.WORK, settings.manifest_limits)
+    manifests = Manifests(
+        plumbing.database,
+        blobs,
+        rules,
+        readers,
+        settings.runner,
+        cache_bytes=settings.manifest_cache_bytes,
+        large_bytes=settings.large_manifest_bytes,
+    )
     runs = Runs(
         plumbing.database,
         plumbing.outbox,
         plumbing.bus,
         blobs,
         manifests,
-        validate or _validator(settings),
         Installation(
             namespace=settings.namespace,
             engine=settings.engine,
@@ -68,6 +74,7 @@ def create_app(settings: Settings, *, validate: Validator | None = None) -> Serv
 
     async def stop() -> None:
         await plumbing.close()
+        await readers.close()
         blobs.close()
 
     return create_service(
@@ -87,28 +94,3 @@ def create_app(settings: Settings, *, validate: Validator | None = None) -> Serv
             "logs": StepLogs(plumbing.database, plumbing.bus, blobs, ask_seconds=settings.ask_seconds),
         },
     )
-
-
-def _validator(settings: Settings) -> Validator:
-    if settings.engine is EngineName.EXTERNAL:
-        return validate_for_any_engine
-    # Under `auto` nobody knows here what steps will run in, and what is accepted must not depend on the machine.
-    return partial(validate_for_embedded_engine, runs_images=settings.runtime in ("docker", "podman"))
-
-
-def validate_for_embedded_engine(workflow: Mapping[str, object], *, runs_images: bool = False) -> None:
-    """Raises the engine's ManifestError, which has a `reason`."""
-    # Imported with the first creation: most of the engine is not the service's business.
-    from .engine.embedded import manifest, validation
-
-    parsed = manifest.parse(workflow)
-    # First what it is called: whoever uses another engine's feature is told so, not what else is missing without it.
-    validation.refuse_unsupported(parsed, runs_images=runs_images)
-    validation.validate(parsed)
-
-
-def validate_for_any_engine(workflow: Mapping[str, object]) -> None:
-    """What no engine could run is refused, and what this one alone cannot is not. Raises as the other does."""
-    from .engine.embedded import manifest, validation
-
-    validation.validate(manifest.parse(workflow))

@@ -81,6 +81,8 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True):
     """Template to its outputs that have a globalName: `parameters.NAME` or `artifacts.NAME` to the global one."""
     spec: Mapping[str, msgspec.Raw]
     """Everything else of the spec, in JSON."""
+    holds_yaml: bool
+    """Whether a template brings an object: those are written in YAML."""
 
 
 def prepare(text: str, digest: str, rules: Rules) -> Prepared:
@@ -117,6 +119,7 @@ def _prepare(document: Mapping[str, Any], text: str, digest: str, rules: Rules) 
         pod_metadata=_pod_metadata(spec),
         exports={str(each.get("name")): outputs for each in templates if (outputs := _exports(each))},
         spec=rest | {"templates": msgspec.Raw(msgspec.json.encode(templates))},
+        holds_yaml=any(template.get("resource") is not None for template in templates),
     )
 
 

@@ -11,7 +11,9 @@ from pathlib import Path
 from shared.blobs import Blobs
 from shared.leases import Lease
 from shared.plumbing import Plumbing
+from shared.readers import Readers
 
+from . import reading
 from .compose import Rules
 from .controller import Controller
 from .engine.embedded.driver import EmbeddedEngine
@@ -35,7 +37,16 @@ async def run(settings: ControllerSettings, stop: asyncio.Event) -> None:
         bucket=settings.object_store_bucket,
     )
     rules = Rules(default_service_account=settings.default_service_account, cache_enabled=settings.cache_enabled)
-    manifests = Manifests(plumbing.database, blobs, rules, cache_bytes=settings.manifest_cache_bytes)
+    readers = Readers(reading.WORK, settings.manifest_limits)
+    manifests = Manifests(
+        plumbing.database,
+        blobs,
+        rules,
+        readers,
+        settings.runner,
+        cache_bytes=settings.manifest_cache_bytes,
+        large_bytes=settings.large_manifest_bytes,
+    )
     data_dir = Path(settings.engine_data_dir)
     engine = EmbeddedEngine(
         RunnerClient(settings.step_runner_socket),
@@ -67,6 +78,7 @@ async def run(settings: ControllerSettings, stop: asyncio.Event) -> None:
         await stop.wait()
     finally:
         await plumbing.close()
+        await readers.close()
         blobs.close()
 
 

@@ -7,6 +7,7 @@ engine beyond the port's structs.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
@@ -19,6 +20,7 @@ from shared.contracts.events import FactKind
 from shared.contracts.states import RunState
 from shared.database import Database, Transaction
 from shared.outbox import Outbox
+from shared.readers import OverLimit
 from shared.telemetry import continue_trace
 
 from . import compose, domain, store
@@ -101,19 +103,29 @@ class Records:
         )
 
     async def submission(self, run_id: str) -> Submission | None:
-        """The workflow with the nodes on record; None where the run is gone or final."""
+        """The workflow with the nodes on record; None where the run is gone or final.
+
+        A run whose manifest takes more to read now than it may ends here: it must not stop the others.
+        """
         async with self._database.transaction() as tx:
             run = await store.lock(tx, run_id)
             nodes = await store.list_nodes(tx, run_id)
         if run is None or run.status.is_final:
             return None
-        prepared = await self._manifests.prepared_by_digest(run.manifest_digest)
+        try:
+            prepared = await self._manifests.prepared(run.manifest_digest)
+        except OverLimit as limit:
+            await self.fail(run.id, run.attempt, f"the workflow cannot be read: {limit}")
+            return None
+        # A large one in a thread: other runs go on meanwhile.
+        is_large = self._manifests.is_large(prepared.text)
+        workflow = await asyncio.to_thread(_workflow, prepared, run) if is_large else _workflow(prepared, run)
         return Submission(
             workflow_name=EngineWorkflowName(run.workflow_name),
             run_id=run.id,
             experiment_id=run.experiment_id,
             attempt=run.attempt,
-            workflow=msgspec.json.decode(compose.workflow(prepared, run)),
+            workflow=workflow,
             nodes=tuple(msgspec.json.decode(body) for _, body in nodes),
             started_at=run.started_at,
             retried_at=run.retried_at,
@@ -220,6 +232,10 @@ class Records:
             with continue_trace(run.traceparent):
                 await self._outbox.add(tx, fact, to_state(now))
         return now
+
+
+def _workflow(prepared: compose.Prepared, run: Run) -> dict[str, Any]:
+    return msgspec.json.decode(compose.workflow(prepared, run), type=dict[str, Any])
 
 
 def _rows(observation: Observation) -> list[tuple[str, str, str]]:

@@ -8,9 +8,11 @@ from typing import Annotated, Literal
 import msgspec
 
 from shared.bearer import check_sha256
+from shared.readers import Limits
 from shared.settings import ServiceSettings, variable_of
 
 from .domain import EngineName
+from .reading import Runner
 
 
 class Settings(ServiceSettings, frozen=True, kw_only=True):
@@ -39,6 +41,38 @@ class Settings(ServiceSettings, frozen=True, kw_only=True):
     """How often the kept counts are folded; what waits is counted row by row until then."""
     manifest_cache_bytes: int = 32 * 1024 * 1024
     """The most text of distinct manifests that a process keeps at hand."""
+    large_manifest_bytes: int = 128 * 1024
+    """From this size on a manifest is read in a process of its own.
+
+    One of this size takes the event loop two milliseconds, and a thread beside it thirty; both grow with it. Below it
+    the process, which takes a hundred to start, would be what its creator waits for.
+    """
+    manifest_readers: int = 2
+    """How many processes may read manifests at a time."""
+    manifest_read_cpu_seconds: float = 60.0
+    """The most processor time that reading one manifest may take; a real one of 32 MiB takes about ten."""
+    manifest_read_seconds: float = 600.0
+    """The longest that it may take on a machine that has other things to do, before it is a 503."""
+    manifest_read_memory_bytes: int = 1024 * 1024 * 1024
+    """The most address space of a process that reads manifests; the interpreter alone takes a tenth."""
+    manifest_queue_seconds: float = 60.0
+    """How long a manifest waits for a process to read it before it is a 503."""
+
+    @property
+    def manifest_limits(self) -> Limits:
+        return Limits(
+            processes=self.manifest_readers,
+            queue_seconds=self.manifest_queue_seconds,
+            cpu_seconds=self.manifest_read_cpu_seconds,
+            seconds=self.manifest_read_seconds,
+            memory_bytes=self.manifest_read_memory_bytes,
+            settings="manifest_read",
+        )
+
+    @property
+    def runner(self) -> Runner:
+        # Under `auto` nobody knows here what steps will run in, and what is accepted must not depend on the machine.
+        return Runner(engine=self.engine, runs_images=self.runtime in ("docker", "podman"))
 
     def __post_init__(self) -> None:
         check_sha256(self.agent_token_sha256)

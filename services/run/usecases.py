@@ -10,7 +10,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 
@@ -34,11 +34,12 @@ from shared.contracts.questions import (
 )
 from shared.contracts.states import ExperimentState, PipelineVersionState
 from shared.database import ConstraintViolated, Database, Transaction
-from shared.errors import InvalidInput, NotFound, layer
+from shared.errors import InvalidInput, NotFound, Unavailable, layer
 from shared.idempotency import Keep, keep_nothing
 from shared.identity import caller_subject
 from shared.listing import ListRequest, Page
 from shared.outbox import Outbox
+from shared.readers import OverLimit
 from shared.subscriptions import until_published_and_applied
 from shared.telemetry import current_traceparent
 
@@ -61,7 +62,8 @@ from .domain import (
     WorkflowName,
 )
 from .engine.retry import OfAnotherKind, StillOpen, rewrite
-from .manifests import Manifests, Validator, digest_of
+from .manifests import Manifests, digest_of
+from .reading import Reading
 
 EXPERIMENT = "experiment"
 """The kind under which experiments are replicated."""
@@ -113,7 +115,6 @@ class Runs:
         bus: Bus,
         blobs: Blobs,
         manifests: Manifests,
-        validate: Validator,
         installation: Installation,
     ) -> None:
         self._database = database
@@ -121,7 +122,6 @@ class Runs:
         self._bus = bus
         self._blobs = blobs
         self._manifests = manifests
-        self._validate = validate
         self._installation = installation
         self._repository = compose.Repository(
             endpoint=blobs.endpoint, bucket=blobs.bucket, is_insecure=blobs.is_insecure
@@ -138,14 +138,16 @@ class Runs:
         with layer("Validate create run request failed."):
             domain.check_name(asked.name)
             domain.check_lengths(asked)
-            version = await self._check_source(asked, digest)
+            version, reading = await self._check_source(asked, digest)
             domain.check_parameters_size(asked.parameters)
         with layer("Failed to create a new run."):
-            prepared = await self._prepared(asked, version, digest)
+            reading = reading or await self._read(asked, version, digest)
+            prepared = reading.prepared
             self._check_parameters(prepared, asked.parameters)
             experiment = await self._experiment(asked.experiment_id)
             draft = self._draft(asked, version, prepared, experiment)
-            await self._check_workflow(prepared, draft)
+            if reading.refusal:
+                raise domain.invalid_workflow(draft.name, reading.refusal)
             names = domain.workflow_names(prepared.name, prepared.generate_name)
             for name in names:
                 domain.check_workflow_name(name)
@@ -172,8 +174,8 @@ class Runs:
         domain.check_workflow_name(reported.workflow_name)
         job = await self._bus.ask(GET_JOB, ById(id=reported.job_id), within_seconds=self._installation.ask_seconds)
         try:
-            prepared = self._manifests.prepared(reported.manifest, digest_of(reported.manifest))
-        except (compose.Malformed, compose.OfAnotherKind) as error:
+            prepared = await self._manifests.prepare(reported.manifest, digest_of(reported.manifest))
+        except (compose.Malformed, compose.OfAnotherKind, OverLimit) as error:
             raise domain.not_a_report(str(error)) from error
         await self._manifests.keep(prepared.text, prepared.digest)
         run = Run(
@@ -205,7 +207,10 @@ class Runs:
     async def get(self, run_id: str) -> Detail:
         run = await self._get(run_id)
         nodes = await store.list_nodes(self._database, run_id)
-        prepared = await self._manifests.prepared_by_digest(run.manifest_digest)
+        try:
+            prepared = await self._manifests.prepared(run.manifest_digest)
+        except OverLimit as limit:  # It could be read when the run was created.
+            raise Unavailable("The run's workflow cannot be read at this moment.", cause=str(limit)) from limit
         (view,) = await self._views((run,))
         return Detail(view=view, workflow=compose.workflow_document(prepared, run, nodes, self._repository))
 
@@ -257,22 +262,12 @@ class Runs:
         if text is None:
             raise NotFound.of("WorkflowSpecManifest", digest)
         try:
-            prepared = self._manifests.prepared(text, digest)
-        except (compose.Malformed, compose.OfAnotherKind) as error:
+            reading = await self._manifests.read(text, digest)
+        except (compose.Malformed, compose.OfAnotherKind, OverLimit) as error:
             return ManifestAnswer(malformation=str(error)[:LARGEST_REFUSAL])
-        nobodys = Run(
-            id=RunId(str(uuid.uuid4())),
-            name="",
-            experiment_id="",
-            namespace=self._installation.namespace,
-            references=(),
-            service_account=prepared.service_account,
-            manifest_digest=digest,
-            workflow_name=WorkflowName(prepared.name or "run"),
-            created_at=clock.now(),
-        )
+        prepared = reading.prepared
         return ManifestAnswer(
-            refusal=(await self._why_invalid(prepared, nobodys))[:LARGEST_REFUSAL],
+            refusal=reading.refusal[:LARGEST_REFUSAL],
             unrecognized=compose.unrecognized(prepared, tuple(Parameter(name=name) for name in parameters)),
             service_account=prepared.service_account,
         )
@@ -345,26 +340,27 @@ class Runs:
 
     # Creation.
 
-    async def _check_source(self, asked: NewRun, digest: str) -> Source | None:
-        """Section 9.3. The version to run, or None where the manifest came along."""
+    async def _check_source(self, asked: NewRun, digest: str) -> tuple[Source | None, Reading | None]:
+        """Section 9.3. The version to run, or what is read of the manifest that came along."""
         domain.check_source(asked)
         if asked.version_id:
             with layer("Get pipelineVersionId failed."):
-                return await self._version(asked.version_id, asked.pipeline_id)
+                return await self._version(asked.version_id, asked.pipeline_id), None
         if asked.pipeline_id:
             with layer("Get pipelineId failed."):
                 # Of the default no copy will do: a stale one would run the wrong code.
                 answer = await self._bus.ask(
                     GET_DEFAULT_VERSION, ById(id=asked.pipeline_id), within_seconds=self._installation.ask_seconds
                 )
-                return _to_source(answer)
+                return _to_source(answer), None
         try:
-            self._manifests.prepared(asked.manifest, digest)
+            return None, await self._manifests.read(asked.manifest, digest)
         except compose.Malformed as error:
             raise domain.not_a_workflow(asked.manifest, str(error)) from error
+        except OverLimit as error:
+            raise domain.not_our_kind(str(error)) from error
         except compose.OfAnotherKind:
-            return None  # That is told by a later check.
-        return None
+            return None, None  # That is told by a later check.
 
     async def _version(self, version_id: str, pipeline_id: str = "") -> Source:
         """As with experiments; our copy does not know the pipeline."""
@@ -379,7 +375,7 @@ class Runs:
     async def _known_version(self, version_id: str) -> PipelineVersionState | None:
         return await replica.find(self._database, PIPELINE_VERSION, version_id, PipelineVersionState)
 
-    async def _prepared(self, asked: NewRun, version: Source | None, digest: str) -> compose.Prepared:
+    async def _read(self, asked: NewRun, version: Source | None, digest: str) -> Reading:
         if version is None:
             text = asked.manifest
         else:
@@ -390,8 +386,8 @@ class Runs:
                     raise domain.manifest_gone(asked.name)
                 text = found
         try:
-            return self._manifests.prepared(text, digest)
-        except (compose.Malformed, compose.OfAnotherKind) as error:
+            return await self._manifests.read(text, digest)
+        except (compose.Malformed, compose.OfAnotherKind, OverLimit) as error:
             raise domain.not_our_kind(str(error)) from error
 
     def _check_parameters(self, prepared: compose.Prepared, parameters: tuple[Parameter, ...]) -> None:
@@ -444,27 +440,6 @@ class Runs:
             traceparent=current_traceparent(),
             created_at=clock.now(),
         )
-
-    async def _check_workflow(self, prepared: compose.Prepared, draft: Run) -> None:
-        """What the engine would refuse is refused now."""
-        if reason := await self._why_invalid(prepared, draft):
-            raise domain.invalid_workflow(draft.name, reason)
-
-    async def _why_invalid(self, prepared: compose.Prepared, draft: Run) -> str:
-        """Empty where it is valid. Arguments decide nothing here: once per manifest is enough."""
-        if self._manifests.is_valid(prepared.digest):
-            return ""
-        workflow = cast("Mapping[str, object]", msgspec.json.decode(compose.workflow(prepared, draft)))
-        try:
-            # In a thread: a large workflow takes its time, and other requests go on meanwhile.
-            await asyncio.to_thread(self._validate, workflow)
-        except Exception as error:
-            reason = getattr(error, "reason", None)
-            if reason is None:
-                raise
-            return str(reason)
-        self._manifests.found_valid(prepared.digest)
-        return ""
 
     async def _references(
         self, asked: NewRun, version: Source | None, experiment: ExperimentState

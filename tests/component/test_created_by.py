@@ -32,7 +32,10 @@ MANIFEST = json.dumps(
         "apiVersion": "argoproj.io/v1alpha1",
         "kind": "Workflow",
         "metadata": {"generateName": "mine-"},
-        "spec": {"entrypoint": "main", "templates": [{"name": "main", "container": {"image": "busybox"}}]},
+        "spec": {
+            "entrypoint": "main",
+            "templates": [{"name": "main", "container": {"image": "busybox", "command": ["true"]}}],
+        },
     }
 )
 TABLES = {
@@ -115,7 +118,7 @@ async def house(
     services: Mapping[str, Callable[[], Service]] = {
         "experiment": lambda: experiment_app(ExperimentSettings(**at("experiment"))),
         "pipeline-registry": lambda: registry_app(RegistrySettings(**at("pipeline-registry"), **store)),
-        "run": lambda: run_app(RunSettings(**at("run"), **store), validate=lambda _: None),
+        "run": lambda: run_app(RunSettings(**at("run"), **store)),
         "job-scheduler": lambda: scheduler_app(SchedulerSettings(**at("job-scheduler"), **store)),
     }
     monkeypatch.setenv(variable_of("identity_key"), KEY)

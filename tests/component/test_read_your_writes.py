@@ -33,7 +33,10 @@ MANIFEST = json.dumps(
         "apiVersion": "argoproj.io/v1alpha1",
         "kind": "Workflow",
         "metadata": {"generateName": "mine-"},
-        "spec": {"entrypoint": "main", "templates": [{"name": "main", "container": {"image": "busybox"}}]},
+        "spec": {
+            "entrypoint": "main",
+            "templates": [{"name": "main", "container": {"image": "busybox", "command": ["true"]}}],
+        },
     }
 )
 
@@ -123,7 +126,7 @@ async def house(
     }
     services: tuple[Callable[[], Service], ...] = (
         lambda: experiment_app(ExperimentSettings(**at("experiment"))),
-        lambda: run_app(RunSettings(**at("run"), **store), validate=lambda _: None),
+        lambda: run_app(RunSettings(**at("run"), **store)),
         lambda: metrics_app(MetricsSettings(**at("metrics"))),
         lambda: registry_app(RegistrySettings(**at("pipeline-registry"), **store)),
     )

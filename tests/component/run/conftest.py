@@ -15,7 +15,7 @@ import pytest
 import uvicorn
 
 from infra.embedded.ports import free_ports
-from services.run import compose
+from services.run import compose, reading
 from services.run.app import create_app
 from services.run.engine import Observation
 from services.run.engine import WorkflowName as EngineWorkflowName
@@ -40,6 +40,7 @@ from shared.contracts.states import ExperimentId, ExperimentState, JobState, Pip
 from shared.database import Database, Row
 from shared.errors import InvalidInput, NotFound
 from shared.outbox import Outbox
+from shared.readers import Readers
 from tests.support.hooks import aiohttp_session
 from tests.support.servers import ObjectStoreAccess
 
@@ -60,18 +61,6 @@ MANIFEST = msgspec.json.encode(
         },
     }
 ).decode()
-
-
-class Refused(Exception):
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-
-
-def validate(workflow: Mapping[str, Any]) -> None:
-    """What stands in for an engine's validation."""
-    if not workflow["spec"].get("entrypoint"):
-        raise Refused("spec.entrypoint is required")
 
 
 @dataclass
@@ -230,6 +219,7 @@ class World:
     start_replica: Callable[..., Awaitable[Client]]
     """With further settings, where they are given."""
     peers: Peers
+    settings: Settings
     database: Database
     blobs: Blobs
     records: Records
@@ -280,19 +270,19 @@ async def world(
     servers: list[tuple[uvicorn.Server, asyncio.Task[None]]] = []
     session = aiohttp_session()
 
+    settings = Settings(
+        database_url=database_urls["run"],
+        nats_url=nats_urls["run"],
+        object_store_url=object_store_access.endpoint_url,
+        object_store_access_key=object_store_access.access_key,
+        object_store_secret_key=object_store_access.secret_key,
+        object_store_bucket=object_store_access.bucket,
+        fold_counts_seconds=0.05,
+    )
+
     async def start_replica(**further: Any) -> Client:
         (port,) = free_ports(1)
-        settings = Settings(
-            database_url=database_urls["run"],
-            nats_url=nats_urls["run"],
-            object_store_url=object_store_access.endpoint_url,
-            object_store_access_key=object_store_access.access_key,
-            object_store_secret_key=object_store_access.secret_key,
-            object_store_bucket=object_store_access.bucket,
-            fold_counts_seconds=0.05,
-            **further,
-        )
-        app = create_app(settings, validate=validate)
+        app = create_app(msgspec.structs.replace(settings, **further))
         server = uvicorn.Server(
             uvicorn.Config(app, host="127.0.0.1", port=port, log_config=None, lifespan="on", ws="none")
         )
@@ -313,12 +303,22 @@ async def world(
         secret_key=object_store_access.secret_key,
         bucket=object_store_access.bucket,
     )
-    manifests = Manifests(database, blobs, compose.Rules(), cache_bytes=1_000_000)
+    readers = Readers(reading.WORK, settings.manifest_limits)
+    manifests = Manifests(
+        database,
+        blobs,
+        compose.Rules(),
+        readers,
+        settings.runner,
+        cache_bytes=1_000_000,
+        large_bytes=settings.large_manifest_bytes,
+    )
     client = await start_replica()
     yield World(
         client=client,
         start_replica=start_replica,
         peers=peers,
+        settings=settings,
         database=database,
         blobs=blobs,
         records=Records(database, Outbox("run"), manifests),
@@ -328,6 +328,7 @@ async def world(
         server.should_exit = True
     await asyncio.gather(*(task for _, task in servers))
     await session.close()
+    await readers.close()
     for bus in buses.values():
         await bus.close()
     await database.close()

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from shared.pipeline_spec import LONGEST_SHOWN
 from tests.component.run.conftest import MANIFEST, World
 
 EMPTY_NAME = "The run name is empty. Please specify a valid name."
@@ -62,7 +63,7 @@ REFUSED: dict[str, tuple[Any, int, str | None, str]] = {
     "a manifest's service account that no cluster has": (
         {"name": "n", "pipeline_spec": OF_NO_ACCOUNT},
         400,
-        f"Invalid argo workflow format. Workflow: {OF_NO_ACCOUNT['workflow_manifest']}",
+        f"Invalid argo workflow format. Workflow: {OF_NO_ACCOUNT['workflow_manifest'][:LONGEST_SHOWN]}…",
         CHECKED,
     ),
     "no source": ({"name": "n"}, 400, NO_SOURCE, CHECKED),

@@ -6,21 +6,29 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Callable
 
+import msgspec
 import pytest
 
 from shared.errors import Unavailable
 from shared.readers import Limits, OverLimit, Readers
 
 MEBIBYTE = 1024 * 1024
-LIMITS = Limits(cpu_seconds=0.25, seconds=60, memory_bytes=256 * MEBIBYTE, settings="package_read")
+LIMITS = Limits(
+    processes=1,
+    queue_seconds=60,
+    cpu_seconds=0.25,
+    seconds=60,
+    memory_bytes=256 * MEBIBYTE,
+    settings="package_read",
+)
 
 
 @pytest.fixture
 async def readers() -> AsyncIterator[Callable[..., Readers]]:
     made: list[Readers] = []
 
-    def make(limits: Limits = LIMITS, *, processes: int = 1, queue_seconds: float = 60) -> Readers:
-        made.append(Readers("tests.support.reading:obey", limits, processes=processes, queue_seconds=queue_seconds))
+    def make(**differing: float) -> Readers:
+        made.append(Readers("tests.support.reading:obey", msgspec.structs.replace(LIMITS, **differing)))
         return made[-1]
 
     yield make
@@ -91,7 +99,7 @@ async def test_what_is_over_a_limit_is_told_with_its_setting_and_the_next_is_rea
 
 
 async def test_a_process_that_takes_too_long_is_ended_and_nobody_elses_fault(readers: Callable[..., Readers]) -> None:
-    few = readers(Limits(cpu_seconds=60, seconds=0.5, memory_bytes=256 * MEBIBYTE, settings="package_read"))
+    few = readers(seconds=0.5)
     with pytest.raises(Unavailable, match=r"longer than 0\.5 s; the setting HEADRACE_PACKAGE_READ_SECONDS says so"):
         await ask(few, b"wait 600")
 

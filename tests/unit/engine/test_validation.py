@@ -5,11 +5,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from services.run.app import validate_for_any_engine, validate_for_embedded_engine
+from services.run import reading
+from services.run.domain import EngineName
 from services.run.engine.embedded.manifest import ManifestError, Workflow, parse
 from services.run.engine.embedded.validation import refuse_unsupported, validate
+from services.run.reading import Runner
 from tests.support.embedded_runs import workflow
 from tests.support.packages import merge_bomb
+
+EXTERNAL = Runner(engine=EngineName.EXTERNAL)
 
 
 def dag(tasks: str, more: str = "", spec: str = "") -> Workflow:
@@ -418,17 +422,19 @@ def test_a_feature_of_other_engines_is_refused_by_name(feature: str, manifest: W
 @pytest.mark.parametrize("manifest", UNSUPPORTED.values(), ids=list(UNSUPPORTED))
 def test_a_feature_of_other_engines_is_named_before_what_is_missing_without_it(manifest: Workflow) -> None:
     with pytest.raises(ManifestError, match="is not supported by the local engine"):
-        validate_for_embedded_engine(msgspec.to_builtins(manifest))
+        reading.validate(msgspec.to_builtins(manifest), Runner())
 
 
 @pytest.mark.parametrize("feature", [feature for feature in UNSUPPORTED if feature.startswith("templates.")])
 def test_a_feature_of_other_engines_is_none_of_our_business_where_another_engine_runs_it(feature: str) -> None:
-    validate_for_any_engine(msgspec.to_builtins(UNSUPPORTED[feature]))
+    reading.validate(msgspec.to_builtins(UNSUPPORTED[feature]), EXTERNAL)
 
 
 def test_what_no_engine_can_run_is_refused_for_every_engine() -> None:
-    with pytest.raises(ManifestError, match="'nowhere' not defined"):
-        validate_for_any_engine(msgspec.to_builtins(dag("[{name: a, template: t, dependencies: [nowhere]}]")))
+    manifest = msgspec.to_builtins(dag("[{name: a, template: t, dependencies: [nowhere]}]"))
+    for runner in (Runner(), EXTERNAL):
+        with pytest.raises(ManifestError, match="'nowhere' not defined"):
+            reading.validate(manifest, runner)
 
 
 @pytest.mark.parametrize("kind", ["containerSet: {}", "data: {}", "http: {}", "plugin: {}", "templateRef: {name: x}"])
@@ -467,7 +473,7 @@ def test_an_object_that_no_engine_should_read_is_refused(manifest: str, reason: 
 
 def test_an_object_may_hold_a_date_that_never_was() -> None:
     manifest = "kind: Secret\nmetadata: {name: s, annotations: {when: 2020-13-45}}"
-    validate_for_embedded_engine({"spec": {"entrypoint": "main", "templates": [resource_template(manifest)]}})
+    reading.validate({"spec": {"entrypoint": "main", "templates": [resource_template(manifest)]}}, Runner())
 
 
 def resource_template(manifest: str) -> dict[str, Any]:

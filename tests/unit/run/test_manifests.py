@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 from services.run import compose
-from services.run.app import validate_for_embedded_engine
 from services.run.compose import Rules
 from services.run.domain import Run, RunId, WorkflowName
 from services.run.manifests import Recent, digest_of
+from services.run.reading import Runner, validate
 
 PIPELINES = Path(__file__).parents[2] / "pipelines"
 REFUSED = {
@@ -49,10 +49,10 @@ def test_a_compiled_pipeline_becomes_a_workflow_that_the_engine_takes(path: Path
 
     if path.stem in REFUSED:
         with pytest.raises(Exception, match=r".") as refused:
-            validate_for_embedded_engine(workflow)
+            validate(workflow, Runner())
         assert REFUSED[path.stem] in getattr(refused.value, "reason", "no reason")
         return
-    validate_for_embedded_engine(workflow)
+    validate(workflow, Runner())
     assert workflow["spec"]["entrypoint"] == document["spec"]["entrypoint"]
     assert [each["name"] for each in workflow["spec"]["templates"]] == [
         each["name"] for each in document["spec"]["templates"]
