@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
-from tenacity import AsyncRetrying, RetryCallState, wait_exponential_jitter
+from tenacity import AsyncRetrying, RetryCallState, wait_exponential, wait_random
 from tenacity.wait import wait_base
 
 from infra.embedded.failure import StartFailure
@@ -95,7 +95,7 @@ class Supervisor:
         steady_after_seconds: float = 30,
     ) -> None:
         self._say = say
-        self._wait = wait or wait_exponential_jitter(initial=0.2, max=15, jitter=0.2)
+        self._wait = wait or wait_exponential(multiplier=0.2, max=15) + wait_random(0, 0.2)
         self._steady_after_seconds = steady_after_seconds
         self._stages: list[list[Row]] = []
         self._keepers: dict[str, asyncio.Task[None]] = {}

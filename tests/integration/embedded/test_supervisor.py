@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 import sys
 import time
@@ -70,6 +71,20 @@ def row(name: str, argv: list[str], journal: Journal, *, stop_within_seconds: fl
         log=journal.file.with_name(f"{name}.log"),
     )
     return Row(name=name, startable=Program(command, stop_within_seconds=stop_within_seconds))
+
+
+async def test_a_process_is_started_again_after_a_short_while_unless_told_otherwise(
+    journal: Journal, said: list[str]
+) -> None:
+    supervisor = Supervisor(say=said.append)
+    try:
+        await supervisor.start([stub("mill", journal)])
+        await journal.until(lambda journal: len(journal.pids("mill")) == 1)
+        os.kill(journal.pids("mill")[0], signal.SIGKILL)
+        await journal.until(lambda journal: len(journal.pids("mill")) == 2)
+    finally:
+        await supervisor.stop()
+    assert re.fullmatch(r"mill was ended by SIGKILL; starting it again in 0\.[234] s.*", said[0])
 
 
 async def test_a_killed_process_is_started_again_and_said_so_once(
