@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 
 import click
@@ -20,7 +21,8 @@ def up(port: int | None, data_dir: str | None) -> None:
     the gateway. No Docker, no cluster, no root. All data stays in one folder: starting again continues from there.
 
     Ctrl-C lets steps that run end, for HEADRACE_STOP_WAIT_SECONDS (30) at most, and starts no others; Ctrl-C again
-    interrupts them. With HEADRACE_STOP_STEPS=interrupt nothing is waited for.
+    interrupts them. With HEADRACE_STOP_STEPS=interrupt nothing is waited for. A terminal that closes counts as one
+    Ctrl-C; under nohup it does not.
 
     Prints one line, `headrace ready http://127.0.0.1:PORT`, once requests are answered. Logs are in DATA_DIR/logs.
     """
@@ -37,15 +39,16 @@ def up(port: int | None, data_dir: str | None) -> None:
     environment = {name: value for name, value in os.environ.items() if value}
     try:
         settings = load(Settings, environment | options)
-        asyncio.run(run(settings, ready=_ready, say=_say))
+        asyncio.run(run(settings, ready=ready, say=say))
     except (SettingsError, StartFailure) as failure:
-        _say(f"cannot start: {failure}")
+        say(f"cannot start: {failure}")
         sys.exit(1)
 
 
-def _ready(url: str) -> None:
+def ready(url: str) -> None:
     click.echo(f"headrace ready {url}")
 
 
-def _say(line: str) -> None:
-    click.echo(f"headrace: {line}", err=True)
+def say(line: str) -> None:
+    with contextlib.suppress(OSError):  # The terminal may be gone, and the stack is still to be ended in order.
+        click.echo(f"headrace: {line}", err=True)

@@ -70,7 +70,10 @@ async def run(
     say: Callable[[str], None],
     serve: Sequence[str] = ("-m", "infra.cli", "serve"),
 ) -> None:
-    """Run the stack until SIGINT or SIGTERM, then end it in order; another one hurries the steps that still run.
+    """Run the stack until SIGINT, SIGTERM or SIGHUP, then end it in order.
+
+    Another SIGINT or SIGTERM hurries the steps that still run; another SIGHUP does not, because a terminal that closes
+    may say it twice. Who starts us with SIGHUP ignored, as nohup does, wants us to go on.
 
     Raises StartFailure when it does not come up, SettingsError when the environment says what no process understands.
     `ready` receives the gateway's URL once everything answers; `say` a line for a person when something goes wrong.
@@ -82,8 +85,11 @@ async def run(
     def heed() -> None:
         (hurry if stop.is_set() else stop).set()
 
+    loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, heed)
+        loop.add_signal_handler(number, heed)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        loop.add_signal_handler(signal.SIGHUP, stop.set)
     refuse_unsupported_platform()
     refuse_unknown_settings(os.environ, variables_of(*_SETTINGS))
     refuse_absent_directories(os.environ, *_OBJECTS)

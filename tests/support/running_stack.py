@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import secrets
 import shutil
 import signal
 import sys
 import tempfile
+import termios
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +101,12 @@ async def started(
     prefix: Sequence[str] = (),
     variables: Mapping[str, str] | None = None,
     as_user: Mapping[str, Any] | None = None,
+    terminal: int | None = None,
 ) -> AsyncIterator[Started]:
-    """A stack told by the environment; `prefix` are words before its command, `as_user` says whose process it is."""
+    """A stack told by the environment; `prefix` are words before its command, `as_user` says whose process it is.
+
+    `terminal` is one that it controls, in place of pipes.
+    """
     mark = f"HEADRACE_TEST_MARK={secrets.token_hex(8)}"
     gateway_port = port or free_ports(1)[0]
     journal = _empty_journal()
@@ -116,9 +123,11 @@ async def started(
         *command,
         cwd=_PROJECT,
         env=environment,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
+        stdin=asyncio.subprocess.DEVNULL if terminal is None else terminal,
+        stdout=asyncio.subprocess.PIPE if terminal is None else terminal,
+        stderr=asyncio.subprocess.PIPE if terminal is None else terminal,
+        start_new_session=terminal is not None,
+        preexec_fn=None if terminal is None else partial(fcntl.ioctl, terminal, termios.TIOCSCTTY, 0),
         **(as_user or {}),
     )
     stack = Started(process, gateway_port, mark, journal)

@@ -6,6 +6,7 @@ import asyncio
 import sys
 from pathlib import Path
 
+from infra.cli.up import ready, say
 from infra.embedded.failure import StartFailure
 from infra.embedded.settings import Settings
 from infra.embedded.stack import run
@@ -21,14 +22,6 @@ def main() -> int:
         say(f"cannot start: {failure}")
         return 1
     return 0
-
-
-def ready(url: str) -> None:
-    print(f"headrace ready {url}", flush=True)
-
-
-def say(line: str) -> None:
-    print(f"headrace: {line}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

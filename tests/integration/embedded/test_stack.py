@@ -3,7 +3,10 @@
 import asyncio
 import contextlib
 import fcntl
+import io
 import os
+import pty
+import re
 import signal
 import socket
 import sys
@@ -14,6 +17,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from infra.cli.up import say
 from infra.embedded.failure import StartFailure
 from infra.embedded.ports import free_ports
 from infra.embedded.preflight import refuse_unknown_settings, refuse_unsupported_platform
@@ -83,6 +87,36 @@ async def test_a_signal_while_it_comes_up_leaves_nothing(folder: Path) -> None:
                 await asyncio.sleep(0.01)
         assert await stack.stop() == 0
         assert stack.living() == []
+
+
+async def test_a_terminal_that_closes_is_an_orderly_stop(folder: Path) -> None:
+    ours, its = pty.openpty()
+    async with started(folder / "data", terminal=its) as stack:
+        os.close(its)
+        said = b""
+        while b"headrace ready " not in said:
+            said += await asyncio.wait_for(asyncio.to_thread(os.read, ours, 4096), WITHIN_SECONDS)
+        os.close(ours)
+        assert await stack.ended() == 0
+        assert stack.living() == []
+        ends = [event.split()[0] for event in stack.events() if event.endswith(" stopped")]
+        assert (ends[0], ends[-1]) == ("step-runner", "run-controller")
+
+
+async def test_a_stack_that_is_to_outlive_its_terminal_does(folder: Path) -> None:
+    async with started(folder / "data", prefix=["nohup"]) as stack:
+        async with asyncio.timeout(WITHIN_SECONDS):
+            while not (folder / "data" / "headrace.lock").exists():  # noqa: ASYNC110 - a file
+                await asyncio.sleep(0.01)
+        assert signal.SIGHUP in ignored_by(stack.process.pid)
+        assert await stack.stop() == 0
+
+
+def test_nobody_is_told_anything_at_a_terminal_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, its = pty.openpty()
+    monkeypatch.setattr("sys.stderr", io.TextIOWrapper(io.FileIO(its, "w"), write_through=True))
+    os.close(ours)
+    say("the end")
 
 
 async def test_a_killed_process_and_a_killed_server_are_started_again(folder: Path) -> None:
@@ -286,6 +320,11 @@ def test_an_unsupported_platform_is_told_of_docker_compose() -> None:
     for system, machine in (("darwin", "arm64"), ("win32", "AMD64"), ("linux", "riscv64")):
         with pytest.raises(StartFailure, match=f"not on {system} {machine}: use docker-compose up"):
             refuse_unsupported_platform(system, machine)
+
+
+def ignored_by(pid: int) -> set[int]:
+    (mask,) = re.findall(r"SigIgn:\s(\S+)", Path(f"/proc/{pid}/status").read_text())
+    return {number for number in signal.valid_signals() if int(mask, 16) & 1 << number - 1}
 
 
 def opened_by(pid: int) -> set[Path]:
