@@ -37,9 +37,11 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture
 def variables(folder: Path) -> dict[str, str]:
-    """The programs of the wheels lie beside our own python, and our home is closed to others."""
+    """The programs of the wheels lie beside our own python. The home is one that the user cannot enter."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    return {"PYTHONPATH": PYTHON_PATH, "PATH": path, "HOME": str(folder)}
+    home = folder / "home"
+    home.mkdir(mode=0)
+    return {"PYTHONPATH": PYTHON_PATH, "PATH": path, "HOME": str(home)}
 
 
 async def test_an_ordinary_user_starts_the_stack_and_runs_a_pipeline(folder: Path, variables: dict[str, str]) -> None:
