@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
@@ -32,8 +32,6 @@ class ServiceSettings(msgspec.Struct, frozen=True, kw_only=True):
     """`nats://user:password@host:port`; the user may publish its owner's facts alone."""
     listen_host: str = "127.0.0.1"
     listen_port: Port = 8080
-    log_format: Literal["text", "json"] = "text"
-    log_level: str = "INFO"
     database_connections: int = 10
     """The most connections one process opens; ten keep two cores busy."""
     applied_wait_seconds: float = 1.0

@@ -15,7 +15,7 @@ from infra.embedded import prepare
 from infra.embedded.preflight import variables_of
 from infra.nats.permissions import USER_NAMES
 from infra.postgres.roles import ROLES
-from shared.settings import variable_of
+from shared.settings import load, variable_of
 from tests.containers.images import PROJECT
 from tests.support.servers import MINIO_IMAGE, NATS_IMAGE, POSTGRES_IMAGE
 
@@ -26,6 +26,7 @@ _EXAMPLE = dict(
     if not line.startswith("#") and line
 )
 
+_SETTINGS_FILE = "infra/docker/settings.env"
 _SETTINGS = {
     "gateway": "gateway.settings:Settings",
     "experiment": "services.experiment.settings:Settings",
@@ -39,15 +40,36 @@ _SETTINGS = {
 }
 
 
+def test_what_is_no_secret_is_told_by_a_file_of_the_operators() -> None:
+    assert _EXAMPLE["HEADRACE_SETTINGS_FILE"] == _SETTINGS_FILE
+    for name in _SETTINGS:
+        assert _SERVICES[name]["env_file"] == [f"${{HEADRACE_SETTINGS_FILE:-{_SETTINGS_FILE}}}"]
+
+
+def test_the_file_of_settings_tells_defaults_of_settings_that_take_effect() -> None:
+    shown = [line for line in (PROJECT / _SETTINGS_FILE).read_text().splitlines() if line.startswith("#HEADRACE_")]
+    for variable, _, default in (line.removeprefix("#").partition("=") for line in shown):
+        knowing = [
+            (name, field)
+            for name, place in {**_SETTINGS, "any": "infra.cli.serve:LogSettings"}.items()
+            for field in _fields(place)
+            if variable_of(field.name) == variable
+        ]
+        assert knowing, f"no process knows {variable}"
+        for name, field in knowing:
+            assert variable not in _SERVICES.get(name, {"environment": {}})["environment"]
+            alone = msgspec.defstruct("Alone", [(field.name, field.type, field.default)], kw_only=True)
+            assert load(alone, {variable: default}) == alone(), f"{name} has another {variable}"
+
+
 @pytest.mark.parametrize("name", _SETTINGS)
 def test_every_process_is_told_what_it_must_be_told_and_nothing_it_does_not_know(name: str) -> None:
     place = _SETTINGS[name]
-    module, _, struct = place.partition(":")
-    fields = msgspec.structs.fields(getattr(import_module(module), struct))
+    fields = _fields(place)
     told = set(_SERVICES[name]["environment"])
     assert {variable_of(field.name) for field in fields if field.required} - told == set()
-    # As every process does, it also knows how to log.
-    assert told - variables_of(place, "infra.cli.serve:LogSettings") == set()
+    # As every process does, it also knows how to log, and as every service, whom to believe.
+    assert told - variables_of(place, "infra.cli.serve:LogSettings", "shared.identity:Settings") == set()
 
 
 def test_preparation_is_told_all_it_needs() -> None:
@@ -115,6 +137,11 @@ def test_tests_in_containers_use_the_images_of_the_house() -> None:
         NATS_IMAGE,
         MINIO_IMAGE,
     }
+
+
+def _fields(place: str) -> tuple[msgspec.structs.FieldInfo, ...]:
+    module, _, struct = place.partition(":")
+    return msgspec.structs.fields(getattr(import_module(module), struct))
 
 
 def _owner_of(variable: str) -> tuple[str, str]:
