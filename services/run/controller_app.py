@@ -18,6 +18,7 @@ from .compose import Rules
 from .controller import Controller
 from .engine.embedded.driver import EmbeddedEngine
 from .engine.embedded.objects import Objects
+from .engine.embedded.reconcile import Limits
 from .engine.embedded.runner.client import RunnerClient
 from .manifests import Manifests
 from .records import Records
@@ -55,6 +56,7 @@ async def run(settings: ControllerSettings, stop: asyncio.Event) -> None:
         data_dir=data_dir,
         most_steps=settings.most_steps or None,
         most_runs=settings.most_runs or None,
+        limits=Limits(depth=settings.most_levels, nodes=settings.most_nodes),
         objects=Objects(
             data_dir,
             secrets_dir=_directory(settings.secrets_dir),

@@ -98,6 +98,10 @@ class ControllerSettings(Settings, frozen=True, kw_only=True):
     A run counts from its first step to its end, also while it only waits. Runs that have started, retried ones among
     them, never wait: there may be more of them than this.
     """
+    most_levels: Annotated[int, msgspec.Meta(ge=1)] = 1000
+    """How deep the templates of one run may be nested: one that calls itself without end stops there as an Error."""
+    most_nodes: Annotated[int, msgspec.Meta(ge=1)] = 100_000
+    """How many nodes one run may have, before it stops in the same way. A node takes a row, and some of the memory."""
     secrets_dir: str = ""
     """Secrets that pipelines may use without having made them: a directory for each, and in it a file for each key."""
     config_maps_dir: str = ""

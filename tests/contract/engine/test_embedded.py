@@ -438,7 +438,7 @@ async def test_a_workflow_that_calls_itself_ends_where_the_engine_says(
         run = await recorder.carry_out(workflow(dag(task("r", "main"))))
 
     assert (run.phase, set(run.phases())) == ("Error", {"", ".r", ".r.r", ".r.r.r", ".r.r.r.r"})
-    assert run.node(".r.r.r.r")["message"] == "templates are nested deeper than 3 levels"
+    assert run.node(".r.r.r.r")["message"] == "templates are nested deeper than 3 levels (HEADRACE_MOST_LEVELS)"
 
 
 async def test_a_step_that_wants_more_memory_than_its_limit_is_killed_and_its_node_says_why(

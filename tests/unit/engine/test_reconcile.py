@@ -556,7 +556,7 @@ def test_recursion_goes_deep_without_a_deep_stack() -> None:
 def test_recursion_is_stopped_at_a_depth() -> None:
     run = recursion(50, limits=Limits(depth=10)).run()
     assert run.turn.phase is Phase.ERROR
-    assert run.node(".down" * 11).message == "templates are nested deeper than 10 levels"
+    assert run.node(".down" * 11).message == "templates are nested deeper than 10 levels (HEADRACE_MOST_LEVELS)"
 
 
 def test_unbounded_recursion_of_width_is_stopped_too() -> None:

@@ -773,9 +773,9 @@ class _Pass:
     def _check_limits(self, call: _Call) -> None:
         limits = self._state.limits
         if call.template.is_group and call.depth > limits.depth:
-            raise ManifestError(f"templates are nested deeper than {limits.depth} levels")
+            raise ManifestError(f"templates are nested deeper than {limits.depth} levels (HEADRACE_MOST_LEVELS)")
         if len(self._state.nodes) >= limits.nodes:
-            raise ManifestError(f"the run has more than {limits.nodes} nodes")
+            raise ManifestError(f"the run has more than {limits.nodes} nodes (HEADRACE_MOST_NODES)")
 
     def _refuse(self, call: _Call, reason: str) -> None:
         """The call makes no sense: a node of type Skipped says why, in phase Error."""

@@ -1,0 +1,53 @@
+"""What the controller process is told, as it shows in runs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+
+from services.run import controller_app
+from services.run.settings import ControllerSettings
+from tests.component.run.conftest import World, until
+from tests.component.run.test_refusals import manifest
+from tests.contract.engine.engines import runner_process
+
+
+@contextlib.asynccontextmanager
+async def controlled(world: World, nats_url: str, **further: Any) -> AsyncIterator[None]:
+    """The real controller at work, on a step runner of its own."""
+    with runner_process() as runner:
+        settings = ControllerSettings(
+            **msgspec.structs.asdict(world.settings) | {"nats_url": nats_url},
+            step_runner_socket=str(runner.socket),
+            steps_dir=str(runner.steps_dir),
+            engine_data_dir=str(runner.data_dir),
+            **further,
+        )
+        stop = asyncio.Event()
+        controller = asyncio.create_task(controller_app.run(settings, stop))
+        try:
+            yield
+        finally:
+            stop.set()
+            await controller
+
+
+async def test_a_run_that_calls_itself_without_end_stops_where_the_setting_says(
+    world: World, nats_urls: dict[str, str]
+) -> None:
+    itself = {"name": "main", "dag": {"tasks": [{"name": "down", "template": "main"}]}}
+    spec = manifest(spec={"entrypoint": "main", "templates": [itself]})
+    run_id = (await world.client.create(pipeline_spec=spec))["id"]
+
+    async def is_over() -> bool:
+        return str((await world.row(run_id))["status"]) == "Error"
+
+    async with controlled(world, nats_urls["run-controller"], most_levels=7):
+        await until(is_over, within_seconds=30)
+    nodes = (await world.client.workflow(run_id))["status"]["nodes"].values()
+    deepest = max(nodes, key=lambda node: len(node["name"]))
+    assert deepest["message"] == "templates are nested deeper than 7 levels (HEADRACE_MOST_LEVELS)"
