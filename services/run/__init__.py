@@ -9,6 +9,7 @@ answers: get, check-manifest, applied, repeat; run-controller: log, engine
 Rooms of its own, beyond those of every service: `records.py`, the verbs of the controller (what the engine has to be
 told, and what it was seen doing), beside `usecases.py`, the verbs of the API; `reports.py`, what an external engine's
 agent says of the runs that no controller here drives; `manifests.py`, where the text of a manifest comes from;
-`reading.py`, pure: what is read of it, and where a large one is read; `compose.py`, pure: the workflow that a run's
+`reading.py`, pure: what is read of it, and where a large one is read; `step_cache.py`, what steps have left for others
+that are the same; `compose.py`, pure: the workflow that a run's
 manifest becomes, and the document that shows it.
 """

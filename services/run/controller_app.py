@@ -23,6 +23,7 @@ from .engine.embedded.runner.client import RunnerClient
 from .manifests import Manifests
 from .records import Records
 from .settings import ControllerSettings
+from .step_cache import StepCache
 from .step_metrics import StepMetrics
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
@@ -62,6 +63,7 @@ async def run(settings: ControllerSettings, stop: asyncio.Event) -> None:
             secrets_dir=_directory(settings.secrets_dir),
             config_maps_dir=_directory(settings.config_maps_dir),
         ),
+        cache=StepCache(plumbing.database) if settings.step_cache else None,
     )
     controller = Controller(
         Records(plumbing.database, plumbing.outbox, manifests),

@@ -34,7 +34,8 @@ class Settings(ServiceSettings, frozen=True, kw_only=True):
     agent_token_sha256: str = ""
     """The SHA-256 of that agent's token. Empty: nobody reports."""
     cache_enabled: bool = True
-    """What the template label `pipelines.kubeflow.org/cache_enabled` says."""
+    """What the template label `pipelines.kubeflow.org/cache_enabled` says. An engine has its own switch beside:
+    the embedded one's is the controller's `step_cache`."""
     ask_seconds: float = 2.0
     """How long creation waits for another service's answer before it is a 503."""
     fold_counts_seconds: float = 1.0
@@ -102,6 +103,9 @@ class ControllerSettings(Settings, frozen=True, kw_only=True):
     """How deep the templates of one run may be nested: one that calls itself without end stops there as an Error."""
     most_nodes: Annotated[int, msgspec.Meta(ge=1)] = 100_000
     """How many nodes one run may have, before it stops in the same way. A node takes a row, and some of the memory."""
+    step_cache: bool = False
+    """Whether a step of the embedded engine takes over what the same step left before (same image, command, inputs,
+    outputs) instead of running. Off: whoever runs a pipeline again on one machine mostly wants to see it run."""
     secrets_dir: str = ""
     """Secrets that pipelines may use without having made them: a directory for each, and in it a file for each key."""
     config_maps_dir: str = ""

@@ -285,7 +285,7 @@ async def advance(
 
 
 async def delete(tx: Transaction, run_id: str) -> Run | None:
-    """Remove the run; what is left of it is noted for erasure."""
+    """Remove the run; what is left of it is noted for erasure. No step takes over anything of it from now on."""
     row = await tx.fetchrow(
         f"""
         with gone as (
@@ -296,6 +296,8 @@ async def delete(tx: Transaction, run_id: str) -> Run | None:
             select experiment_id, storage_state, -1 from gone
         ), noted as (
             insert into erasures (run_id, workflow_name) select id, workflow_name from gone
+        ), uncached as (
+            delete from step_cache where run_id = $1
         )
         select * from gone
         """,  # noqa: S608
@@ -490,6 +492,37 @@ async def list_metrics(connection: Connection, run_ids: Sequence[str]) -> list[M
     ]
 
 
+# What steps have left, for steps that are the same.
+
+
+async def find_step_outputs(connection: Connection, key: str, max_age_seconds: float | None) -> str | None:
+    body: str | None = await connection.fetchval(
+        """
+        select outputs from step_cache
+        where key = $1
+          and ($2::double precision is null or kept_at >= clock_timestamp() - make_interval(secs => $2))
+        """,
+        key,
+        max_age_seconds,
+    )
+    return body
+
+
+async def upsert_step_outputs(connection: Connection, key: str, run_id: str, outputs: str) -> None:
+    """The last one that ended counts. Those of a run that is gone are dropped: nobody would erase them."""
+    await connection.execute(
+        """
+        insert into step_cache (key, run_id, outputs)
+        select $1, $2, $3::json where exists (select from runs where id = $2)
+        on conflict (key) do update
+        set run_id = excluded.run_id, outputs = excluded.outputs, kept_at = excluded.kept_at
+        """,
+        key,
+        run_id,
+        outputs,
+    )
+
+
 # What the engine has to be told. Nobody tells an external one anything.
 
 
@@ -561,11 +594,12 @@ async def set_terminate_sent(connection: Connection, run_id: str, attempt: int) 
 
 
 async def erase(connection: Connection, run_id: str) -> None:
-    """What a deleted run left behind, and the note of it."""
+    """What a deleted run left behind, what its last steps may have kept meanwhile, and the note of it."""
     await connection.execute(
         """
         with nodes_gone as (delete from nodes where run_id = $1),
-             metrics_gone as (delete from run_metrics where run_id = $1)
+             metrics_gone as (delete from run_metrics where run_id = $1),
+             cached_gone as (delete from step_cache where run_id = $1)
         delete from erasures where run_id = $1
         """,
         run_id,

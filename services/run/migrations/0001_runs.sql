@@ -111,6 +111,18 @@ create table run_metrics (
     constraint run_metrics_format_check check (format in ('UNSPECIFIED', 'RAW', 'PERCENTAGE'))
 );
 
+-- What a step left that succeeded, under the key of all steps that are the same. It goes with the run that it was of.
+create table step_cache (
+    key     text        not null,
+    run_id  text        not null,
+    outputs json        not null,
+    kept_at timestamptz not null default clock_timestamp(),
+    constraint step_cache_pkey primary key (key),
+    constraint step_cache_key_check check (key ~ '^[0-9a-f]{64}$')
+);
+
+create index step_cache_run_id_idx on step_cache (run_id);
+
 -- Deleted runs whose engine objects, nodes and metrics are still to be erased.
 create table erasures (
     run_id        text        not null,

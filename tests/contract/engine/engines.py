@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from services.run.engine import Engine
+from services.run.engine.embedded.cache import StepCache
 from services.run.engine.embedded.driver import EmbeddedEngine
 from services.run.engine.embedded.reconcile import Limits
 from services.run.engine.embedded.runner.client import RunnerClient
@@ -116,7 +117,11 @@ def runner_process() -> Iterator[RunnerProcess]:
 def embedded(runner: RunnerProcess) -> EngineFactory:
     @contextlib.asynccontextmanager
     async def make(
-        store: ObjectStoreAccess, most_steps: int = 8, most_runs: int = 100, limits: Limits | None = None
+        store: ObjectStoreAccess,
+        most_steps: int = 8,
+        most_runs: int = 100,
+        limits: Limits | None = None,
+        cache: StepCache | None = None,
     ) -> AsyncIterator[EngineUnderTest]:
         blobs = await open_blobs(store)
         engine = EmbeddedEngine(
@@ -127,6 +132,7 @@ def embedded(runner: RunnerProcess) -> EngineFactory:
             most_steps=most_steps,
             most_runs=most_runs,
             limits=limits,
+            cache=cache,
         )
         await engine.check()
         work = asyncio.create_task(engine.run())

@@ -9,6 +9,7 @@
     loops        withItems, withParam, withSequence
     nodes        the records of `status.nodes`, their names and ids
     orders       what a step process is told
+    cache        which executions are the same
     quantity     amounts of memory and of processors
     plan         what follows from the manifest alone, computed once a run
     reconcile    the manifest and what happened → what to do next

@@ -18,6 +18,7 @@ from typing import Any
 
 import msgspec
 
+from services.run.engine.embedded.cache import Kept
 from services.run.engine.embedded.orders import (
     PlacedArtifact,
     StepOrder,
@@ -45,6 +46,10 @@ _CREDENTIALS = {
     "secretKeySecret": {"name": "mlpipeline-minio-artifact", "key": "secretkey"},
 }
 
+
+_CACHE_LOG = "This step output is taken from cache.\n"
+_CACHE_LOG_KEY = "artifacts/step-cache/main.log"
+"""The same text for all, and a key without the node's id: by that the UI knows a step as cached (§14)."""
 
 _RESERVED = ("manifests", "pipelines")
 """Where the server keeps what runs are made of: no place for what a step writes, or reads."""
@@ -154,6 +159,19 @@ class Artifacts:
                 "step %s has %d bytes of outputs: too many on a cluster, where 256 KiB is all", order.node_id, size
             )
         return Found(outputs=outputs, problem=problems[0] if problems else None)
+
+    async def take_over(self, kept: Kept) -> Collected | None:
+        """The outputs of an earlier step as this one's; None where the store has lost any. Raises Unavailable."""
+        for key in kept.artifacts.values():
+            if not await self._blobs.exists(key) and not await self._blobs.list_keys(f"{key}/"):
+                return None
+        await self._blobs.put(_CACHE_LOG_KEY, _CACHE_LOG.encode(), content_type="text/plain")
+        return Collected(
+            parameters=kept.parameters,
+            artifacts={name: self.location(key) for name, key in kept.artifacts.items()},
+            log=self.location(_CACHE_LOG_KEY),
+            result=kept.result,
+        )
 
     async def _store(self, node_id: str, wanted: WantedArtifact, path: Path, scratch: Path) -> dict[str, Any]:
         top = PurePosixPath(wanted.path).name

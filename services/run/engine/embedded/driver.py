@@ -23,6 +23,7 @@ import msgspec
 
 from services.run.engine import About, NameTaken, NodeDocument, NodeId, Observation, Submission, WorkflowName
 from services.run.engine.embedded.admission import Admission, Ticket
+from services.run.engine.embedded.cache import StepCache
 from services.run.engine.embedded.collection import Artifacts
 from services.run.engine.embedded.manifest import ManifestError, parse
 from services.run.engine.embedded.nodes import Node, NodeType, Phase, timestamp, whole_seconds
@@ -79,6 +80,7 @@ class EmbeddedEngine:
         most_steps: int | None = None,
         most_runs: int | None = None,
         objects: Objects | None = None,
+        cache: StepCache | None = None,
         limits: Limits | None = None,
         clock: Clock | None = None,
     ) -> None:
@@ -89,6 +91,7 @@ class EmbeddedEngine:
         processors, and at least four, because steps often only wait.
         `most_runs`: how many runs go on at once; others wait as Pending. By default eight for each step that may run:
         more would only wait for each other's steps, and be at hand in memory meanwhile.
+        `cache`: who remembers what steps left, so that the same ones do not run again. By default they do.
         `limits`: where a workflow that calls itself without end is stopped.
         """
         self._limits = limits
@@ -102,6 +105,7 @@ class EmbeddedEngine:
             steps_dir=steps_dir,
             scratch_dir=data_dir / "scratch",
             most=most_steps,
+            cache=cache,
             clock=self._clock,
         )
         self._workflows: dict[WorkflowName, _Workflow] = {}

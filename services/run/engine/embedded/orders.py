@@ -91,6 +91,8 @@ class StepOrder(_Part, frozen=True, kw_only=True):
     source: str | None = None
     """The program of a script: written to a file whose path is appended to command and args."""
     resource: Resource | None = None
+    input_parameters: Mapping[str, str] = msgspec.field(default_factory=dict)
+    """What the template was called with. It is filled in already; here it tells two calls apart."""
     input_artifacts: tuple[PlacedArtifact, ...] = ()
     output_parameters: tuple[WantedParameter, ...] = ()
     output_artifacts: tuple[WantedArtifact, ...] = ()

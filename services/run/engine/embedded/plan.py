@@ -220,6 +220,7 @@ class Plan:
             sidecars=tuple(_process(each, each.name, _mirrored(each, main)) for each in filled.sidecars),
             source=filled.script.source if filled.script else None,
             resource=filled.resource,
+            input_parameters={each.name: each.value or "" for each in inputs.parameters},
             input_artifacts=tuple(_placed(inputs)),
             output_parameters=tuple(
                 WantedParameter(name=each.name, value=each.value, value_from=each.value_from)

@@ -31,6 +31,7 @@ from tenacity import (
 
 from services.run.engine.embedded import runtime
 from services.run.engine.embedded.admission import Admission
+from services.run.engine.embedded.cache import Cacheable, Kept, StepCache, cacheable
 from services.run.engine.embedded.collection import Artifacts, Found
 from services.run.engine.embedded.nodes import Phase
 from services.run.engine.embedded.objects import ObjectError, Objects, output_of
@@ -96,12 +97,14 @@ class Steps:
         steps_dir: Path,
         scratch_dir: Path,
         most: int,
+        cache: StepCache | None,
         clock: Clock,
     ) -> None:
         self._runner = runner
         self._objects = objects
         self._steps_dir = steps_dir
         self._scratch_dir = scratch_dir
+        self._cache = cache
         self._clock = clock
         self._admission = Admission(most)
         self._watched: dict[str, _Watched] = {}
@@ -175,10 +178,14 @@ class Steps:
 
     async def _run(self, step: Step, tell: Tell) -> None:
         key, node_id = step.place.key, step.order.node_id
+        same = None if self._cache is None else cacheable(step.order)
         with self._watching(key) as watched:
             state = None if step.past is Past.NONE else await self._state_of(key)
             if state is None and step.past is Past.RAN:
                 state = protocol.StepLost(key=key, reason="the step runner does not know it")
+            if state is None and same is not None and (earlier := await self._earlier(step, same)) is not None:
+                tell(earlier)
+                return
             with self._admission.ticket(step.group, is_urgent=state is not None) as ticket:
                 async for position in ticket.positions():
                     tell(StepWaits(node_id=node_id, reason=self._why_wait(position)))
@@ -190,7 +197,10 @@ class Steps:
                 watched.is_begun = True
                 end = await watched.end if isinstance(state, protocol.StepStarted) else state
             if isinstance(end, protocol.StepExited):
-                tell(await self._finished(step, end.exit, watched))
+                finished = await self._finished(step, end.exit, watched)
+                if same is not None:
+                    await self._keep(step, same, finished)
+                tell(finished)
                 return
         assert isinstance(end, protocol.StepLost)
         _log.warning("step %s is lost: %s", node_id, end.reason)
@@ -241,6 +251,39 @@ class Steps:
         finally:
             collecting.cancel()
             terminated.cancel()
+
+    # What the same step left before
+
+    async def _earlier(self, step: Step, same: Cacheable) -> StepFinished | None:
+        """How the last one ended, if all that it left is still there."""
+        assert self._cache is not None
+        try:
+            kept = await self._cache.find(same.key, max_age_seconds=same.max_age_seconds)
+            if kept is None or (step.order.needs_result and kept.result is None):
+                return None
+            outputs = await step.artifacts.take_over(kept)
+        except Unavailable as error:
+            _log.warning("step %s runs without a look into the cache: %s", step.order.node_id, error)
+            return None
+        if outputs is None:
+            return None
+        return StepFinished(node_id=step.order.node_id, at=self._clock.now(), exit_code=0, outputs=outputs)
+
+    async def _keep(self, step: Step, same: Cacheable, finished: StepFinished) -> None:
+        """For the next one, before this one is told of as finished: then it may be dropped at any moment."""
+        assert self._cache is not None
+        if finished.exit_code != 0 or finished.error is not None or finished.killed is not None:
+            return
+        outputs = finished.outputs
+        kept = Kept(
+            parameters=outputs.parameters,
+            artifacts={name: str(location["key"]) for name, location in outputs.artifacts.items()},
+            result=outputs.result,
+        )
+        try:
+            await self._cache.keep(same.key, kept, run_id=step.place.run_id)
+        except Unavailable as error:
+            _log.warning("what step %s left is not kept in the cache: %s", step.order.node_id, error)
 
     # An object
 
