@@ -10,6 +10,5 @@ Rooms of its own, beyond those of every service: `records.py`, the verbs of the 
 told, and what it was seen doing), beside `usecases.py`, the verbs of the API; `reports.py`, what an external engine's
 agent says of the runs that no controller here drives; `manifests.py`, where the text of a manifest comes from;
 `reading.py`, pure: what is read of it, and where a large one is read; `step_cache.py`, what steps have left for others
-that are the same; `compose.py`, pure: the workflow that a run's
-manifest becomes, and the document that shows it.
+that are the same; `compose.py`, pure: the workflow that a run's manifest becomes, and the document that shows it.
 """

@@ -101,11 +101,11 @@ class RunnerProcess:
 
 
 @contextlib.contextmanager
-def runner_process() -> Iterator[RunnerProcess]:
+def runner_process(**settings: str) -> Iterator[RunnerProcess]:
     """A runner that answers. Fails the test where its steps would get less than the full sandbox."""
     room = Path(tempfile.mkdtemp(prefix="headrace-engine-"))
     runner = RunnerProcess(room)
-    runner.start()
+    runner.start(**settings)
     try:
         demand_full_sandbox(runner.socket)
         yield runner

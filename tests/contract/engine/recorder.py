@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -170,6 +170,18 @@ class Recorder:
     async def running(self, run: Run, *names: str) -> Run:
         """Until these nodes run."""
         return await self.until(run, lambda run: all(run.phases().get(name) == "Running" for name in names))
+
+
+@contextlib.asynccontextmanager
+async def recording(engine: Engine) -> AsyncIterator[Recorder]:
+    """A recorder that follows the engine meanwhile."""
+    recorder = Recorder(engine)
+    following = asyncio.create_task(recorder.follow())
+    try:
+        yield recorder
+    finally:
+        following.cancel()
+        await asyncio.wait([following])
 
 
 async def said(recorder: Recorder, run: Run, name: str, text: str) -> None:

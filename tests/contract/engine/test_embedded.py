@@ -21,20 +21,9 @@ from shared.errors import Unavailable
 from tests.contract.engine.engines import RunnerProcess, embedded, open_blobs, runner_process
 from tests.contract.engine.manifests import c, dag, file_of, given, of, on_claim, task, workflow
 from tests.contract.engine.marked import begun, gone, marked, new_marker, processes_with
-from tests.contract.engine.recorder import Recorder, Run, new_run, said
+from tests.contract.engine.recorder import Run, new_run, recording, said
 from tests.support.eventually import eventually
 from tests.support.servers import ObjectStoreAccess
-
-
-@contextlib.asynccontextmanager
-async def recording(engine: EmbeddedEngine) -> AsyncIterator[Recorder]:
-    recorder = Recorder(engine)
-    following = asyncio.create_task(recorder.follow())
-    try:
-        yield recorder
-    finally:
-        following.cancel()
-        await asyncio.wait([following])
 
 
 @contextlib.asynccontextmanager
@@ -52,7 +41,7 @@ async def working(runner: RunnerProcess, blobs: Blobs) -> AsyncIterator[Embedded
 async def test_a_run_that_the_engine_cannot_think_about_ends_in_error(
     shared_runner: RunnerProcess, object_store_access: ObjectStoreAccess
 ) -> None:
-    async with embedded(shared_runner)(object_store_access) as made, recording(made.engine) as recorder:  # type: ignore[arg-type]
+    async with embedded(shared_runner)(object_store_access) as made, recording(made.engine) as recorder:
         run = new_run(workflow(c("true")))
         recorder.runs[run.name] = run
         broken = {"id": "x", "name": run.name, "type": "NoSuchType", "phase": "Running"}
@@ -221,7 +210,7 @@ async def test_a_run_is_retried_after_a_restart_whatever_the_engine_has_kept(
         },
     )
     with runner_process() as runner:
-        async with embedded(runner)(object_store_access) as made, recording(made.engine) as recorder:  # type: ignore[arg-type]
+        async with embedded(runner)(object_store_access) as made, recording(made.engine) as recorder:
             run = await recorder.carry_out(manifest)
         assert run.phases() == {"": "Failed", ".a": "Succeeded", ".b": "Failed", ".c": "Omitted"}
         first = run.node(".a")
@@ -231,7 +220,7 @@ async def test_a_run_is_retried_after_a_restart_whatever_the_engine_has_kept(
             shutil.rmtree(runner.data_dir / "scratch")
         runner.start()
 
-        async with embedded(runner)(object_store_access) as made, recording(made.engine) as recorder:  # type: ignore[arg-type]
+        async with embedded(runner)(object_store_access) as made, recording(made.engine) as recorder:
             run.reopen()
             recorder.runs[run.name] = run
             await made.engine.submit(run.submission())
@@ -250,7 +239,7 @@ async def test_no_artifact_is_stored_where_it_has_no_place(
     key: str, shared_runner: RunnerProcess, object_store_access: ObjectStoreAccess
 ) -> None:
     artifact = {"a": {"path": "/tmp/a", "s3": {"key": key}}}
-    async with embedded(shared_runner)(object_store_access) as made, recording(made.engine) as recorder:  # type: ignore[arg-type]
+    async with embedded(shared_runner)(object_store_access) as made, recording(made.engine) as recorder:
         run = await recorder.carry_out(workflow(c("echo > /tmp/a", leaves=artifact)))
 
     assert run.phase == "Error"
@@ -266,7 +255,7 @@ async def test_no_artifact_is_read_where_nobody_has_any(
     key: str, shared_runner: RunnerProcess, object_store_access: ObjectStoreAccess
 ) -> None:
     artifact = {"f": {"path": "/f", "s3": {"key": key}, "archive": {"none": {}}}}
-    async with embedded(shared_runner)(object_store_access) as made, recording(made.engine) as recorder:  # type: ignore[arg-type]
+    async with embedded(shared_runner)(object_store_access) as made, recording(made.engine) as recorder:
         for kept in ("manifests/0123", "pipelines/x"):
             await made.blobs.put(kept, b"of the server")
         run = await recorder.carry_out(workflow(c("cat /f", files=artifact)))
@@ -283,7 +272,7 @@ async def test_a_directory_with_a_name_that_no_store_takes_is_an_error(
 ) -> None:
     plain = {"a": {"path": "/tmp/a", "archive": {"none": {}}}}
     script = f"mkdir /tmp/a; cd /tmp/a; {make}"
-    async with embedded(shared_runner)(object_store_access) as made, recording(made.engine) as recorder:  # type: ignore[arg-type]
+    async with embedded(shared_runner)(object_store_access) as made, recording(made.engine) as recorder:
         run = await recorder.carry_out(workflow(c(script, leaves=plain)))
 
     assert run.phase == "Error"
@@ -307,7 +296,7 @@ async def test_a_large_parameter_is_passed_on_unchanged_and_told_of(
         dag(task("a", "make"), task("b", "take", "a", given={"v": of("a")})),
         templates={"make": c(make, gives={"o": "/tmp/o"}), "take": take},
     )
-    async with embedded(shared_runner)(object_store_access) as made, recording(made.engine) as recorder:  # type: ignore[arg-type]
+    async with embedded(shared_runner)(object_store_access) as made, recording(made.engine) as recorder:
         run = await recorder.carry_out(manifest)
 
     text = 'ä"\\\n' + "x" * bulk
@@ -330,7 +319,7 @@ async def test_a_runner_that_is_stopped_lets_its_steps_end_and_what_follows_is_f
             dag(task("a", "wait"), task("b", "note", "a", given={"v": of("a")})),
             templates={"wait": on_claim(wait, gives={"o": "/tmp/o"}), "note": on_claim(note, takes=["v"])},
         )
-        async with embedded(runner)(object_store_access) as made, recording(made.engine) as recorder:  # type: ignore[arg-type]
+        async with embedded(runner)(object_store_access) as made, recording(made.engine) as recorder:
             run = await recorder.begin(manifest)
             await recorder.running(run, ".a")
             stopping = asyncio.create_task(asyncio.to_thread(runner.stop))
@@ -396,7 +385,7 @@ async def test_a_claim_of_the_run_is_shared_by_its_steps_and_goes_when_it_succee
 ) -> None:
     get = json.dumps({"kind": "PersistentVolumeClaim", "metadata": {"name": "{{workflow.name}}-work"}})
     bound = {"parameters": [{"name": "o", "valueFrom": {"jsonPath": "{.status.phase}"}}]}
-    async with embedded(shared_runner)(object_store_access) as made, recording(made.engine) as recorder:  # type: ignore[arg-type]
+    async with embedded(shared_runner)(object_store_access) as made, recording(made.engine) as recorder:
         run = await recorder.carry_out(
             workflow(
                 dag(task("a", "write"), task("b", "read", "a"), task("see", "see")),
@@ -419,7 +408,7 @@ async def test_a_claim_of_the_run_is_shared_by_its_steps_and_goes_when_it_succee
 async def test_a_claim_of_a_failed_run_waits_for_its_retry_and_goes_when_it_is_erased(
     shared_runner: RunnerProcess, object_store_access: ObjectStoreAccess
 ) -> None:
-    async with embedded(shared_runner)(object_store_access) as made, recording(made.engine) as recorder:  # type: ignore[arg-type]
+    async with embedded(shared_runner)(object_store_access) as made, recording(made.engine) as recorder:
         run = await recorder.carry_out(workflow(on_work("echo >> /w/f; exit 1"), **CLAIMING))
         assert (run.phase, claims_of(shared_runner, run)) == ("Failed", [f"{run.name}-work"])
         await made.engine.erase(run.run_id, up_to_attempt=1)
@@ -434,7 +423,7 @@ async def test_a_workflow_that_calls_itself_ends_where_the_engine_says(
     shared_runner: RunnerProcess, object_store_access: ObjectStoreAccess
 ) -> None:
     engine = embedded(shared_runner)(object_store_access, limits=Limits(depth=3))
-    async with engine as made, recording(made.engine) as recorder:  # type: ignore[arg-type]
+    async with engine as made, recording(made.engine) as recorder:
         run = await recorder.carry_out(workflow(dag(task("r", "main"))))
 
     assert (run.phase, set(run.phases())) == ("Error", {"", ".r", ".r.r", ".r.r.r", ".r.r.r.r"})
@@ -447,7 +436,7 @@ async def test_a_step_that_wants_more_memory_than_its_limit_is_killed_and_its_no
     take = "import time; held = bytearray(300 * 1024 * 1024); time.sleep(1000)"
     hog = c(f"echo > /tmp/left; exec python3 -c '{take}'", leaves={"left": "/tmp/left"})
     hog["container"]["resources"] = {"limits": {"memory": "64Mi", "cpu": 1}}
-    async with embedded(shared_runner)(object_store_access) as made, recording(made.engine) as recorder:  # type: ignore[arg-type]
+    async with embedded(shared_runner)(object_store_access) as made, recording(made.engine) as recorder:
         run = await recorder.carry_out(workflow(hog))
 
     assert (run.phase, run.message) == ("Failed", "OOMKilled (exit code 137)")
@@ -459,7 +448,7 @@ async def test_a_workflow_of_very_many_templates_begins_and_ends_like_any_other(
     shared_runner: RunnerProcess, object_store_access: ObjectStoreAccess
 ) -> None:
     unused = {f"unused-{number}": c("false") for number in range(400)}
-    async with embedded(shared_runner)(object_store_access) as made, recording(made.engine) as recorder:  # type: ignore[arg-type]
+    async with embedded(shared_runner)(object_store_access) as made, recording(made.engine) as recorder:
         run = await recorder.carry_out(workflow(c("true"), templates=unused))
         assert (run.phase, run.phases()) == ("Succeeded", {"": "Succeeded"})
         # What is wrong with it is told as it is of a small one.

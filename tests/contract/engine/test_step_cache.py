@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import uuid
 from collections.abc import AsyncIterator
@@ -14,7 +13,7 @@ from services.run.engine.embedded.cache import Kept
 from shared.errors import Unavailable
 from tests.contract.engine.engines import EngineUnderTest, RunnerProcess, embedded
 from tests.contract.engine.manifests import c, dag, file_of, given, of, task, workflow
-from tests.contract.engine.recorder import Recorder, said
+from tests.contract.engine.recorder import Recorder, recording, said
 from tests.support.servers import ObjectStoreAccess
 
 ENABLED = {"pipelines.kubeflow.org/cache_enabled": "true"}
@@ -73,14 +72,8 @@ class Caching:
 
 @contextlib.asynccontextmanager
 async def caching(runner: RunnerProcess, store: ObjectStoreAccess, memory: Memory | None) -> AsyncIterator[Caching]:
-    async with embedded(runner)(store, cache=memory) as under_test:
-        recorder = Recorder(under_test.engine)
-        following = asyncio.create_task(recorder.follow())
-        try:
-            yield Caching(under_test, recorder, runner)
-        finally:
-            following.cancel()
-            await asyncio.wait([following])
+    async with embedded(runner)(store, cache=memory) as under_test, recording(under_test.engine) as recorder:
+        yield Caching(under_test, recorder, runner)
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from tests.support.embedded_runs import NAME, PIPELINES, FakeExecutor, Outcome, 
 EXPECTED: dict[str, dict[str, Any]] = json.loads((PIPELINES / "expected.json").read_text())
 WALKED = [name for name, each in EXPECTED.items() if each.get("deterministic") and "nodes" in each]
 REFUSED = [name for name, each in EXPECTED.items() if each.get("refused")]
-NOT_HERE = {"sdk-1.8.22-v2compat/v2_compatible_two_step_pipeline.yaml": "v2-compatible mode"}
 
 
 def manifest(name: str) -> Workflow:
@@ -94,11 +93,7 @@ def test_a_broken_pipeline_is_refused_for_the_expected_reason(name: str) -> None
 @pytest.mark.parametrize("name", [name for name in EXPECTED if name not in REFUSED])
 def test_every_other_pipeline_is_accepted(name: str) -> None:
     validate(manifest(name))
-    if name not in NOT_HERE:
-        refuse_unsupported(manifest(name))
-        return
-    with pytest.raises(ManifestError, match=NOT_HERE[name]):
-        refuse_unsupported(manifest(name))
+    refuse_unsupported(manifest(name))
 
 
 def test_a_coin_decides_which_branch_runs() -> None:

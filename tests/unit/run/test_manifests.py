@@ -19,7 +19,6 @@ PIPELINES = Path(__file__).parents[2] / "pipelines"
 REFUSED = {
     "own-invalid-undefined-dependency": "templates.main.tasks.b dependency 'Make folds' not defined",
     "testdata-tolerations": "spec.entrypoint is required",
-    "v2_compatible_two_step_pipeline": "v2-compatible mode is not supported",
 }
 RUN = Run(
     id=RunId("8f2c3d1e-0000-4000-8000-000000000001"),

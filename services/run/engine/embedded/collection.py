@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -83,20 +83,27 @@ class Artifacts:
             "key": key,
         }
 
-    async def stage(self, order: StepOrder, scratch: Path) -> dict[str, Path]:
-        """Bring the input artifacts that lie in the store. Returns name → path; raises CannotPrepare, Unavailable."""
-        return {
-            artifact.name: await self._fetch(artifact, scratch / "inputs" / str(number))
-            for number, artifact in enumerate(order.input_artifacts)
-            if artifact.raw is None and artifact.s3 is not None
-        }
+    @property
+    def bucket(self) -> str:
+        return self._blobs.bucket
 
-    async def _fetch(self, artifact: PlacedArtifact, target: Path) -> Path:
-        key = str((artifact.s3 or {}).get("key", ""))
-        try:
-            _check_readable(key)
-        except _BadKey as error:
-            raise CannotPrepare(f"artifact {artifact.name}: {error}") from error
+    async def stage(
+        self, artifacts: Sequence[PlacedArtifact], scratch: Path, *, leave_out_lost: bool = False
+    ) -> dict[str, Path]:
+        """Bring the input artifacts that lie in the store. Returns name → path; raises CannotPrepare, Unavailable.
+
+        `leave_out_lost`: what is not there is not brought, and nobody is told.
+        """
+        staged: dict[str, Path] = {}
+        for number, artifact in enumerate(artifacts):
+            if artifact.raw is not None or artifact.s3 is None:
+                continue
+            key = _key_of(artifact)
+            if not leave_out_lost or await self._holds(key):
+                staged[artifact.name] = await self._fetch(artifact, key, scratch / "inputs" / str(number))
+        return staged
+
+    async def _fetch(self, artifact: PlacedArtifact, key: str, target: Path) -> Path:
         await asyncio.to_thread(_make_empty, target)
         packed, placed = target / "object", target / "artifact"
         try:
@@ -163,7 +170,7 @@ class Artifacts:
     async def take_over(self, kept: Kept) -> Collected | None:
         """The outputs of an earlier step as this one's; None where the store has lost any. Raises Unavailable."""
         for key in kept.artifacts.values():
-            if not await self._blobs.exists(key) and not await self._blobs.list_keys(f"{key}/"):
+            if not await self._holds(key):
                 return None
         await self._blobs.put(_CACHE_LOG_KEY, _CACHE_LOG.encode(), content_type="text/plain")
         return Collected(
@@ -173,13 +180,17 @@ class Artifacts:
             result=kept.result,
         )
 
+    async def _holds(self, key: str) -> bool:
+        """An object, or a directory that was stored as one per file."""
+        return await self._blobs.exists(key) or bool(await self._blobs.list_keys(f"{key}/"))
+
     async def _store(self, node_id: str, wanted: WantedArtifact, path: Path, scratch: Path) -> dict[str, Any]:
         top = PurePosixPath(wanted.path).name
         is_plain = wanted.archive is not None and "none" in wanted.archive
         file_name = top if is_plain else f"{wanted.name}.tgz"
         key = _checked(str((wanted.s3 or {}).get("key") or f"{self._prefix}/{node_id}/{file_name}"))
         if is_plain:
-            is_own = not (wanted.s3 or {}).get("key")
+            is_own = wanted.owns_key or not (wanted.s3 or {}).get("key")
             await self._store_plain(key, path, is_own=is_own)
             return self.location(key)
         packed = scratch / "outputs" / f"{wanted.name}.tgz"
@@ -232,6 +243,16 @@ async def _each(names: Iterable[str], work: Callable[[str], Awaitable[None]]) ->
 
 class _BadKey(Exception):
     """Nothing can be stored there, or read."""
+
+
+def _key_of(artifact: PlacedArtifact) -> str:
+    """Raises CannotPrepare."""
+    key = str((artifact.s3 or {}).get("key", ""))
+    try:
+        _check_readable(key)
+    except _BadKey as error:
+        raise CannotPrepare(f"artifact {artifact.name}: {error}") from error
+    return key
 
 
 def _checked(key: str) -> str:

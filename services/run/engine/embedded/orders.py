@@ -73,6 +73,8 @@ class WantedArtifact(_Part, frozen=True, kw_only=True):
     archive: Mapping[str, Any] | None = None
     s3: Mapping[str, Any] | None = None
     """An explicit destination; its `key` is used as written."""
+    owns_key: bool = False
+    """Nobody else stores below that key."""
     mode: int | None = None
 
 

@@ -48,6 +48,15 @@ def build(order: StepOrder, place: Place, objects: Objects, staged: Mapping[str,
         raise CannotPrepare(str(error)) from error
 
 
+def command_of(order: StepOrder, place: Place, objects: Objects) -> list[str]:
+    """What the main process will be started as. Blocks on the disk. Raises CannotPrepare."""
+    builder = _Builder(order, place, objects)
+    try:
+        return builder.argv(order.main, builder.environment(order.main))
+    except ObjectError as error:
+        raise CannotPrepare(str(error)) from error
+
+
 class _Builder:
     def __init__(self, order: StepOrder, place: Place, objects: Objects) -> None:
         self._order = order
@@ -70,12 +79,9 @@ class _Builder:
         )
 
     def _process(self, process: Process) -> runtime.Process:
-        env = self._environment(process)
-        argv = [expand_variables(text, env) for text in (*process.command, *process.args)]
-        if process is self._order.main and self._order.kind is StepKind.SCRIPT:
-            argv.append(SCRIPT_PATH)
+        env = self.environment(process)
         return runtime.Process(
-            argv=tuple(argv),
+            argv=tuple(self.argv(process, env)),
             runs_entrypoint=not process.command,
             image=process.image,
             env=env,
@@ -85,9 +91,15 @@ class _Builder:
             cpu_millis=process.cpu_millis,
         )
 
+    def argv(self, process: Process, env: Mapping[str, str]) -> list[str]:
+        argv = [expand_variables(text, env) for text in (*process.command, *process.args)]
+        if process is self._order.main and self._order.kind is StepKind.SCRIPT:
+            argv.append(SCRIPT_PATH)
+        return argv
+
     # Environment
 
-    def _environment(self, process: Process) -> dict[str, str]:
+    def environment(self, process: Process) -> dict[str, str]:
         """Later entries win; a value may refer to earlier ones."""
         env = {"ARGO_CONTAINER_NAME": process.name}
         if self._order.needs_result:

@@ -29,13 +29,13 @@ from tenacity import (
     wait_random,
 )
 
-from services.run.engine.embedded import runtime
+from services.run.engine.embedded import launching, runtime
 from services.run.engine.embedded.admission import Admission
 from services.run.engine.embedded.cache import Cacheable, Kept, StepCache, cacheable
 from services.run.engine.embedded.collection import Artifacts, Found
 from services.run.engine.embedded.nodes import Phase
 from services.run.engine.embedded.objects import ObjectError, Objects, output_of
-from services.run.engine.embedded.orders import StepKind, StepOrder
+from services.run.engine.embedded.orders import PlacedArtifact, StepKind, StepOrder
 from services.run.engine.embedded.reconcile import (
     Collected,
     Event,
@@ -49,7 +49,7 @@ from services.run.engine.embedded.reconcile import (
 from services.run.engine.embedded.runner import protocol
 from services.run.engine.embedded.runner.client import RunnerClient, RunnerRefused
 from services.run.engine.embedded.runner.journal import tree_of
-from services.run.engine.embedded.specs import CannotPrepare, Place, build
+from services.run.engine.embedded.specs import CannotPrepare, Place, build, command_of
 from shared.clock import Clock
 from shared.errors import Unavailable
 
@@ -183,6 +183,8 @@ class Steps:
             state = None if step.past is Past.NONE else await self._state_of(key)
             if state is None and step.past is Past.RAN:
                 state = protocol.StepLost(key=key, reason="the step runner does not know it")
+            if launching.is_launched(step.order):
+                step = await asyncio.to_thread(self._with_launcher, step)
             if state is None and same is not None and (earlier := await self._earlier(step, same)) is not None:
                 tell(earlier)
                 return
@@ -211,7 +213,11 @@ class Steps:
 
     async def _start(self, step: Step) -> protocol.Event:
         order, place = step.order, step.place
-        staged = await _patiently(lambda: step.artifacts.stage(order, place.scratch)) if order.input_artifacts else {}
+        staged: dict[str, Path] = {}
+        if order.input_artifacts:
+            staged = await _patiently(lambda: step.artifacts.stage(order.input_artifacts, place.scratch))
+        if launching.is_launched(order):
+            order, staged = await self._with_data(step, staged)
         try:
             spec = await asyncio.to_thread(build, order, place, self._objects, staged)
         except OSError as error:
@@ -251,6 +257,35 @@ class Steps:
         finally:
             collecting.cancel()
             terminated.cancel()
+
+    # One of a v2-compatible pipeline
+
+    def _with_launcher(self, step: Step) -> Step:
+        """Blocks on the disk. The same after a restart: what is fetched of a step goes by it, too."""
+        command = command_of(step.order, step.place, self._objects)
+        order = launching.launched(step.order, command, self._store(step))
+        return msgspec.structs.replace(step, order=order)
+
+    async def _with_data(self, step: Step, staged: Mapping[str, Path]) -> tuple[StepOrder, dict[str, Path]]:
+        """And what its input artifacts are records of."""
+
+        def read() -> list[PlacedArtifact]:
+            command = command_of(step.order, step.place, self._objects)
+            return launching.brought(step.order, command, staged, self._store(step))
+
+        records = await asyncio.to_thread(read)
+        scratch = step.place.scratch / "data"
+        found = await _patiently(lambda: step.artifacts.stage(records, scratch, leave_out_lost=True))
+        order = msgspec.structs.replace(step.order, input_artifacts=(*step.order.input_artifacts, *records))
+        return order, {**staged, **found}
+
+    def _store(self, step: Step) -> launching.Store:
+        config = self._objects.config_map(step.place.namespace, "kfp-launcher") or {}
+        root = config.get("defaultPipelineRoot", b"").decode(errors="replace").strip()
+        bucket = step.artifacts.bucket
+        store = launching.Store(bucket=bucket, default_root=f"minio://{bucket}/v2/artifacts")
+        is_ours = store.key_of(root.rstrip("/") + "/") is not None
+        return msgspec.structs.replace(store, default_root=root) if is_ours else store
 
     # What the same step left before
 

@@ -717,8 +717,6 @@ def _check_group_outputs(
 # -- features of other engines -----------------------------------------------------------------------------------------
 
 _REFUSED = "is not supported by the local engine"
-_V2_LAUNCHER = "/kfp-launcher/launch"
-"""Steps of v2-compatible pipelines start a program that an init container would copy from an image (§12)."""
 _RESOURCE_KINDS = frozenset({"PersistentVolumeClaim", "VolumeSnapshot", "Secret", "ConfigMap"})
 
 
@@ -734,8 +732,6 @@ def refuse_unsupported(workflow: Workflow, *, runs_images: bool = False) -> None
             raise ManifestError(f"templates.{template.name} {feature} {_REFUSED}")
         for where, container in _containers(template):
             place = f"templates.{template.name}.{where}"
-            if container.command[:1] == (_V2_LAUNCHER,):
-                raise ManifestError(f"{place} v2-compatible mode {_REFUSED}")
             if not container.command and not runs_images:
                 raise ManifestError(f"{place} image entrypoint unknown: {container.image}")
 

@@ -11,6 +11,7 @@ files and mounts; it refuses to know workflows, templates, retries, object store
     limits.py    how much of the machine a process may use
     tree.py      where a path of the step lies on the host
     placing.py   what is put there before its start
+    launcher.py  what v2-compatible steps start, inside themselves
     archive.py   outputs to tgz and back
 """
 
