@@ -180,6 +180,19 @@ def test_a_success_condition_holds_now_or_never(objects: Objects, condition: str
         act(objects, "create", claim(), condition=condition)
 
 
+def test_a_failure_condition_that_holds_comes_before_success(objects: Objects) -> None:
+    def create(failure: str) -> None:
+        text = json.dumps(claim())
+        resource = Resource(
+            action="create", manifest=text, success_condition="status.phase == Bound", failure_condition=failure
+        )
+        objects.perform(resource, node_id="n1", namespace=NAMESPACE)
+
+    create("status.phase == Lost")
+    with pytest.raises(ObjectError, match=r"^failure condition .*Bound.* is met$"):
+        create("status.phase == Bound")
+
+
 @pytest.mark.parametrize(
     ("path", "found"),
     [

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
+import socket
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from services.run.engine.embedded import runtime
 from services.run.engine.embedded.manifest import Resource
 from services.run.engine.embedded.objects import Objects
-from services.run.engine.embedded.specs import Place, build
+from services.run.engine.embedded.specs import CannotPrepare, Place, build
 from tests.support.embedded_runs import FakeExecutor, workflow
 
 
@@ -90,3 +93,92 @@ def test_the_runtime_is_told_images_and_where_outputs_will_lie(place: Place, obj
     assert (side.image, side.argv, side.runs_entrypoint) == ("nginx", ("nginx", "-g", "daemon off;"), False)
     assert spec.outputs == ("/tmp/out/a", "/b", "/tmp/out/p")
     assert spec.make_directories == ("/tmp/out", "/")
+
+
+def env_of(text: str, place: Place, objects: Objects) -> dict[str, str]:
+    template = f"""
+    name: main
+    metadata: {{labels: {{team: mill}}, annotations: {{note: wheel}}}}
+    serviceAccountName: robot
+    container: {{image: i, command: [x], {text}}}
+"""
+    return built(template, place, objects).main.env
+
+
+def perform(objects: Objects, place: Place, kind: str, **fields: dict[str, str]) -> None:
+    document = {"kind": kind, "metadata": {"name": "given"}, **fields}
+    objects.perform(Resource(action="create", manifest=json.dumps(document)), node_id=kind, namespace=place.namespace)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("metadata.name", "wf-x7k2p"),
+        ("metadata.namespace", "kubeflow"),
+        ("metadata.labels['team']", "mill"),
+        ("metadata.labels['workflows.argoproj.io/workflow']", "wf-x7k2p"),
+        ("metadata.labels['no-such']", ""),
+        ("metadata.annotations['note']", "wheel"),
+        ("spec.nodeName", socket.gethostname()),
+        ("spec.serviceAccountName", "robot"),
+        ("status.podIP", "127.0.0.1"),
+        ("status.hostIP", "127.0.0.1"),
+    ],
+)
+def test_a_field_of_the_pod_becomes_a_variable(path: str, value: str, place: Place, objects: Objects) -> None:
+    env = env_of(f'env: [{{name: A, valueFrom: {{fieldRef: {{fieldPath: "{path}"}}}}}}]', place, objects)
+    assert env["A"] == value
+
+
+def test_the_pods_uid_is_the_same_for_the_same_attempt_alone(place: Place, objects: Objects) -> None:
+    text = "env: [{name: A, valueFrom: {fieldRef: {fieldPath: metadata.uid}}}]"
+    other = msgspec.structs.replace(place, key="run.2.step")
+    assert env_of(text, place, objects) == env_of(text, place, objects)
+    assert env_of(text, place, objects) != env_of(text, other, objects)
+
+
+def test_config_maps_and_secrets_become_variables_and_later_ones_win(place: Place, objects: Objects) -> None:
+    perform(objects, place, "ConfigMap", data={"k": "of the map", "only": "there"})
+    perform(objects, place, "Secret", stringData={"k": "of the secret"})
+    env = env_of(
+        """
+      envFrom: [{configMapRef: {name: given}, prefix: M_}, {configMapRef: {name: given}}, {secretRef: {name: given}}],
+      env: [
+        {name: A, valueFrom: {configMapKeyRef: {name: given, key: k}}},
+        {name: B, valueFrom: {secretKeyRef: {name: given, key: k}}},
+        {name: C, valueFrom: {configMapKeyRef: {name: none, key: k, optional: true}}},
+        {name: D, valueFrom: {secretKeyRef: {name: given, key: none, optional: true}}},
+        {name: only, value: "$(A), $(only) and $(C)"}]""",
+        place,
+        objects,
+    )
+    assert env == {
+        "ARGO_CONTAINER_NAME": "main",
+        "M_k": "of the map",
+        "M_only": "there",
+        "k": "of the secret",
+        "A": "of the map",
+        "B": "of the secret",
+        "only": "of the map, there and $(C)",
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("envFrom: [{configMapRef: {name: none}}]", 'configmap "none" not found'),
+        ("envFrom: [{secretRef: {name: none}}]", 'secret "none" not found'),
+        ("env: [{name: A, valueFrom: {secretKeyRef: {name: none, key: k}}}]", 'secret "none" not found'),
+        (
+            "env: [{name: A, valueFrom: {configMapKeyRef: {name: given, key: none}}}]",
+            "couldn't find key none in configmap kubeflow/given",
+        ),
+        ("env: [{name: A, valueFrom: {fieldRef: {fieldPath: spec.x}}}]", "the field spec.x is not supported"),
+    ],
+)
+def test_a_variable_without_a_source_keeps_the_step_from_starting(
+    text: str, reason: str, place: Place, objects: Objects
+) -> None:
+    perform(objects, place, "ConfigMap", data={"k": "v"})
+    with pytest.raises(CannotPrepare, match=re.escape(reason)):
+        env_of(text, place, objects)

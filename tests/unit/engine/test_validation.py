@@ -285,6 +285,18 @@ spec:
     validate(manifest)
 
 
+def test_what_only_clears_up_after_a_run_elsewhere_is_accepted() -> None:
+    manifest = workflow("""
+spec:
+  entrypoint: main
+  podGC: {strategy: OnPodCompletion}
+  ttlStrategy: {secondsAfterCompletion: 60}
+  templates: [{name: main, container: {image: i, command: [x]}}]
+""")
+    refuse_unsupported(manifest)
+    validate(manifest)
+
+
 def test_other_text_between_braces_is_no_expression() -> None:
     manifest = leaf("{name: main, container: {image: i, command: ['{{= |s}} {{=<% %>=}} {{={x}}}']}}")
     refuse_unsupported(manifest)
