@@ -38,6 +38,9 @@ _LONGEST_BASE = 25
 _SUFFIX_LENGTH = 5
 _NAMES_TO_TRY = 3
 _NOT_IN_NAMES = re.compile(r"[^a-z0-9-]")
+# FNV-1a of 32 bits.
+_FNV_OFFSET = 0x811C9DC5
+_FNV_PRIME = 0x01000193
 
 
 class Status(StrEnum):
@@ -156,6 +159,15 @@ def object_names(name: str) -> tuple[ObjectName, ...]:
 
 def _ending() -> str:
     return "".join(secrets.choice(_NAME_LETTERS) for _ in range(_SUFFIX_LENGTH))
+
+
+def workflow_name(object_name: str, index: int) -> str:
+    """What the workflow of a job's run is called, the same however often it is asked (section 11.7)."""
+    base = f"{object_name}-{index}"
+    digest = _FNV_OFFSET
+    for byte in base.encode():
+        digest = (digest ^ byte) * _FNV_PRIME % 2**32
+    return f"{base}-{digest}"
 
 
 # Refusals, in the words of the API specification, sections 6, 9.2, 9.3 and 10.2.

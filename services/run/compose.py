@@ -7,7 +7,6 @@ through unparsed. Knows no database, no engine and no request.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -16,6 +15,7 @@ import msgspec
 
 from shared import scalars
 from shared.lengths import LONGEST_NAME_BYTES, is_too_long
+from shared.macros import Occasion, expand
 
 from .domain import DEFAULT_SERVICE_ACCOUNT, Parameter, Run, Status
 
@@ -155,73 +155,6 @@ def workflow_document(prepared: Prepared, run: Run, nodes: Sequence[tuple[str, s
     return _with_run_id(shown, run)[:-1] + b',"status":' + status + b"}"
 
 
-def expand_macros(text: str, *, run_id: str, now: datetime) -> str:
-    """Section 11.6, as one-off runs know it: run and now. The slot's macros and unknown ones stay."""
-
-    def bracket(found: re.Match[str]) -> str:
-        match found[1].partition("."):
-            case ("RunUUID", "", ""):
-                return run_id
-            case ("CurrentTime", "", ""):
-                return now.astimezone(UTC).strftime("%Y%m%d%H%M%S")
-            case ("CurrentTime", ".", layout):
-                return format_go(layout, now)
-            case _:
-                return found[0]
-
-    text = re.sub(r"\[\[(.*?)\]\]", bracket, text)
-    return re.sub(
-        r"\{\{\s*\$\.currentTime\.strftime\(\s*'(.*?)'\s*\)\s*\}\}", lambda found: _strftime(found[1], now), text
-    )
-
-
-_GO_TOKENS = re.compile(
-    r"January|Jan(?![a-z])|Monday|Mon(?![a-z])|MST|2006|Z07:00|Z0700|-07:00|-0700|_2(?!006)|[.,](?:0+|9+)(?![0-9])"
-    r"|01|02|03|04|05|06|15|PM|pm|1|2|3|4|5"
-)
-_GO_DIRECTIVES = {
-    "January": "%B", "Jan": "%b", "Monday": "%A", "Mon": "%a", "2006": "%Y", "06": "%y", "01": "%m", "02": "%d",
-    "15": "%H", "03": "%I", "04": "%M", "05": "%S", "PM": "%p",
-}  # fmt: skip
-_GO_UNPADDED = {"1": "%m", "2": "%d", "3": "%I", "4": "%M", "5": "%S"}
-_GO_FIXED = {"MST": "UTC", "Z07:00": "Z", "Z0700": "Z", "-07:00": "+00:00", "-0700": "+0000"}
-
-
-def format_go(layout: str, at: datetime) -> str:
-    """A time in UTC, in a Go time layout; what is no token is literal."""
-    at = at.astimezone(UTC)
-
-    def token(found: re.Match[str]) -> str:
-        word = found[0]
-        if word in _GO_DIRECTIVES:
-            return at.strftime(_GO_DIRECTIVES[word])
-        if word in _GO_UNPADDED:
-            return str(int(at.strftime(_GO_UNPADDED[word])))
-        if word in _GO_FIXED:
-            return _GO_FIXED[word]
-        if word == "_2":
-            return f"{at.day:2}"
-        if word == "pm":
-            return at.strftime("%p").lower()
-        digits = f"{at.microsecond:06}000"[: len(word) - 1].ljust(len(word) - 1, "0")
-        if word[1] == "9":
-            digits = digits.rstrip("0")
-        return word[0] + digits if digits else ""
-
-    return _GO_TOKENS.sub(token, layout)
-
-
-def _strftime(layout: str, at: datetime) -> str:
-    at = at.astimezone(UTC)
-
-    def directive(found: re.Match[str]) -> str:
-        # Python leaves %s to the C library, which reads the time as local.
-        return str(int(at.timestamp())) if found[1] == "s" else at.strftime(found[0])
-
-    # One directive at a time: the C library would also take a width, of any size.
-    return re.sub(r"%([A-Za-z%])", directive, layout)
-
-
 # Reading a manifest.
 
 
@@ -333,9 +266,9 @@ def _metadata(prepared: Prepared, run: Run) -> dict[str, Any]:
 
 def _spec(prepared: Prepared, run: Run) -> dict[str, Any]:
     given = {parameter.name: parameter.value for parameter in run.parameters}
+    occasion = Occasion(run_id=run.id, now=run.created_at)
     parameters = [
-        {"name": name, "value": expand_macros(given.get(name, own or ""), run_id=run.id, now=run.created_at)}
-        for name, own in prepared.declared.items()
+        {"name": name, "value": expand(given.get(name, own or ""), occasion)} for name, own in prepared.declared.items()
     ]
     labels = prepared.pod_metadata["labels"] | {RUN_ID_LABEL: run.id}
     return {

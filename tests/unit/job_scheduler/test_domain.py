@@ -12,6 +12,7 @@ from services.job_scheduler.domain import (
     check_max_concurrency,
     check_parameters_size,
     object_names,
+    workflow_name,
 )
 from shared.errors import InvalidInput
 
@@ -39,6 +40,19 @@ def test_a_scheduler_object_is_called_after_its_job(name: str, base: str) -> Non
         assert each[:-5] == base
         assert re.fullmatch(r"[a-z0-9][-a-z0-9]{0,29}", each)
         assert re.fullmatch(r"[a-z0-9]{5}", each[-5:])
+
+
+@pytest.mark.parametrize(
+    ("object_name", "index", "name"),
+    [
+        ("myjobabcde", 1, "myjobabcde-1-1117443087"),
+        ("WORKFLOW_NAME", 51, "WORKFLOW_NAME-51-2626342551"),
+    ],
+)
+def test_a_fired_workflow_is_called_after_its_scheduler_object_and_index(
+    object_name: str, index: int, name: str
+) -> None:
+    assert workflow_name(object_name, index) == name
 
 
 @pytest.mark.parametrize("number", [0, -1, 11, 2**63 - 1])

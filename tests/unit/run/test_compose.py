@@ -90,44 +90,6 @@ def test_macros_are_expanded_in_the_clients_values_and_in_the_manifests_own() ->
     assert [each["value"] for each in spec["arguments"]["parameters"]] == [RUN_ID, "at 19700101000026"]
 
 
-@pytest.mark.parametrize(
-    ("text", "expanded"),
-    [
-        ("FOO [[CurrentTime]] FOO", "FOO 19700101000026 FOO"),
-        ("[[CurrentTime.15-04-05]]", "00-00-26"),
-        ("[[CurrentTime.2006-01-02]] [[RunUUID]]", f"1970-01-01 {RUN_ID}"),
-        ("{{$.currentTime.strftime('%Y-%m-%d %H:%M:%S')}}", "1970-01-01 00:00:26"),
-        ("{{$.currentTime.strftime('%s')}} 100%", "26 100%"),
-        ("{{$.currentTime.strftime('%%s %99999999Y %')}}", "%s %99999999Y %"),
-        ("FOO [[ScheduledTime]] FOO", "FOO [[ScheduledTime]] FOO"),
-        ("[[Index]] [[ScheduledTime.15]]", "[[Index]] [[ScheduledTime.15]]"),
-        ("{{$.scheduledTime.strftime('%Y')}}", "{{$.scheduledTime.strftime('%Y')}}"),
-        ("[[runuuid]] [[Unknown]] [[]] [[ ]]", "[[runuuid]] [[Unknown]] [[]] [[ ]]"),
-        ("[1, [2, 3]] {{workflow.name}}", "[1, [2, 3]] {{workflow.name}}"),
-        ("", ""),
-    ],
-)
-def test_macro(text: str, expanded: str) -> None:
-    assert compose.expand_macros(text, run_id=RUN_ID, now=NOW) == expanded
-
-
-@pytest.mark.parametrize(
-    ("layout", "text"),
-    [
-        ("2006-01-02T15:04:05Z07:00", "2021-03-04T17:06:07Z"),
-        ("Mon Jan _2 15:04:05 MST 2006", "Thu Mar  4 17:06:07 UTC 2021"),
-        ("Monday, 02-Jan-06 03:04PM", "Thursday, 04-Mar-21 05:06PM"),
-        ("3:4:5 pm 1/2/06", "5:6:7 pm 3/4/21"),
-        ("January -0700 -07:00 Z0700", "March +0000 +00:00 Z"),
-        ("05.000 05.999 05,00", "07.120 07.12 07,12"),
-        ("_2006 at Monkey", "_2021 at Monkey"),
-        ("plain", "plain"),
-    ],
-)
-def test_go_layout(layout: str, text: str) -> None:
-    assert compose.format_go(layout, datetime(2021, 3, 4, 17, 6, 7, 120_000, tzinfo=UTC)) == text
-
-
 def test_the_manifests_own_account_counts_unless_it_is_the_usual_one() -> None:
     rules = Rules(default_service_account="ours")
     for own, effective in (("theirs", "theirs"), ("pipeline-runner", "ours"), ("", "ours")):
