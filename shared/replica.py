@@ -37,6 +37,14 @@ async def keep(tx: Transaction, kind: str, state: State, *, is_deleted: bool = F
     return written is not None
 
 
+async def is_deleted(connection: Connection, kind: str, identity: str) -> bool:
+    """Whether its owner has told of its end: that is the owner's no, for who cannot wait for another."""
+    found = await connection.fetchval(
+        "select 1 from replicas where kind = $1 and id = $2 and is_deleted", kind, identity
+    )
+    return found is not None
+
+
 async def find(connection: Connection, kind: str, identity: str, type_: type[S]) -> S | None:
     """The copy, or None where no event has told of it yet, or one has told of its end."""
     text = await connection.fetchval(

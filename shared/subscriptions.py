@@ -69,7 +69,19 @@ class Fact(Generic[B]):
     message: Message
 
 
-Handler = Callable[[Transaction, Fact[Any]], Awaitable[Outcome]]
+Applying = Callable[[Transaction], Awaitable[Outcome]]
+"""What a fact changes here, in a transaction."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fetching:
+    """A handler that needs something of others: `fetch` gets it before the transaction opens, and what it returns
+    applies the fact. It may fetch for a fact that is then found to be applied already."""
+
+    fetch: Callable[[Fact[Any]], Awaitable[Applying]]
+
+
+Handler = Callable[[Transaction, Fact[Any]], Awaitable[Outcome]] | Fetching
 
 
 @dataclass(slots=True)
@@ -205,15 +217,17 @@ class Subscriber:
     async def _apply_batch(self, owner: str, lease: Lease, messages: Sequence[Message]) -> int:
         """Apply messages in one transaction, up to a gap in the positions. Returns how many that were."""
         count = 0
+        applying = [await self._applying(message) for message in messages]
         async with self._database.transaction() as tx:
             cursor = await self._fenced_cursor(tx, owner, lease)
-            for message in messages:
+            for message, apply in zip(messages, applying, strict=True):
                 if message.position < 1:
                     raise _NotYet(Dead("it has no position"))
                 if message.position > cursor + 1:
                     break
                 if message.position > cursor:
-                    outcome = await self._handle(tx, message)
+                    with continue_trace(message.traceparent):
+                        outcome = await apply(tx)
                     if not isinstance(outcome, Done):
                         raise _NotYet(outcome)
                     cursor = message.position
@@ -299,17 +313,21 @@ class Subscriber:
             return position
         return answer.position
 
-    async def _handle(self, tx: Transaction, message: Message) -> Outcome:
+    async def _applying(self, message: Message) -> Applying:
         known = self._handlers.get(message.type)
         if known is None:
-            return Done()
+            return _settled(Done())
         kind, handler = known
         try:
             state = msgspec.json.decode(message.body, type=kind.body)
         except (msgspec.DecodeError, msgspec.ValidationError) as error:
-            return Dead(f"the body does not read as {kind.type}: {error}")
-        with continue_trace(message.traceparent):
-            return await handler(tx, Fact(kind=kind, state=state, message=message))
+            return _settled(Dead(f"the body does not read as {kind.type}: {error}"))
+        fact = Fact(kind=kind, state=state, message=message)
+        if isinstance(handler, Fetching):
+            with continue_trace(message.traceparent):
+                return await handler.fetch(fact)
+        plain = handler
+        return lambda tx: plain(tx, fact)
 
     async def _put_aside(self, owner: str, lease: Lease, message: Message, reason: str, tries: int) -> bool:
         _log.error("%s gives up on %s %s: %s", self._name, message.type, message.resource_id, reason)
@@ -367,6 +385,13 @@ class Subscriber:
             progress.gap_since = 0
         async with progress.moved:
             progress.moved.notify_all()
+
+
+def _settled(outcome: Outcome) -> Applying:
+    async def settled(_: Transaction) -> Outcome:
+        return outcome
+
+    return settled
 
 
 class _NotYet(Exception):

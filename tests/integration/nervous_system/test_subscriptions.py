@@ -17,7 +17,7 @@ from shared.database import Transaction
 from shared.errors import Unavailable
 from shared.migrate import migrate
 from shared.outbox import Outbox, Relay
-from shared.subscriptions import Dead, Done, Fact, Later, Outcome
+from shared.subscriptions import Applying, Dead, Done, Fact, Fetching, Later, Outcome
 from shared.telemetry import continue_trace, current_trace_id
 from tests.integration.nervous_system.conftest import House
 from tests.support.eventually import eventually
@@ -100,6 +100,37 @@ async def test_facts_that_went_to_a_stopped_replica_are_waited_for(house: House)
         replica.send(signal.SIGCONT)
         await house.change()
         await house.applied_each_once(8)
+
+
+async def test_what_a_handler_fetches_is_there_before_its_transaction_and_an_outage_of_that_is_waited_out(
+    house: House,
+) -> None:
+    fetched: list[int] = []
+    is_out = True
+
+    async def fetch(fact: Fact[Any]) -> Applying:
+        nonlocal is_out
+        if fact.message.position == 3 and is_out:
+            is_out = False
+            raise Unavailable("The store does not answer.")
+        open_transactions = await house.listener.fetchval(
+            "select count(*) from pg_stat_activity where state = 'idle in transaction' and usename = current_user"
+        )
+        assert open_transactions == 0
+        fetched.append(fact.message.position)
+
+        async def apply(tx: Transaction) -> Outcome:
+            assert fact.message.position in fetched
+            return await record_effect(tx, fact)
+
+        return apply
+
+    await house.relay()
+    await house.change(times=5)
+    await house.published(5)
+    await house.subscriber({EXPERIMENT_CREATED: Fetching(fetch)})
+    await house.applied_each_once(5)
+    assert not is_out
 
 
 async def test_what_a_leaving_replica_holds_goes_to_the_next_at_once(house: House) -> None:
