@@ -1,9 +1,11 @@
 """The job scheduler.
 
 owns: recurring runs ("jobs")
-emits: created, enabled, disabled, deleted
-listens to: experiment: created, archived, unarchived, deleted
+emits: created, enabled, disabled, triggered, missed, deleted
+listens to: experiment: created, archived, unarchived, deleted;
+    run: created, succeeded, failed, error, skipped, retried, deleted, rejected
 answers: get, applied, repeat
 
-A room of its own: `schedule.py`, when a job fires. It is pure, as the domain is, and knows croniter beside.
+Rooms of its own: `schedule.py`, when a job fires, which knows croniter beside; `firing.py`, what it fires then. Both
+are pure, as the domain is. `slots.py`, the verbs of time, beside `usecases.py`, the verbs of the API.
 """

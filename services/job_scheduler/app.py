@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from functools import partial
 from pathlib import Path
 
 from shared.bearer import AgentToken
@@ -11,12 +13,14 @@ from shared.plumbing import Plumbing
 from shared.web import Service
 from shared.web import create_app as create_service
 
+from . import ticker
 from .manifests import Manifests
 from .responders import answer_questions
 from .routes import ROUTES
 from .settings import Settings
+from .slots import Slots
 from .subscribers import handlers
-from .usecases import Installation, Jobs
+from .usecases import Installation, Jobs, on_wake
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 
@@ -43,12 +47,18 @@ def create_app(settings: Settings) -> Service:
         ),
     )
 
+    slots = Slots(plumbing.database, plumbing.outbox, plumbing.bus, ask_seconds=settings.ask_seconds)
+    woken = asyncio.Event()
+
     async def start() -> None:
         await plumbing.open(migrations=_MIGRATIONS)
         await blobs.ensure_bucket()
         await answer_questions(plumbing.bus, jobs)
         plumbing.relay()
-        plumbing.subscribe(handlers(jobs))
+        plumbing.subscribe(handlers(jobs, slots))
+        await on_wake(plumbing.bus, woken.set)
+        plumbing.tasks.spawn("slots", partial(ticker.fire, slots, woken, poll_seconds=settings.poll_seconds))
+        plumbing.tasks.spawn("check", partial(ticker.check, slots, every_seconds=settings.check_slots_seconds))
 
     async def stop() -> None:
         await plumbing.close()

@@ -98,6 +98,14 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """What fires it."""
     reported_status: Status | None = None
     """What an external engine's scheduler says of it; None until it has said something."""
+    next_slot_at: datetime | None = None
+    """The first slot after the last one, due or not; None where there is none."""
+    last_slot: datetime | None = None
+    last_index: int = 0
+    """How many slots have come so far."""
+    active_runs: int = 0
+    error: str = ""
+    """Why the last slot has no run."""
     version: int = 1
     created_by: str = ""
     created_at: datetime
@@ -109,8 +117,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
             return self.reported_status or Status.NO_STATUS
         match self.trigger:
             case OneOff():
-                # It has not run yet: nothing fires.
-                return Status.RUNNING
+                return Status.SUCCEEDED if self.last_index and not self.active_runs else Status.RUNNING
             case CronTrigger() | PeriodicTrigger():
                 return Status.ENABLED if self.is_enabled else Status.DISABLED
             case _ as unreachable:

@@ -25,6 +25,11 @@ class Settings(ServiceSettings, frozen=True, kw_only=True):
     """How long creation waits for another service's answer before it is a 503."""
     check_seconds: float = 120.0
     """How long creation waits for the check of its manifest: a large one takes the run service many seconds."""
+    poll_seconds: float = 1.0
+    """How often slots that have come are looked for without being told; what a killed replica's work waits at most."""
+    check_slots_seconds: float = 60.0
+    """How often the runs of open slots are asked about, and how old such a slot is at least: their ends are told, and
+    this is for what was not."""
     applied_wait_seconds: float = 1.0
     """How long a deletion waits until runs have forgotten the job."""
 

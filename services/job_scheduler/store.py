@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import assert_never
 
 import msgspec
@@ -32,7 +33,8 @@ _COLUMNS = (
     "id, object_name, name, description, is_enabled, no_catchup, max_concurrency, trigger_kind, cron, "
     "interval_seconds, starts_at, ends_at, experiment_id, namespace, resource_references, pipeline_id, pipeline_name, "
     "pipeline_version_id, referred_job_id, service_account, parameters, manifest_digest, engine, "
-    "reported_status, version, created_by, created_at, updated_at"
+    "reported_status, next_slot_at, last_slot, last_index, active_runs, error, version, created_by, created_at, "
+    "updated_at"
 )
 
 _PIPELINE_ID = Column("coalesce(pipeline_id, '')")
@@ -52,6 +54,7 @@ LISTING = Listing(
         "experiment_id": Column("experiment_id"),
         "status": Column(
             f"case when engine = '{EngineName.EXTERNAL}' then coalesce(reported_status, '{Status.NO_STATUS}') "
+            f"when trigger_kind = 'one-off' and last_index > 0 and active_runs = 0 then '{Status.SUCCEEDED}' "
             f"when trigger_kind = 'one-off' then '{Status.RUNNING}' "
             f"when is_enabled then '{Status.ENABLED}' else '{Status.DISABLED}' end"
         ),
@@ -189,11 +192,17 @@ async def follow(tx: Transaction, report: Report) -> Job:
     return to_job(row)
 
 
+async def set_next_slot(tx: Transaction, job_id: JobId, next_slot_at: datetime | None) -> None:
+    await tx.execute("update jobs set next_slot_at = $2 where id = $1", job_id, next_slot_at)
+
+
 async def delete(tx: Transaction, job_id: str) -> Job | None:
-    """Remove the job, and its mention in jobs that refer to it."""
+    """Remove the job with its slots, and its mention in jobs that refer to it."""
     row = await tx.fetchrow(
         f"""
-        with unmentioned as (
+        with freed as (
+            delete from slots where job_id = $1
+        ), unmentioned as (
             update jobs set
                 referred_job_id = null,
                 resource_references = jsonb_path_query_array(resource_references, '$[*] ? (@.type != "JOB")')
@@ -205,6 +214,196 @@ async def delete(tx: Transaction, job_id: str) -> Job | None:
         job_id,
     )
     return None if row is None else to_job(row)
+
+
+# Slots. Whoever changes slots of a job holds the job's row first.
+
+
+async def lock_due(tx: Transaction, limit: int) -> tuple[datetime, list[Job]]:
+    """Now, and jobs whose next slot has come by then, the longest waiting first; not those that another holds."""
+    rows = await tx.fetch(
+        f"""
+        with clock as materialized (select clock_timestamp() as now)
+        select clock.now, {_COLUMNS} from clock left join lateral (
+            select {_COLUMNS} from jobs
+            where is_enabled and active_runs < max_concurrency and next_slot_at is not null
+              and next_slot_at <= clock.now
+            order by next_slot_at, id limit $1 for no key update skip locked
+        ) as due on true
+        """,  # noqa: S608
+        limit,
+    )
+    return rows[0]["now"], [to_job(row) for row in rows if row["id"] is not None]
+
+
+async def seconds_until_due(connection: Connection) -> float | None:
+    """By the database's clock; not positive where something is due already, None where nothing is going to be."""
+    seconds: float | None = await connection.fetchval(
+        """
+        select extract(epoch from next_slot_at - clock_timestamp())::float8 from jobs
+        where is_enabled and active_runs < max_concurrency and next_slot_at is not null
+        order by next_slot_at limit 1
+        """
+    )
+    return seconds
+
+
+class OpenedSlot(msgspec.Struct, frozen=True, kw_only=True):
+    job_id: JobId
+    slot: datetime
+    index: int
+    run_id: str
+
+
+async def insert_slots(tx: Transaction, slots: Sequence[OpenedSlot]) -> set[str]:
+    """The runs of those that had not come before."""
+    rows = await tx.fetch(
+        """
+        insert into slots (job_id, slot, index, run_id)
+        select * from unnest($1::text[], $2::timestamptz[], $3::bigint[], $4::text[])
+        on conflict do nothing
+        returning run_id
+        """,
+        [each.job_id for each in slots],
+        [each.slot for each in slots],
+        [each.index for each in slots],
+        [each.run_id for each in slots],
+    )
+    return {row["run_id"] for row in rows}
+
+
+class Advance(msgspec.Struct, frozen=True, kw_only=True):
+    """How a job's schedule moves on."""
+
+    job_id: JobId
+    next_slot_at: datetime | None
+    last_slot: datetime | None
+    last_index: int
+    opened: int
+    """How many slots were opened."""
+    facts: int
+    """How many facts tell of it."""
+
+
+async def advance(tx: Transaction, advances: Sequence[Advance]) -> None:
+    await tx.execute(
+        """
+        update jobs set
+            next_slot_at = moved.next_slot_at, last_slot = moved.last_slot, last_index = moved.last_index,
+            active_runs = active_runs + moved.opened, version = version + moved.facts
+        from unnest($1::text[], $2::timestamptz[], $3::timestamptz[], $4::bigint[], $5::integer[], $6::integer[])
+            as moved (job_id, next_slot_at, last_slot, last_index, opened, facts)
+        where jobs.id = moved.job_id
+        """,
+        [each.job_id for each in advances],
+        [each.next_slot_at for each in advances],
+        [each.last_slot for each in advances],
+        [each.last_index for each in advances],
+        [each.opened for each in advances],
+        [each.facts for each in advances],
+    )
+
+
+async def forget_slots(tx: Transaction, up_to: Sequence[tuple[JobId, int]]) -> None:
+    """Those of a job with an index up to the given one, unless they are open."""
+    await tx.execute(
+        """
+        delete from slots using unnest($1::text[], $2::bigint[]) as old (job_id, index)
+        where slots.job_id = old.job_id and slots.index <= old.index and slots.ended_at is not null
+        """,
+        [job_id for job_id, _ in up_to],
+        [index for _, index in up_to],
+    )
+
+
+async def close_slot(tx: Transaction, job_id: str, slot: datetime, run_id: str, run_version: int | None) -> bool | None:
+    """The slot's run is over, as of a version of it; without one, because nobody knows it.
+
+    Returns whether the job is due earlier by that, because it was waiting for a run to end; None where nothing changed.
+    """
+    was_waiting: bool | None = await tx.fetchval(
+        """
+        with job as materialized (
+            select id, is_enabled and next_slot_at is not null and active_runs >= max_concurrency as was_waiting
+            from jobs where id = $1 for no key update
+        ), closed as (
+            update slots set ended_at = clock_timestamp(), run_version = coalesce($4, run_version) from job
+            where job_id = job.id and slot = $2 and run_id = $3 and ended_at is null
+              and ($4::bigint is null or run_version < $4)
+            returning job_id
+        )
+        update jobs set active_runs = active_runs - 1 from job, closed where jobs.id = job.id
+        returning job.was_waiting
+        """,
+        job_id,
+        slot,
+        run_id,
+        run_version,
+    )
+    return was_waiting
+
+
+async def reopen_slot(tx: Transaction, job_id: str, slot: datetime, run_id: str, run_version: int) -> None:
+    """The slot's run is alive again."""
+    await tx.execute(
+        """
+        with job as materialized (
+            select id from jobs where id = $1 for no key update
+        ), opened as (
+            update slots set ended_at = null, run_version = $4, checked_at = clock_timestamp() from job
+            where job_id = job.id and slot = $2 and run_id = $3 and ended_at is not null and run_version < $4
+            returning job_id
+        )
+        update jobs set active_runs = active_runs + 1 from opened where jobs.id = opened.job_id
+        """,
+        job_id,
+        slot,
+        run_id,
+        run_version,
+    )
+
+
+async def set_aside(tx: Transaction, job_id: JobId, error: str) -> None:
+    """No slot of it comes any more."""
+    await tx.execute("update jobs set next_slot_at = null, error = $2 where id = $1", job_id, error)
+
+
+async def set_error(tx: Transaction, job_id: str, error: str) -> None:
+    await tx.execute("update jobs set error = $2 where id = $1 and error <> $2", job_id, error)
+
+
+class OpenSlot(msgspec.Struct, frozen=True, kw_only=True):
+    job_id: JobId
+    slot: datetime
+    run_id: str
+    position: int
+    """Of the fact that it has come; 0 where that is too long ago to be kept."""
+
+
+async def take_open_slots(connection: Connection, older_than_seconds: float, limit: int) -> list[OpenSlot]:
+    """Open slots that nobody has looked at for so long, and whose facts have been published; the caller does, now."""
+    rows = await connection.fetch(
+        """
+        with old as (
+            select job_id, slot from slots
+            where ended_at is null and checked_at < clock_timestamp() - make_interval(secs => $1)
+            order by checked_at limit $2 for no key update skip locked
+        ), taken as (
+            update slots set checked_at = clock_timestamp() from old
+            where slots.job_id = old.job_id and slots.slot = old.slot
+            returning slots.job_id, slots.slot, slots.run_id
+        )
+        select taken.job_id, taken.slot, taken.run_id, coalesce(outbox.position, 0) as position
+        from taken left join outbox on outbox.id = taken.run_id::uuid
+        where outbox.id is null or outbox.position is not null
+        """,
+        older_than_seconds,
+        limit,
+    )
+    return [
+        OpenSlot(job_id=JobId(row["job_id"]), slot=row["slot"], run_id=row["run_id"], position=row["position"])
+        for row in rows
+    ]
 
 
 # Manifests.
@@ -249,6 +448,11 @@ def to_job(row: Row) -> Job:
         manifest_digest=row["manifest_digest"],
         engine=EngineName(row["engine"]),
         reported_status=Status(row["reported_status"]) if row["reported_status"] else None,
+        next_slot_at=row["next_slot_at"],
+        last_slot=row["last_slot"],
+        last_index=row["last_index"],
+        active_runs=row["active_runs"],
+        error=row["error"],
         version=row["version"],
         created_by=row["created_by"],
         created_at=row["created_at"],

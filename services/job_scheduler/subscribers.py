@@ -8,14 +8,15 @@ from typing import Any
 from shared import replica
 from shared.contracts import events
 from shared.contracts.events import FactKind
-from shared.contracts.states import ExperimentState
+from shared.contracts.states import ExperimentState, RunState
 from shared.database import Transaction
 from shared.subscriptions import Done, Fact, Handler, Outcome
 
+from .slots import Slots
 from .usecases import EXPERIMENT, Jobs
 
 
-def handlers(jobs: Jobs) -> Mapping[FactKind[Any], Handler]:
+def handlers(jobs: Jobs, slots: Slots) -> Mapping[FactKind[Any], Handler]:
     async def keep_experiment(tx: Transaction, fact: Fact[ExperimentState]) -> Outcome:
         await replica.keep(tx, EXPERIMENT, fact.state, is_deleted=fact.state.is_deleted)
         return Done()
@@ -25,9 +26,33 @@ def handlers(jobs: Jobs) -> Mapping[FactKind[Any], Handler]:
         await jobs.disable_of_experiment(tx, fact.state.id)
         return Done()
 
+    async def accept(tx: Transaction, fact: Fact[RunState]) -> Outcome:
+        await slots.accept(tx, fact.state)
+        return Done()
+
+    async def free(tx: Transaction, fact: Fact[RunState]) -> Outcome:
+        await slots.free(tx, fact.state)
+        return Done()
+
+    async def occupy(tx: Transaction, fact: Fact[RunState]) -> Outcome:
+        await slots.occupy(tx, fact.state)
+        return Done()
+
+    async def reject(tx: Transaction, fact: Fact[RunState]) -> Outcome:
+        await slots.reject(tx, fact.state)
+        return Done()
+
     return {
         events.EXPERIMENT_CREATED: keep_experiment,
         events.EXPERIMENT_ARCHIVED: disable_with_experiment,
         events.EXPERIMENT_UNARCHIVED: keep_experiment,
         events.EXPERIMENT_DELETED: keep_experiment,
+        events.RUN_CREATED: accept,
+        events.RUN_SUCCEEDED: free,
+        events.RUN_FAILED: free,
+        events.RUN_ERROR: free,
+        events.RUN_SKIPPED: free,
+        events.RUN_DELETED: free,
+        events.RUN_REJECTED: reject,
+        events.RUN_RETRIED: occupy,
     }

@@ -36,7 +36,7 @@ from shared.listing import ListRequest, Page
 from shared.outbox import Outbox
 from shared.subscriptions import until_published_and_applied
 
-from . import domain, schedule, store
+from . import domain, firing, schedule, store
 from .domain import (
     AskedReference,
     CronTrigger,
@@ -62,6 +62,18 @@ EXPERIMENT = "experiment"
 
 FOLLOWERS = ("run",)
 """Who shows to a client that a job is gone."""
+
+
+_TICKERS = "kfp.ping.slots"
+
+
+async def wake_tickers(bus: Bus) -> None:
+    """Something may be due earlier than they think."""
+    await bus.ping(_TICKERS)
+
+
+async def on_wake(bus: Bus, callback: Callable[[], None]) -> None:
+    await bus.on_ping(_TICKERS, callback)
 
 
 class Installation(msgspec.Struct, frozen=True, kw_only=True):
@@ -324,6 +336,9 @@ class Jobs:
             try:
                 async with self._database.transaction() as tx:
                     job = await store.insert(tx, msgspec.structs.replace(draft, object_name=name))
+                    if job.engine is EngineName.EMBEDDED:
+                        await store.set_next_slot(tx, job.id, firing.first_slot(job))
+                        tx.after_commit(self._wake_tickers)
                     await self._outbox.add(tx, events.JOB_CREATED, to_state(job))
                     created = view(job)
                     await keep(tx, created)
@@ -353,8 +368,12 @@ class Jobs:
             job = await store.set_enabled(tx, job_id, is_enabled=is_enabled)
             if job is not None:
                 await self._outbox.add(tx, kind, to_state(job))
+                tx.after_commit(self._wake_tickers)
             elif not await store.exists(tx, job_id):
                 raise domain.unknown(job_id)
+
+    async def _wake_tickers(self) -> None:
+        await wake_tickers(self._bus)
 
 
 def _check_trigger(trigger: Trigger) -> None:

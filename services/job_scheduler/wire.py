@@ -191,6 +191,7 @@ def from_view(view: View) -> WireJob:
         created_at=job.created_at,
         updated_at=job.updated_at,
         status=view.status.value,
+        error=job.error,
         enabled=job.is_enabled,
         no_catchup=job.no_catchup,
     )

@@ -1,8 +1,9 @@
 """The run service.
 
 owns: runs, their nodes, manifests, where artifacts are; the engine
-emits: created, started, succeeded, failed, error, skipped, terminating, retried, archived, unarchived, deleted, lost
-listens to: experiment: created, archived, unarchived, deleted; job-scheduler: deleted; metrics: reported;
+emits: created, started, succeeded, failed, error, skipped, terminating, retried, archived, unarchived, deleted, lost,
+    rejected
+listens to: experiment: created, archived, unarchived, deleted; job-scheduler: triggered, deleted; metrics: reported;
     pipeline-registry: version-created, version-deleted
 answers: get, check-manifest, applied, repeat; run-controller: log, engine
 

@@ -35,6 +35,9 @@ _ISTIO_ANNOTATION = "sidecar.istio.io/inject"
 _CACHE_LABEL = "pipelines.kubeflow.org/cache_enabled"
 _RUN_NAME_ANNOTATION = "pipelines.kubeflow.org/run_name"
 _ALWAYS_OPTIONAL = ("mlpipeline-ui-metadata", "mlpipeline-metrics")
+_LONGEST_GENERATE_NAME = 200
+_SCHEDULE = "scheduledworkflows.kubeflow.org/"
+"""What the labels of a fired workflow start with (section 11.7)."""
 _PER_RUN = frozenset({"arguments", "serviceAccountName", "podMetadata", "templates"})
 
 
@@ -135,6 +138,19 @@ def workflow(prepared: Prepared, run: Run) -> bytes:
             "apiVersion": API_VERSION,
             "kind": KIND,
             "metadata": _metadata(prepared, run),
+            "spec": _spec(prepared, run),
+        },
+        run,
+    )
+
+
+def spec_only(prepared: Prepared, run: Run) -> bytes:
+    """What the run of a job shows as its template: the workflow without status and names (section 12.2)."""
+    return _with_run_id(
+        {
+            "apiVersion": API_VERSION,
+            "kind": KIND,
+            "metadata": {"generateName": run.workflow_name[:_LONGEST_GENERATE_NAME]},
             "spec": _spec(prepared, run),
         },
         run,
@@ -252,6 +268,8 @@ def _pod_metadata(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _metadata(prepared: Prepared, run: Run) -> dict[str, Any]:
+    if run.is_fired:
+        return _metadata_of_fired(run)
     names = {"name": run.workflow_name, "generateName": prepared.generate_name}
     return {
         **{key: value for key, value in names.items() if value},
@@ -264,12 +282,36 @@ def _metadata(prepared: Prepared, run: Run) -> dict[str, Any]:
     }
 
 
+def _metadata_of_fired(run: Run) -> dict[str, Any]:
+    """Nothing of the manifest's own is carried into it."""
+    assert run.scheduled_at is not None
+    # Its name is the scheduler object's, the index and a checksum of both.
+    object_name, index, _ = run.workflow_name.rsplit("-", 2)
+    return {
+        "name": run.workflow_name,
+        "namespace": run.namespace,
+        "uid": run.id,
+        "creationTimestamp": _time(run.created_at),
+        "labels": {
+            RUN_ID_LABEL: run.id,
+            f"{_SCHEDULE}isOwnedByScheduledWorkflow": "true",
+            f"{_SCHEDULE}scheduledWorkflowName": object_name,
+            f"{_SCHEDULE}workflowEpoch": str(int(run.scheduled_at.timestamp())),
+            f"{_SCHEDULE}workflowIndex": index,
+        },
+    }
+
+
 def _spec(prepared: Prepared, run: Run) -> dict[str, Any]:
     given = {parameter.name: parameter.value for parameter in run.parameters}
     occasion = Occasion(run_id=run.id, now=run.created_at)
-    parameters = [
-        {"name": name, "value": expand(given.get(name, own or ""), occasion)} for name, own in prepared.declared.items()
-    ]
+
+    def value(name: str, own: str | None) -> str:
+        text = given.get(name, own or "")
+        # Those of a fired run were expanded when its slot came, and the manifest's own are not (section 11.6).
+        return text if run.is_fired else expand(text, occasion)
+
+    parameters = [{"name": name, "value": value(name, own)} for name, own in prepared.declared.items()]
     labels = prepared.pod_metadata["labels"] | {RUN_ID_LABEL: run.id}
     return {
         **prepared.spec,

@@ -117,6 +117,11 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     retried_at: datetime | None = None
     terminate_requested_at: datetime | None = None
 
+    @property
+    def is_fired(self) -> bool:
+        """Whether a job's slot made it here: then only its workflow tells what it was made from (section 12.2)."""
+        return self.scheduled_at is not None and self.engine is EngineName.EMBEDDED
+
 
 class NewRun(Asked, frozen=True, kw_only=True):
     """A request for a run."""
@@ -230,6 +235,10 @@ def driven_here(run_id: str) -> InvalidInput:
 
 def of_another_workflow(run_id: str, name: str, reported: str) -> InvalidInput:
     return InvalidInput(f"Workflow[{reported}] has the Run ID label of run {run_id}, whose workflow is {name}.")
+
+
+def experiment_gone(experiment_id: str) -> NotFound:
+    return NotFound.of("Experiment", experiment_id)
 
 
 def workflow_name_taken(name: str) -> AlreadyExists:

@@ -81,14 +81,8 @@ LISTING = Listing(
 # Runs.
 
 
-async def insert(connection: Connection, run: Run, created: Entry, *, created_at: datetime | None = None) -> datetime:
-    """The run, its share of the kept counts, and the fact that it was created; one statement, so all or nothing.
-
-    Returns when it was created, which is now unless somebody knows better: the run and the fact as they are given do
-    not. Raises ConstraintViolated(WORKFLOW_NAME_KEY) where the workflow's name is taken.
-    """
-    inserted_at: datetime = await connection.fetchval(
-        """
+def _insertion(on_conflict: str = "") -> str:
+    return f"""
         with inserted as (
             insert into runs (
                 id, name, description, experiment_id, namespace, resource_references, pipeline_id, pipeline_name,
@@ -99,9 +93,10 @@ async def insert(connection: Connection, run: Run, created: Entry, *, created_at
                 $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18,
                 coalesce($24, clock_timestamp())
             )
+            {on_conflict}
             returning created_at
         ), counted as (
-            insert into run_count_deltas (experiment_id, storage_state, delta) values ($4, 'available', 1)
+            insert into run_count_deltas (experiment_id, storage_state, delta) select $4, 'available', 1 from inserted
         ), told as (
             insert into outbox (type, owner, what, resource_id, body, traceparent)
             select $19, $20, $21, $1,
@@ -109,7 +104,30 @@ async def insert(connection: Connection, run: Run, created: Entry, *, created_at
             from inserted
         )
         select created_at from inserted
-        """,
+        """  # noqa: S608
+
+
+_INSERTION = _insertion()
+_INSERTION_UNLESS_THERE = _insertion("on conflict do nothing")
+
+
+async def insert(connection: Connection, run: Run, created: Entry, *, created_at: datetime | None = None) -> datetime:
+    """The run, its share of the kept counts, and the fact that it was created; one statement, so all or nothing.
+
+    Returns when it was created, which is now unless somebody knows better: the run and the fact as they are given do
+    not. Raises ConstraintViolated(WORKFLOW_NAME_KEY) where the workflow's name is taken.
+    """
+    inserted_at: datetime = await connection.fetchval(_INSERTION, *_inserted(run, created), created_at)
+    return inserted_at
+
+
+async def insert_unless_there(tx: Transaction, run: Run, created: Entry) -> bool:
+    """As `insert`, now. False, with nothing written, where its id or its workflow's name is there already."""
+    return await tx.fetchval(_INSERTION_UNLESS_THERE, *_inserted(run, created), None) is not None
+
+
+def _inserted(run: Run, created: Entry) -> tuple[object, ...]:
+    return (
         run.id,
         run.name,
         run.description,
@@ -133,9 +151,7 @@ async def insert(connection: Connection, run: Run, created: Entry, *, created_at
         created.what,
         created.body.decode(),
         created.traceparent,
-        created_at,
     )
-    return inserted_at
 
 
 async def find(connection: Connection, run_id: str) -> Run | None:

@@ -8,9 +8,9 @@ from typing import Any
 from shared import replica
 from shared.contracts import events
 from shared.contracts.events import FactKind
-from shared.contracts.states import ExperimentState, JobState, MetricsState, PipelineVersionState
+from shared.contracts.states import ExperimentState, JobState, MetricsState, PipelineVersionState, TriggerState
 from shared.database import Transaction
-from shared.subscriptions import Done, Fact, Handler, Outcome
+from shared.subscriptions import Applying, Done, Fact, Fetching, Handler, Outcome
 
 from .domain import Metric
 from .usecases import EXPERIMENT, PIPELINE_VERSION, Runs
@@ -45,6 +45,15 @@ def handlers(runs: Runs) -> Mapping[FactKind[Any], Handler]:
         await runs.keep_metrics(tx, run_id, metrics)
         return Done()
 
+    async def draft_of_slot(fact: Fact[TriggerState]) -> Applying:
+        run, refusal = await runs.draft_of_slot(fact.state)
+
+        async def make(tx: Transaction) -> Outcome:
+            await runs.make_of_slot(tx, run, refusal)
+            return Done()
+
+        return make
+
     async def forget_job(tx: Transaction, fact: Fact[JobState]) -> Outcome:
         await runs.forget_job(tx, fact.state.id)
         return Done()
@@ -55,6 +64,7 @@ def handlers(runs: Runs) -> Mapping[FactKind[Any], Handler]:
         events.EXPERIMENT_UNARCHIVED: keep_experiment,
         events.EXPERIMENT_DELETED: keep_experiment,
         events.JOB_DELETED: forget_job,
+        events.JOB_TRIGGERED: Fetching(draft_of_slot),
         events.METRICS_REPORTED: keep_metrics,
         events.PIPELINE_VERSION_CREATED: keep_version,
         events.PIPELINE_VERSION_DELETED: keep_version,

@@ -32,7 +32,7 @@ from shared.contracts.questions import (
     VersionAnswer,
     VersionRequest,
 )
-from shared.contracts.states import ExperimentState, PipelineVersionState
+from shared.contracts.states import ExperimentState, PipelineVersionState, TriggerState
 from shared.database import ConstraintViolated, Database, Transaction
 from shared.errors import InvalidInput, NotFound, Unavailable, layer
 from shared.idempotency import Keep, keep_nothing
@@ -207,10 +207,7 @@ class Runs:
     async def get(self, run_id: str) -> Detail:
         run = await self._get(run_id)
         nodes = await store.list_nodes(self._database, run_id)
-        try:
-            prepared = await self._manifests.prepared(run.manifest_digest)
-        except OverLimit as limit:  # It could be read when the run was created.
-            raise Unavailable("The run's workflow cannot be read at this moment.", cause=str(limit)) from limit
+        prepared = await self._prepared(run)
         (view,) = await self._views((run,))
         return Detail(view=view, workflow=compose.workflow_document(prepared, run, nodes, self._repository))
 
@@ -276,6 +273,29 @@ class Runs:
         """Its runs follow an experiment into the archive (API specification, section 7, E5)."""
         for run in await store.archive_experiment(tx, experiment_id):
             await self._outbox.add(tx, events.RUN_ARCHIVED, to_state(run))
+
+    async def draft_of_slot(self, trigger: TriggerState) -> tuple[Run, str]:
+        """The run of a job's slot, and why there will be none; empty where nothing speaks against it. Raises
+        Unavailable."""
+        run = _fired(trigger)
+        try:
+            await self._check_slot(trigger, run)
+        except (InvalidInput, NotFound) as refusal:
+            return run, refusal.message[:LARGEST_REFUSAL]
+        return run, ""
+
+    async def make_of_slot(self, tx: Transaction, run: Run, refusal: str) -> None:
+        """Make it, or tell that it is refused. Harmless where it was made before."""
+        if not refusal:
+            created = self._outbox.entry(events.RUN_CREATED, to_state(run))
+            if await store.insert_unless_there(tx, run, created):
+                tx.after_commit(self._outbox.wake)
+                return
+            if await store.exists(tx, run.id):
+                return
+            refusal = domain.workflow_name_taken(run.workflow_name).message
+        never_was = msgspec.structs.replace(run, status=domain.Status.ERROR, error=refusal, finished_at=run.created_at)
+        await self._outbox.add(tx, events.RUN_REJECTED, to_state(never_was))
 
     async def forget_job(self, tx: Transaction, job_id: str) -> None:
         await store.forget_job(tx, job_id)
@@ -560,6 +580,23 @@ class Runs:
         await store.upsert_nodes(tx, run.id, rewritten.changed)
         await store.delete_nodes(tx, run.id, rewritten.removed)
 
+    async def _check_slot(self, trigger: TriggerState, run: Run) -> None:
+        """What may have become wrong since the job was created."""
+        domain.check_workflow_name(run.workflow_name)
+        if await replica.is_deleted(self._database, EXPERIMENT, run.experiment_id):
+            raise domain.experiment_gone(run.experiment_id)
+        text = await self._manifests.find(run.manifest_digest)
+        if text is None:
+            raise domain.manifest_gone(trigger.name)
+        try:
+            reading = await self._manifests.read(text, run.manifest_digest)
+        except (compose.Malformed, compose.OfAnotherKind, OverLimit) as error:
+            raise domain.not_our_kind(str(error)) from error
+        self._check_parameters(reading.prepared, run.parameters)
+        if reading.refusal:
+            raise domain.invalid_workflow(run.name, reading.refusal)
+        await self._manifests.keep(text, run.manifest_digest)
+
     # Reading.
 
     async def _get(self, run_id: str) -> Run:
@@ -568,16 +605,28 @@ class Runs:
             raise domain.unknown(run_id)
         return run
 
+    async def _prepared(self, run: Run) -> compose.Prepared:
+        try:
+            return await self._manifests.prepared(run.manifest_digest)
+        except OverLimit as limit:  # It could be read when the run was created.
+            raise Unavailable("The run's workflow cannot be read at this moment.", cause=str(limit)) from limit
+
     async def _views(self, runs: tuple[Run, ...]) -> tuple[View, ...]:
         if not runs:
             return ()
         texts = await self._manifests.texts(run.manifest_digest for run in runs)
+
+        async def manifest(run: Run) -> str:
+            text = texts.get(run.manifest_digest, "")
+            if not run.is_fired or not text:
+                return text
+            return compose.spec_only(await self._prepared(run), run).decode()
+
         metrics: dict[str, list[Metric]] = {}
         for metric in await store.list_metrics(self._database, [run.id for run in runs]):
             metrics.setdefault(metric.run_id, []).append(metric)
         return tuple(
-            View(run=run, manifest=texts.get(run.manifest_digest, ""), metrics=tuple(metrics.get(run.id, ())))
-            for run in runs
+            [View(run=run, manifest=await manifest(run), metrics=tuple(metrics.get(run.id, ()))) for run in runs]
         )
 
     async def _artifact_key(self, run_id: str, node_id: str, artifact_name: str) -> str:
@@ -623,6 +672,35 @@ def _to_source(answer: VersionAnswer) -> Source:
 
 def _created(run: Run, created_at: datetime) -> Run:
     return msgspec.structs.replace(run, created_at=created_at)
+
+
+def _fired(trigger: TriggerState) -> Run:
+    """API specification, section 12.2; its time is provisional."""
+    return Run(
+        id=RunId(trigger.run_id),
+        name=trigger.workflow_name,
+        experiment_id=trigger.experiment_id,
+        namespace=trigger.namespace,
+        references=(
+            Reference(
+                type=ResourceType.EXPERIMENT,
+                id=trigger.experiment_id,
+                name=trigger.experiment_name,
+                relationship=Relationship.OWNER,
+            ),
+            Reference(type=ResourceType.JOB, id=trigger.id, name=trigger.name, relationship=Relationship.CREATOR),
+        ),
+        job_id=trigger.id,
+        service_account=trigger.service_account,
+        parameters=tuple(Parameter(name=each.name, value=each.value) for each in trigger.parameters),
+        manifest_digest=trigger.manifest_digest,
+        engine=EngineName(trigger.engine),
+        workflow_name=WorkflowName(trigger.workflow_name),
+        created_by=trigger.created_by,
+        traceparent=current_traceparent(),
+        created_at=clock.now(),
+        scheduled_at=trigger.slot,
+    )
 
 
 def _with_references(draft: Run, references: tuple[Reference, ...]) -> Run:

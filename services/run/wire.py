@@ -142,7 +142,7 @@ def from_view(view: View) -> WireRun:
         description=run.description,
         pipeline_spec=_spec(run, view.manifest),
         resource_references=tuple(_reference(each) for each in run.references),
-        service_account=run.service_account,
+        service_account="" if run.is_fired else run.service_account,
         created_at=run.created_at,
         # Zero is a time to Go: a run without a slot, or without an end yet, shows the epoch.
         scheduled_at=run.scheduled_at or _EPOCH,
@@ -170,7 +170,9 @@ def _spec(run: Run, manifest: str) -> WirePipelineSpec:
         pipeline_id=run.pipeline_id or "",
         pipeline_name=run.pipeline_name or "",
         workflow_manifest=manifest,
-        parameters=tuple(WireParameter(name=each.name, value=each.value) for each in run.parameters),
+        parameters=tuple(
+            WireParameter(name=each.name, value=each.value) for each in (() if run.is_fired else run.parameters)
+        ),
     )
 
 

@@ -13,10 +13,12 @@ from shared.contracts.states import (
     ExperimentState,
     JobState,
     MetricsState,
+    MissedState,
     PipelineState,
     PipelineVersionState,
     RunState,
     State,
+    TriggerState,
 )
 
 B = TypeVar("B", bound=State, covariant=True)
@@ -64,11 +66,15 @@ RUN_ARCHIVED = FactKind("run", "archived", RunState)
 RUN_UNARCHIVED = FactKind("run", "unarchived", RunState)
 RUN_DELETED = FactKind("run", "deleted", RunState)
 RUN_LOST = FactKind("run", "lost", RunState)
+RUN_REJECTED = FactKind("run", "rejected", RunState)
+"""A job's slot has come, and there will be no run of it. The state is that of a run which has never been there."""
 
 JOB_CREATED = FactKind("job-scheduler", "created", JobState)
 JOB_ENABLED = FactKind("job-scheduler", "enabled", JobState)
 JOB_DISABLED = FactKind("job-scheduler", "disabled", JobState)
 JOB_DELETED = FactKind("job-scheduler", "deleted", JobState)
+JOB_TRIGGERED = FactKind("job-scheduler", "triggered", TriggerState)
+JOB_MISSED = FactKind("job-scheduler", "missed", MissedState)
 
 METRICS_REPORTED = FactKind("metrics", "reported", MetricsState)
 

@@ -115,6 +115,48 @@ class JobState(State, frozen=True, kw_only=True, omit_defaults=True):
     is_deleted: bool = False
 
 
+class ParameterValue(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    name: str = ""
+    value: str = ""
+
+
+class TriggerState(State, frozen=True, kw_only=True, omit_defaults=True):
+    """A slot of a job has come. Everything that its run is made from is here, as it was decided then; `id` is the
+    job's."""
+
+    run_id: RunId
+    slot: datetime
+    """The scheduled time, which is not the time at which this was said."""
+    index: int
+    """Which run of its job it is, counted from one."""
+    name: str
+    """The job's."""
+    workflow_name: str
+    namespace: str
+    experiment_id: ExperimentId
+    experiment_name: str = ""
+    pipeline_id: PipelineId | None = None
+    pipeline_version_id: PipelineVersionId | None = None
+    manifest_digest: str
+    parameters: tuple[ParameterValue, ...] = ()
+    """The job's own, with their macros expanded."""
+    service_account: str = ""
+    engine: str = "embedded"
+    created_by: str = ""
+    """Of the job."""
+
+
+class MissedState(State, frozen=True, kw_only=True, omit_defaults=True):
+    """Slots of a job that no run will be made for, because its policy passes over them; `id` is the job's."""
+
+    name: str
+    experiment_id: ExperimentId
+    first: datetime
+    """The first slot that was passed over."""
+    until: datetime
+    """What comes after the last one: the slot that stands for all of them."""
+
+
 class Metric(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     node_id: str
     name: str

@@ -25,6 +25,15 @@ create table jobs (
     manifest_digest     text        not null,
     engine              text        not null default 'embedded',
     reported_status     text,
+    -- Where its schedule stands: the first slot after the last one, due or not; none where it never comes, or where
+    -- somebody else's scheduler fires.
+    next_slot_at        timestamptz,
+    last_slot           timestamptz,
+    last_index          bigint      not null default 0,
+    -- How many of its slots are open. A retried run opens its slot again, so it may exceed the concurrency.
+    active_runs         integer     not null default 0,
+    -- Why the last slot has no run.
+    error               text        not null default '',
     version             bigint      not null default 1,
     created_by          text        not null default '',
     created_at          timestamptz not null default clock_timestamp(),
@@ -44,6 +53,10 @@ create table jobs (
     constraint jobs_interval_check check ((trigger_kind = 'periodic') = (interval_seconds is not null)),
     constraint jobs_interval_seconds_check check (interval_seconds > 0),
     constraint jobs_window_check check (trigger_kind <> 'one-off' or (starts_at is null and ends_at is null)),
+    constraint jobs_next_slot_at_check check (engine = 'embedded' or next_slot_at is null),
+    constraint jobs_last_slot_check check ((last_slot is null) = (last_index = 0)),
+    constraint jobs_order_check check (next_slot_at > last_slot),
+    constraint jobs_active_runs_check check (active_runs >= 0),
     constraint jobs_version_check check (version > 0)
 );
 
@@ -53,6 +66,30 @@ create index jobs_pipeline_version_id_idx on jobs (pipeline_version_id, created_
     where pipeline_version_id is not null;
 create index jobs_referred_job_id_idx on jobs (referred_job_id, created_at, id) where referred_job_id is not null;
 create index jobs_name_trgm_idx on jobs using gin (name gin_trgm_ops);
+
+-- What may be fired, the first one first. Neither what is disabled is in it, nor what waits for one of its runs to end.
+create index jobs_due_idx on jobs (next_slot_at, id)
+    where is_enabled and active_runs < max_concurrency and next_slot_at is not null;
+
+-- The slots that have come, each with the run that was ordered for it. Open while the run is alive; of those that are
+-- not, the newest are kept for each job.
+create table slots (
+    job_id      text        not null,
+    slot        timestamptz not null,
+    index       bigint      not null,
+    run_id      text        not null,
+    fired_at    timestamptz not null default clock_timestamp(),
+    ended_at    timestamptz,
+    -- The newest that is known of the run.
+    run_version bigint      not null default 0,
+    -- When somebody last made sure that an open one's run is alive.
+    checked_at  timestamptz not null default clock_timestamp(),
+    constraint slots_pkey primary key (job_id, slot),
+    constraint slots_index_key unique (job_id, index),
+    constraint slots_index_check check (index > 0)
+);
+
+create index slots_open_idx on slots (checked_at) where ended_at is null;
 
 -- Each distinct manifest once, for replies. Immutable; no foreign key: every creation would lock the popular row.
 create table manifests (

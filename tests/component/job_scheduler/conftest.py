@@ -15,11 +15,13 @@ from services.job_scheduler.app import create_app
 from services.job_scheduler.settings import Settings
 from shared.blobs import Blobs
 from shared.bus import Bus
+from shared.contracts.events import FactKind
 from shared.contracts.questions import (
     CHECK_MANIFEST,
     GET_DEFAULT_EXPERIMENT,
     GET_DEFAULT_VERSION,
     GET_EXPERIMENT,
+    GET_RUN,
     GET_VERSION,
     AppliedAnswer,
     AppliedRequest,
@@ -31,9 +33,18 @@ from shared.contracts.questions import (
     VersionRequest,
     applied,
 )
-from shared.contracts.states import ExperimentId, ExperimentState, PipelineId, PipelineVersionId
+from shared.contracts.states import (
+    ExperimentId,
+    ExperimentState,
+    JobId,
+    PipelineId,
+    PipelineVersionId,
+    RunState,
+    TriggerState,
+)
 from shared.database import Database, Row
 from shared.errors import InvalidInput, NotFound
+from tests.support.eventually import eventually
 from tests.support.peers import Peer, open_buses
 from tests.support.servers import ObjectStoreAccess
 from tests.support.service import Client, serving
@@ -67,11 +78,15 @@ class Peers:
 
     buses: dict[str, Bus]
     experiment: Peer
+    run: Peer
     blobs: Blobs
     experiments: dict[str, ExperimentState] = field(default_factory=dict)
     versions: dict[str, VersionAnswer] = field(default_factory=dict)
     defaults: dict[str, str | None] = field(default_factory=dict)
     waited: list[AppliedRequest] = field(default_factory=list)
+    has_applied: bool = True
+    """Whether runs are made as fast as they are ordered."""
+    runs: dict[str, RunState] = field(default_factory=dict)
 
     async def answer(self) -> None:
         experiment, registry, run = (self.buses[name] for name in ("experiment", "pipeline-registry", "run"))
@@ -81,6 +96,7 @@ class Peers:
         await registry.answer(GET_DEFAULT_VERSION, self._default_version)
         await run.answer(CHECK_MANIFEST, self._check_manifest)
         await run.answer(applied("run"), self._applied)
+        await run.answer(GET_RUN, self._run)
 
     def has_experiment(self, experiment_id: str, name: str) -> None:
         self.experiments[experiment_id] = experiment_state(experiment_id, name)
@@ -134,7 +150,12 @@ class Peers:
 
     async def _applied(self, question: AppliedRequest) -> AppliedAnswer:
         self.waited.append(question)
-        return AppliedAnswer(is_applied=True)
+        return AppliedAnswer(is_applied=self.has_applied)
+
+    async def _run(self, question: ById) -> RunState:
+        if question.id not in self.runs:
+            raise NotFound.of("Run", question.id)
+        return self.runs[question.id]
 
 
 @dataclass
@@ -161,6 +182,27 @@ class World:
         rows = await self.database.fetch("select what from outbox where resource_id = $1 order by seq", job_id)
         return [row["what"] for row in rows]
 
+    async def triggers(self, job_id: str) -> list[TriggerState]:
+        """What was ordered of the run service, in order."""
+        rows = await self.database.fetch(
+            "select body from outbox where resource_id = $1 and what = 'triggered' order by seq", job_id
+        )
+        return [msgspec.json.decode(row["body"], type=TriggerState) for row in rows]
+
+    async def triggered(self, job_id: str, times: int) -> list[TriggerState]:
+        """As soon as it is that many."""
+
+        async def those() -> list[TriggerState]:
+            found = await self.triggers(job_id)
+            return found if len(found) >= times else []
+
+        return await eventually(those)
+
+    async def tell_of_run(self, kind: FactKind[RunState], trigger: TriggerState, version: int, **fields: Any) -> None:
+        """A fact about the run of a slot; returns after it was applied."""
+        await self.peers.run.tell(kind, run_of(trigger, version, **fields))
+        await self.peers.run.until_applied_by("job-scheduler")
+
     async def row(self, job_id: str) -> Row:
         row = await self.database.fetchrow("select * from jobs where id = $1", job_id)
         assert row is not None
@@ -170,6 +212,19 @@ class World:
 def experiment_state(experiment_id: str, name: str = "e", version: int = 1, **fields: Any) -> ExperimentState:
     return ExperimentState(
         id=ExperimentId(experiment_id), version=version, name=name, created_at=datetime.now(UTC), **fields
+    )
+
+
+def run_of(trigger: TriggerState, version: int, **fields: Any) -> RunState:
+    return RunState(
+        id=trigger.run_id,
+        version=version,
+        name=trigger.workflow_name,
+        experiment_id=trigger.experiment_id,
+        job_id=JobId(trigger.id),
+        created_at=datetime.now(UTC),
+        scheduled_at=trigger.slot,
+        **fields,
     )
 
 
@@ -188,7 +243,7 @@ async def world(
         bucket=object_store_access.bucket,
     )
     buses = await open_buses(nats_urls, "experiment", "pipeline-registry", "run")
-    peers = Peers(buses, Peer("experiment", buses["experiment"]), blobs)
+    peers = Peers(buses, Peer("experiment", buses["experiment"]), Peer("run", buses["run"]), blobs)
     peers.has_experiment(DEFAULT_EXPERIMENT, "Default")
     await peers.answer()
     settings = Settings(

@@ -18,14 +18,18 @@ from shared.contracts.states import (
     Metric,
     MetricFormat,
     MetricsState,
+    MissedState,
+    ParameterValue,
     PipelineId,
     PipelineState,
     PipelineVersionId,
     PipelineVersionState,
+    RunId,
     RunState,
     RunStatus,
     State,
     StorageState,
+    TriggerState,
 )
 
 AT = datetime(2024, 5, 6, 7, 8, 9, 123456, tzinfo=UTC)
@@ -116,6 +120,44 @@ EXAMPLES: dict[type[State], tuple[State, bytes]] = {
         b'"pipeline_version_id":"v","created_at":"2024-05-06T07:08:09.123456Z","created_by":"token:ci",'
         b'"updated_at":"2024-05-06T07:08:09.123456Z","is_deleted":true}',
     ),
+    TriggerState: (
+        TriggerState(
+            id="j",
+            version=5,
+            run_id=RunId("r"),
+            slot=AT,
+            index=7,
+            name="nightly",
+            workflow_name="nightly-7-1",
+            namespace="kubeflow",
+            experiment_id=ExperimentId("e"),
+            experiment_name="mill",
+            pipeline_id=PipelineId("p"),
+            pipeline_version_id=PipelineVersionId("v"),
+            manifest_digest="abc",
+            parameters=(ParameterValue(name="day", value="20240506"),),
+            service_account="miller",
+            engine="external",
+            created_by="token:ci",
+        ),
+        b'{"id":"j","version":5,"run_id":"r","slot":"2024-05-06T07:08:09.123456Z","index":7,"name":"nightly",'
+        b'"workflow_name":"nightly-7-1","namespace":"kubeflow","experiment_id":"e","experiment_name":"mill",'
+        b'"pipeline_id":"p","pipeline_version_id":"v","manifest_digest":"abc",'
+        b'"parameters":[{"name":"day","value":"20240506"}],"service_account":"miller","engine":"external",'
+        b'"created_by":"token:ci"}',
+    ),
+    MissedState: (
+        MissedState(
+            id="j",
+            version=6,
+            name="nightly",
+            experiment_id=ExperimentId("e"),
+            first=AT,
+            until=AT,
+        ),
+        b'{"id":"j","version":6,"name":"nightly","experiment_id":"e","first":"2024-05-06T07:08:09.123456Z",'
+        b'"until":"2024-05-06T07:08:09.123456Z"}',
+    ),
     MetricsState: (
         MetricsState(
             id="r",
@@ -138,6 +180,14 @@ SMALLEST: dict[type[State], bytes] = {
         b'{"id":"j","version":1,"name":"","experiment_id":"e","created_at":"2024-05-06T07:08:09Z",'
         b'"updated_at":"2024-05-06T07:08:09Z"}'
     ),
+    TriggerState: (
+        b'{"id":"j","version":1,"run_id":"r","slot":"2024-05-06T07:08:09Z","index":1,"name":"","workflow_name":"j-1-1",'
+        b'"namespace":"kubeflow","experiment_id":"e","manifest_digest":"abc"}'
+    ),
+    MissedState: (
+        b'{"id":"j","version":1,"name":"","experiment_id":"e","first":"2024-05-06T07:08:09Z",'
+        b'"until":"2024-05-06T07:08:09Z"}'
+    ),
     MetricsState: b'{"id":"r","version":1,"metrics":[]}',
 }
 """What the first release's smallest facts hold. Every later release must read them."""
@@ -151,6 +201,8 @@ PUBLISHED = {
     "kfp.job-scheduler.deleted.v1": JobState,
     "kfp.job-scheduler.disabled.v1": JobState,
     "kfp.job-scheduler.enabled.v1": JobState,
+    "kfp.job-scheduler.missed.v1": MissedState,
+    "kfp.job-scheduler.triggered.v1": TriggerState,
     "kfp.metrics.reported.v1": MetricsState,
     "kfp.pipeline-registry.created.v1": PipelineState,
     "kfp.pipeline-registry.default-changed.v1": PipelineState,
@@ -163,6 +215,7 @@ PUBLISHED = {
     "kfp.run.error.v1": RunState,
     "kfp.run.failed.v1": RunState,
     "kfp.run.lost.v1": RunState,
+    "kfp.run.rejected.v1": RunState,
     "kfp.run.retried.v1": RunState,
     "kfp.run.skipped.v1": RunState,
     "kfp.run.started.v1": RunState,

@@ -1,0 +1,205 @@
+"""The verbs of time: slots that have come are fired, each once, and freed when their runs are over.
+
+Any number of replicas may do all of it at once. What is due is decided by the database's clock, and who fires it by
+whose transaction holds the job's row. That transaction writes the slot and the fact of it, and talks to nobody.
+"""
+
+from __future__ import annotations
+
+import logging
+from datetime import datetime
+from uuid import UUID
+
+from shared.bus import Bus
+from shared.contracts import events, states
+from shared.contracts.questions import GET_RUN, ById
+from shared.contracts.states import MissedState, ParameterValue, RunState, TriggerState
+from shared.database import Database, Transaction
+from shared.errors import NotFound
+from shared.macros import Occasion, expand
+from shared.outbox import Entry, Outbox
+from shared.subscriptions import until_applied
+from shared.telemetry import continue_trace
+
+from . import domain, firing, store
+from .domain import Job, ResourceType
+from .firing import Firing, Plan
+from .usecases import wake_tickers
+
+SLOTS_KEPT = 100
+"""How many slots of a job are remembered beyond those that are open."""
+
+_RUNS = "run"
+"""Who makes the runs."""
+_CHECKED_AT_ONCE = 100
+
+_log = logging.getLogger(__name__)
+
+
+class Slots:
+    def __init__(self, database: Database, outbox: Outbox, bus: Bus, *, ask_seconds: float) -> None:
+        self._database = database
+        self._outbox = outbox
+        self._bus = bus
+        self._ask_seconds = ask_seconds
+
+    async def fire(self, limit: int) -> int:
+        """Fire what is due of at most so many jobs. Returns of how many."""
+        async with self._database.transaction() as tx:
+            now, jobs = await store.lock_due(tx, limit)
+            planned = [(job, plan) for job in jobs if (plan := await self._planned(tx, job, now))]
+            if planned:
+                await self._fire(tx, now, planned)
+        return len(jobs)
+
+    async def seconds_until_due(self) -> float | None:
+        """Not positive where something is due already; None where nothing is going to be."""
+        return await store.seconds_until_due(self._database)
+
+    async def free(self, tx: Transaction, run: RunState) -> None:
+        """A run is over, or gone."""
+        if run.job_id is None or run.scheduled_at is None:
+            return
+        if await store.close_slot(tx, run.job_id, run.scheduled_at, run.id, run.version):
+            tx.after_commit(self._wake)
+
+    async def occupy(self, tx: Transaction, run: RunState) -> None:
+        """A run that was over is alive again, whether there is room for it or not."""
+        if run.job_id is not None and run.scheduled_at is not None:
+            await store.reopen_slot(tx, run.job_id, run.scheduled_at, run.id, run.version)
+
+    async def reject(self, tx: Transaction, run: RunState) -> None:
+        """There will be no run. Its job tells why, until there is another one."""
+        await self.free(tx, run)
+        if run.job_id is not None:
+            await store.set_error(tx, run.job_id, run.error)
+
+    async def accept(self, tx: Transaction, run: RunState) -> None:
+        if run.job_id is not None and run.scheduled_at is not None:
+            await store.set_error(tx, run.job_id, "")
+
+    async def check(self, older_than_seconds: float) -> int:
+        """Free slots whose runs are over or unknown, though nobody has told. Returns how many.
+
+        Of those only that were opened, or looked at, so long ago; what another replica looks at is left to it.
+        Raises Unavailable.
+        """
+        taken = await store.take_open_slots(self._database, older_than_seconds, _CHECKED_AT_ONCE)
+        position = max((slot.position for slot in taken), default=0)
+        # A run that is not known yet may still be on its way.
+        if not taken or not await until_applied(
+            self._bus, (_RUNS,), self._outbox.owner, position, within_seconds=self._ask_seconds
+        ):
+            return 0
+        freed = 0
+        for slot in taken:
+            over_at_version = await self._over_at_version(slot.run_id)
+            if over_at_version == _ALIVE:
+                continue
+            async with self._database.transaction() as tx:
+                is_freed = await store.close_slot(tx, slot.job_id, slot.slot, slot.run_id, over_at_version)
+                if is_freed:
+                    tx.after_commit(self._wake)
+            if is_freed is not None:
+                _log.warning("the slot %s of job %s was freed without a fact", slot.slot.isoformat(), slot.job_id)
+                freed += 1
+        return freed
+
+    async def _over_at_version(self, run_id: str) -> int | None:
+        """`_ALIVE` where the run is not over, None where nobody knows it."""
+        try:
+            run = await self._bus.ask(GET_RUN, ById(id=run_id), within_seconds=self._ask_seconds)
+        except NotFound:
+            return None
+        return run.version if run.status.is_final else _ALIVE
+
+    async def _planned(self, tx: Transaction, job: Job, now: datetime) -> Plan | None:
+        """None for a job that rests from now on: whatever is wrong with one schedule, the others go on."""
+        try:
+            return firing.plan(job, now)
+        except Exception as error:  # noqa: BLE001 - a bug in one of them must not stop all
+            _log.exception("job %s cannot be scheduled any more", job.id)
+            await store.set_aside(tx, job.id, f"The schedule cannot be followed: {error!r}")
+            return None
+
+    async def _fire(self, tx: Transaction, now: datetime, planned: list[tuple[Job, Plan]]) -> None:
+        opened = await store.insert_slots(
+            tx,
+            [
+                store.OpenedSlot(job_id=job.id, slot=each.slot, index=each.index, run_id=each.run_id)
+                for job, plan in planned
+                for each in plan.firings
+            ],
+        )
+        told: list[Entry] = []
+        advances: list[store.Advance] = []
+        for job, plan in planned:
+            firings = [each for each in plan.firings if each.run_id in opened]
+            entries = self._entries(job, firings, now)
+            told += entries
+            advances.append(
+                store.Advance(
+                    job_id=job.id,
+                    next_slot_at=plan.next_slot_at,
+                    last_slot=plan.last_slot,
+                    last_index=plan.last_index,
+                    opened=len(firings),
+                    facts=len(entries),
+                )
+            )
+        await store.advance(tx, advances)
+        await store.forget_slots(tx, [(each.job_id, each.last_index - SLOTS_KEPT) for each in advances])
+        await self._outbox.add_all(tx, told)
+
+    def _entries(self, job: Job, firings: list[Firing], now: datetime) -> list[Entry]:
+        entries: list[Entry] = []
+        for each in firings:
+            # Nobody asked for it: every run begins a trace of its own.
+            with continue_trace(None):
+                if each.first_missed is not None:
+                    missed = _missed(job, each, each.first_missed, job.version + len(entries) + 1)
+                    entries.append(self._outbox.entry(events.JOB_MISSED, missed))
+                trigger = _trigger(job, each, now, job.version + len(entries) + 1)
+                entries.append(self._outbox.entry(events.JOB_TRIGGERED, trigger, fact_id=UUID(each.run_id)))
+        return entries
+
+    async def _wake(self) -> None:
+        await wake_tickers(self._bus)
+
+
+_ALIVE = 0
+
+
+def _trigger(job: Job, fired: Firing, now: datetime, version: int) -> TriggerState:
+    occasion = Occasion(run_id=fired.run_id, now=now, slot=fired.slot, index=fired.index)
+    experiment = next((each for each in job.references if each.type is ResourceType.EXPERIMENT), None)
+    return TriggerState(
+        id=job.id,
+        version=version,
+        run_id=states.RunId(fired.run_id),
+        slot=fired.slot,
+        index=fired.index,
+        name=job.name,
+        workflow_name=domain.workflow_name(job.object_name, fired.index),
+        namespace=job.namespace,
+        experiment_id=states.ExperimentId(job.experiment_id),
+        experiment_name=experiment.name if experiment is not None else "",
+        pipeline_id=states.PipelineId(job.pipeline_id) if job.pipeline_id else None,
+        pipeline_version_id=states.PipelineVersionId(job.pipeline_version_id) if job.pipeline_version_id else None,
+        manifest_digest=job.manifest_digest,
+        parameters=tuple(ParameterValue(name=each.name, value=expand(each.value, occasion)) for each in job.parameters),
+        service_account=job.service_account,
+        engine=job.engine.value,
+        created_by=job.created_by,
+    )
+
+
+def _missed(job: Job, fired: Firing, first: datetime, version: int) -> MissedState:
+    return MissedState(
+        id=job.id,
+        version=version,
+        name=job.name,
+        experiment_id=states.ExperimentId(job.experiment_id),
+        first=first,
+        until=fired.slot,
+    )
