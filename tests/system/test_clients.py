@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,29 @@ def test_the_sdk_creates_uploads_runs_waits_and_reads_metrics(stack: Stack) -> N
     assert set(seen["metrics"]) == {"logistic-accuracy", "majority-accuracy"}
     assert sorted(seen["runs"]) == ["from a package", "sdk run"]
     assert set(seen["references"]) == {"EXPERIMENT", "PIPELINE_VERSION"}
+
+
+def test_the_sdk_has_a_recurring_run_fire_every_two_seconds(stack: Stack) -> None:
+    seen = _run_script("kfp-1.8.22", "kfp_recurring.py", stack)
+
+    assert seen["status"] == [[True, "every two seconds", "Enabled", True]]
+    slots = [int(seen["created"]) + 2 * nth for nth in (1, 2, 3)]
+    assert seen["slots"] == slots
+    assert seen["runs"] == ["Succeeded"] * 3
+    bases = {base for base, _ in seen["names"]}
+    assert len(bases) == 1
+    assert bases.pop().startswith("everytwoseconds")
+    assert [index for _, index in seen["names"]] == ["1", "2", "3"]
+    assert seen["parameters"] == [
+        {"slot": datetime.fromtimestamp(slot, UTC).strftime("%Y%m%d%H%M%S"), "index": str(nth)}
+        for nth, slot in enumerate(slots, start=1)
+    ]
+    assert seen["references"] == [
+        [["EXPERIMENT", "recurring", "OWNER"], ["JOB", "every two seconds", "CREATOR"]]
+    ] * 3
+    assert seen["among all"]
+    assert seen["references afterwards"] == ["EXPERIMENT"]
+    assert seen["jobs afterwards"] is None
 
 
 def test_the_cli_lists_runs_pipelines_and_experiments(stack: Stack) -> None:
