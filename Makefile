@@ -22,6 +22,9 @@ export HEADRACE_PORT HEADRACE_DATA_DIR
 FAULT_TESTS := tests/integration/nervous_system/test_recovery.py tests/contract/engine/test_durability.py \
 	tests/system/test_durability.py tests/system/test_stack_lifecycle.py
 
+# Those that strike as often as they are told.
+SLOT_TESTS := tests/integration/nervous_system/test_slots.py
+
 # What a run of all tests leaves for `make coverage`.
 EVIDENCE := build/evidence.json
 
@@ -95,7 +98,7 @@ bench: setup-dev ## Measure against floors taken in the same run; prints a table
 	@$(BIN)/python -m tests.bench
 
 chaos: setup-dev ## Break things on purpose: the fault tests
-	@HEADRACE_CHAOS_KILLS=$${HEADRACE_CHAOS_KILLS:-60} $(BIN)/pytest -q -s tests/chaos
+	@HEADRACE_CHAOS_KILLS=$${HEADRACE_CHAOS_KILLS:-60} $(BIN)/pytest -q -s tests/chaos $(SLOT_TESTS)
 	@$(BIN)/pytest -q $(FAULT_TESTS)
 
 lock: ## Write the lock files anew (hashes, no index)

@@ -51,9 +51,7 @@ def test_the_sdk_has_a_recurring_run_fire_every_two_seconds(stack: Stack) -> Non
         {"slot": datetime.fromtimestamp(slot, UTC).strftime("%Y%m%d%H%M%S"), "index": str(nth)}
         for nth, slot in enumerate(slots, start=1)
     ]
-    assert seen["references"] == [
-        [["EXPERIMENT", "recurring", "OWNER"], ["JOB", "every two seconds", "CREATOR"]]
-    ] * 3
+    assert seen["references"] == [[["EXPERIMENT", "recurring", "OWNER"], ["JOB", "every two seconds", "CREATOR"]]] * 3
     assert seen["among all"]
     assert seen["references afterwards"] == ["EXPERIMENT"]
     assert seen["jobs afterwards"] is None

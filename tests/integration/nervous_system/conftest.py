@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import shutil
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -14,7 +17,9 @@ import pytest
 from infra.embedded import binaries
 from infra.embedded.nats import NatsServer
 from infra.embedded.ports import free_ports
+from infra.embedded.postgres import SUPERUSER, Postgres
 from infra.nats.permissions import USER_NAMES
+from infra.postgres.roles import ROLES, apply_roles
 from shared.bus import Bus, declare_streams
 from shared.contracts.events import EXPERIMENT_CREATED, FactKind
 from shared.database import Database
@@ -175,3 +180,33 @@ async def own_nats(tmp_path: Path) -> AsyncIterator[NatsServer]:
     await server.start()
     yield server
     await server.stop()
+
+
+@pytest.fixture
+async def own_postgres() -> AsyncIterator[tuple[Postgres, dict[str, str]]]:
+    # Not below the test's own folder: that is private, and a server started by root runs as somebody else.
+    folder = Path(tempfile.mkdtemp(prefix="headrace-postgres-"))
+    os.chmod(folder, 0o711)
+    (port,) = free_ports(1)
+    server = Postgres(
+        data_dir=folder / "data",
+        port=port,
+        password="secret",
+        bin_dir=binaries.postgres_bin(),
+        settings={"fsync": "off"},
+    )
+    await server.start()
+    passwords = {role: f"{role}-secret" for role in ROLES}
+    await asyncio.to_thread(
+        apply_roles,
+        psql=binaries.postgres_bin() / "psql",
+        host="127.0.0.1",
+        port=port,
+        superuser=SUPERUSER,
+        password="secret",
+        role_passwords=passwords,
+        database="headrace",
+    )
+    yield server, {role: server.dsn("headrace", role=role, password=passwords[role]) for role in ROLES}
+    await server.stop()
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,20 +1,15 @@
 """The broker or the database goes away, or loses everything: all resumes by itself, and nothing is applied twice."""
 
 import asyncio
-import os
 import shutil
-import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import nats
 import pytest
 
-from infra.embedded import binaries
 from infra.embedded.nats import NatsServer
-from infra.embedded.ports import free_ports
-from infra.embedded.postgres import SUPERUSER, Postgres
-from infra.postgres.roles import ROLES, apply_roles
+from infra.embedded.postgres import Postgres
 from shared.bus import DEAD_STREAM, EVENTS_STREAM, Bus
 from shared.errors import Unavailable
 from tests.integration.nervous_system.conftest import House, house_on
@@ -120,36 +115,6 @@ async def test_a_bus_that_finds_no_broker_says_so_in_time(own_nats: NatsServer) 
     with pytest.raises(Unavailable):
         await asyncio.wait_for(Bus(own_nats.url("run"), name="early").open(patience_seconds=0.3), 3)
     await own_nats.start()
-
-
-@pytest.fixture
-async def own_postgres() -> AsyncIterator[tuple[Postgres, dict[str, str]]]:
-    # Not below the test's own folder: that is private, and a server started by root runs as somebody else.
-    folder = Path(tempfile.mkdtemp(prefix="headrace-postgres-"))
-    os.chmod(folder, 0o711)
-    (port,) = free_ports(1)
-    server = Postgres(
-        data_dir=folder / "data",
-        port=port,
-        password="secret",
-        bin_dir=binaries.postgres_bin(),
-        settings={"fsync": "off"},
-    )
-    await server.start()
-    passwords = {role: f"{role}-secret" for role in ROLES}
-    await asyncio.to_thread(
-        apply_roles,
-        psql=binaries.postgres_bin() / "psql",
-        host="127.0.0.1",
-        port=port,
-        superuser=SUPERUSER,
-        password="secret",
-        role_passwords=passwords,
-        database="headrace",
-    )
-    yield server, {role: server.dsn("headrace", role=role, password=passwords[role]) for role in ROLES}
-    await server.stop()
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 async def test_the_database_restarts(
