@@ -381,7 +381,14 @@ UNSUPPORTED = {
         f"{{name: main, {C}, inputs: {{artifacts: [{{name: a, path: /a, git: {{}}}}]}}}}"
     ),
     "templates.main artifact 'a' http": leaf(
-        f"{{name: main, {C}, inputs: {{artifacts: [{{name: a, path: /a, http: {{}}}}]}}}}"
+        f"{{name: main, {C}, outputs: {{artifacts: [{{name: a, path: /a, http: {{url: x}}}}]}}}}"
+    ),
+    "templates.main artifact 'a' http.auth": leaf(
+        f"{{name: main, {C}, inputs: {{artifacts: [{{name: a, path: /a, http: {{url: x, auth: {{}}}}}}]}}}}"
+    ),
+    "templates.main artifact 'a' http.headers.valueFrom": leaf(
+        f"{{name: main, {C}, inputs: {{artifacts: [{{name: a, path: /a, http: {{url: x, headers: "
+        "[{name: h, valueFrom: {secretKeyRef: {name: s, key: k}}}]}}]}}"
     ),
     "templates.main volume 'v' of type projected": leaf(
         f"{{name: main, {C}, volumes: [{{name: v, projected: {{}}}}]}}"

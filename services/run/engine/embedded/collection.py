@@ -104,7 +104,7 @@ class Artifacts:
         return staged
 
     async def _fetch(self, artifact: PlacedArtifact, key: str, target: Path) -> Path:
-        await asyncio.to_thread(_make_empty, target)
+        await asyncio.to_thread(make_empty, target)
         packed, placed = target / "object", target / "artifact"
         try:
             await self._blobs.get_file(key, packed)
@@ -112,13 +112,7 @@ class Artifacts:
             if await self._fetch_directory(key, placed):
                 return placed
             raise CannotPrepare(f"artifact {artifact.name}: nothing is stored at {key}") from error
-        if artifact.archive is not None and "none" in artifact.archive:
-            return packed
-        try:
-            await asyncio.to_thread(archive.unpack, packed, placed)
-        except (archive.BadArchive, OSError) as error:
-            raise CannotPrepare(f"artifact {artifact.name}: {error}") from error
-        return placed
+        return await asyncio.to_thread(unpacked, artifact, packed, placed)
 
     async def _fetch_directory(self, key: str, target: Path) -> bool:
         """One that was stored as an object per file. Whether there was any."""
@@ -278,7 +272,21 @@ def artifact_prefix(workflow_name: str, created_at: datetime) -> str:
     return f"artifacts/{workflow_name}/{created_at:%Y/%m/%d}"
 
 
-def _make_empty(directory: Path) -> None:
+def unpacked(artifact: PlacedArtifact, packed: Path, placed: Path) -> Path:
+    """What was brought, as the artifact wants it: the file itself, or at `placed` what it holds if it is a tar.
+
+    Blocks on the disk. Raises CannotPrepare.
+    """
+    if artifact.archive is not None and "none" in artifact.archive:
+        return packed
+    try:
+        archive.unpack(packed, placed)
+    except (archive.BadArchive, OSError) as error:
+        raise CannotPrepare(f"artifact {artifact.name}: {error}") from error
+    return placed
+
+
+def make_empty(directory: Path) -> None:
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
 

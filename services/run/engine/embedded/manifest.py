@@ -69,6 +69,20 @@ class Raw(_Part, frozen=True, kw_only=True):
     data: str = ""
 
 
+class HttpHeader(_Part, frozen=True, kw_only=True):
+    name: str = ""
+    value: str | None = None
+    value_from: Any = None
+
+
+class Http(_Part, frozen=True, kw_only=True):
+    """An artifact that a URL names."""
+
+    url: str = ""
+    headers: tuple[HttpHeader, ...] = ()
+    auth: Any = None
+
+
 class Artifact(_Part, frozen=True, kw_only=True):
     name: str = ""
     path: str | None = None
@@ -86,7 +100,7 @@ class Artifact(_Part, frozen=True, kw_only=True):
     gcs: Any = None
     git: Any = None
     hdfs: Any = None
-    http: Any = None
+    http: Http | None = None
     oss: Any = None
     plugin: Any = None
 

@@ -61,12 +61,13 @@ class NodeParameter(msgspec.Struct, frozen=True, kw_only=True, rename="camel", o
 
 
 class NodeArtifact(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
-    """An artifact with the place it lies at: `s3` or `raw`, or neither when an optional one was not written."""
+    """An artifact with the place it lies at: `s3`, `raw` or `http`, or none when an optional one was not written."""
 
     name: str
     path: str | None = None
     s3: Mapping[str, Any] | None = None
     raw: Mapping[str, str] | None = None
+    http: Mapping[str, Any] | None = None
     optional: bool = False
     archive: Mapping[str, Any] | None = None
     archive_logs: bool = False
@@ -75,7 +76,7 @@ class NodeArtifact(msgspec.Struct, frozen=True, kw_only=True, rename="camel", om
 
     @property
     def has_location(self) -> bool:
-        return self.s3 is not None or self.raw is not None
+        return self.s3 is not None or self.raw is not None or self.http is not None
 
 
 class NodeInputs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -47,12 +47,14 @@ class Process(_Part, frozen=True, kw_only=True):
 
 
 class PlacedArtifact(_Part, frozen=True, kw_only=True):
-    """A file or directory to be put at `path` before the step starts; without raw and s3 nothing is placed."""
+    """A file or directory to be put at `path` before the step starts; one of raw, s3 and http says what it is."""
 
     name: str
     path: str
     raw: str | None = None
     s3: Mapping[str, Any] | None = None
+    http: Mapping[str, Any] | None = None
+    """`url`, and `headers` of `name` and `value`."""
     mode: int | None = None
     archive: Mapping[str, Any] | None = None
     """`{"none": {}}`: the object is placed as it is, even if it is a tar."""

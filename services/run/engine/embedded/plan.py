@@ -410,6 +410,7 @@ def _bound_artifacts(declared: Iterable[Artifact], arguments: Mapping[str, NodeA
             path=each.path,
             s3=given.s3 if given else None,
             raw=given.raw if given else None,
+            http=given.http if given else None,
             archive=each.archive or (given.archive if given else None),
             optional=each.optional,
             mode=each.mode,
@@ -422,6 +423,9 @@ def located(artifact: Artifact) -> NodeArtifact | None:
         return NodeArtifact(name=artifact.name, raw={"data": artifact.raw.data})
     if artifact.s3 is not None and artifact.s3.get("key"):
         return NodeArtifact(name=artifact.name, s3=artifact.s3, archive=artifact.archive)
+    if artifact.http is not None and artifact.http.url:
+        http = msgspec.to_builtins(artifact.http)
+        return NodeArtifact(name=artifact.name, http=http, archive=artifact.archive)
     return None
 
 
@@ -484,6 +488,7 @@ def _placed(inputs: NodeInputs) -> Iterable[PlacedArtifact]:
                 path=each.path,
                 raw=each.raw.get("data") if each.raw is not None else None,
                 s3=each.s3,
+                http=each.http,
                 mode=each.mode,
                 archive=each.archive,
             )

@@ -17,8 +17,11 @@ from services.run.engine.embedded import runtime
 from services.run.engine.embedded.manifest import EnvVar, KeyToPath, Selector, Volume
 from services.run.engine.embedded.objects import ObjectError, Objects
 from services.run.engine.embedded.orders import PlacedArtifact, Process, StepKind, StepOrder, expand_variables
+from services.run.engine.embedded.runtime import download as download_program
 
 SCRIPT_PATH = "/argo/staging/script"
+DOWNLOADED = "/tmp/downloaded"  # noqa: S108 - the step's own /tmp
+LONGEST_DOWNLOAD_SECONDS = 3600
 
 _FIELD_OF_MAP = re.compile(r"metadata\.(labels|annotations)\['(.*)'\]")
 
@@ -55,6 +58,22 @@ def command_of(order: StepOrder, place: Place, objects: Objects) -> list[str]:
         return builder.argv(order.main, builder.environment(order.main))
     except ObjectError as error:
         raise CannotPrepare(str(error)) from error
+
+
+def download(artifact: PlacedArtifact, key: str, image: str) -> runtime.StepSpec:
+    """A step that leaves what the artifact's URL names at DOWNLOADED."""
+    assert artifact.http is not None
+    headers = [f"{each['name']}: {each.get('value') or ''}" for each in artifact.http.get("headers") or ()]
+    program = "/tmp/download.py"  # noqa: S108 - the step's own /tmp
+    return runtime.StepSpec(
+        key=key,
+        main=runtime.Process(
+            argv=("python3", "-I", program, str(artifact.http["url"]), DOWNLOADED, *headers), image=image
+        ),
+        files=(runtime.Placement(target=program, text=Path(download_program.__file__).read_text()),),
+        outputs=(DOWNLOADED,),
+        deadline_seconds=LONGEST_DOWNLOAD_SECONDS,
+    )
 
 
 class _Builder:

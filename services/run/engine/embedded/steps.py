@@ -32,7 +32,7 @@ from tenacity import (
 from services.run.engine.embedded import launching, runtime
 from services.run.engine.embedded.admission import Admission
 from services.run.engine.embedded.cache import Cacheable, Kept, StepCache, cacheable
-from services.run.engine.embedded.collection import Artifacts, Found
+from services.run.engine.embedded.collection import Artifacts, Found, make_empty, unpacked
 from services.run.engine.embedded.nodes import Phase
 from services.run.engine.embedded.objects import ObjectError, Objects, output_of
 from services.run.engine.embedded.orders import PlacedArtifact, StepKind, StepOrder
@@ -49,7 +49,16 @@ from services.run.engine.embedded.reconcile import (
 from services.run.engine.embedded.runner import protocol
 from services.run.engine.embedded.runner.client import RunnerClient, RunnerRefused
 from services.run.engine.embedded.runner.journal import tree_of
-from services.run.engine.embedded.specs import CannotPrepare, Place, build, command_of
+from services.run.engine.embedded.runtime.tree import find
+from services.run.engine.embedded.specs import (
+    DOWNLOADED,
+    LONGEST_DOWNLOAD_SECONDS,
+    CannotPrepare,
+    Place,
+    build,
+    command_of,
+    download,
+)
 from shared.clock import Clock
 from shared.errors import Unavailable
 
@@ -216,6 +225,7 @@ class Steps:
         staged: dict[str, Path] = {}
         if order.input_artifacts:
             staged = await _patiently(lambda: step.artifacts.stage(order.input_artifacts, place.scratch))
+        staged |= await self._downloaded(step)
         if launching.is_launched(order):
             order, staged = await self._with_data(step, staged)
         try:
@@ -257,6 +267,42 @@ class Steps:
         finally:
             collecting.cancel()
             terminated.cancel()
+
+    # What lies elsewhere
+
+    async def _downloaded(self, step: Step) -> dict[str, Path]:
+        """What URLs name, by the artifacts' names; each is fetched by a step of its own. Raises CannotPrepare."""
+        return {
+            artifact.name: await self._download(step, artifact, f"{step.place.key}.http-{number}")
+            for number, artifact in enumerate(step.order.input_artifacts)
+            if artifact.http is not None
+        }
+
+    async def _download(self, step: Step, artifact: PlacedArtifact, key: str) -> Path:
+        spec = download(artifact, key, step.order.main.image)
+        try:
+            with self._watching(key) as watched:
+                state = await _patiently(lambda: self._runner.start(spec))
+                watched.is_begun = True
+                end = await watched.end if isinstance(state, protocol.StepStarted) else state
+            return await asyncio.to_thread(self._received, step, artifact, key, end)
+        finally:
+            with contextlib.suppress(Unavailable):
+                await self.forget(key)
+
+    def _received(self, step: Step, artifact: PlacedArtifact, key: str, end: protocol.Event) -> Path:
+        """Blocks on the disk. Raises CannotPrepare."""
+        attempt_dir, target = self._steps_dir / key, step.place.scratch / "http" / key
+        tree = tree_of(attempt_dir)
+        found = find(tree, DOWNLOADED) if tree is not None else None
+        if not isinstance(end, protocol.StepExited) or end.exit.exit_code != 0 or found is None:
+            raise CannotPrepare(f"artifact {artifact.name}: {_why_no_download(end, attempt_dir)}")
+        try:
+            make_empty(target)
+            packed = Path(shutil.move(found, target / "object"))
+        except OSError as error:
+            raise CannotPrepare(f"artifact {artifact.name}: {error.strerror}") from error
+        return unpacked(artifact, packed, target / "artifact")
 
     # One of a v2-compatible pipeline
 
@@ -411,6 +457,17 @@ class _Watched:
 
 def _leaves_files(order: StepOrder) -> bool:
     return bool(order.output_artifacts or order.output_parameters)
+
+
+def _why_no_download(end: protocol.Event, attempt_dir: Path) -> str:
+    if isinstance(end, protocol.StepExited) and end.exit.end is protocol.End.DEADLINE:
+        return f"its download takes longer than {LONGEST_DOWNLOAD_SECONDS} s"
+    if not isinstance(end, protocol.StepExited):
+        return "its download was interrupted"
+    with contextlib.suppress(OSError):
+        if lines := (attempt_dir / "log").read_text(errors="replace").strip().splitlines():
+            return f"it cannot be downloaded: {lines[-1][:500]}"
+    return f"it cannot be downloaded: {end.exit.reason}"
 
 
 def _started_at(state: protocol.Event) -> datetime | None:

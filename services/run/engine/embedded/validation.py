@@ -22,6 +22,7 @@ from services.run.engine.embedded.manifest import (
     Artifact,
     Backoff,
     Container,
+    HttpHeader,
     ManifestError,
     Parameter,
     RetryStrategy,
@@ -777,8 +778,12 @@ def _unsupported_in_template(template: Template) -> Iterator[str]:
     for where, container in _containers(template):
         yield from (f"{where} {feature}" for feature in _unsupported_in_env(container))
     yield from (f"archiveLocation.{kind}" for kind in template.archive_location or () if kind in _FOREIGN_STORES)
-    for artifact in (*template.inputs.artifacts, *template.outputs.artifacts):
+    for artifact in template.inputs.artifacts:
         yield from _unsupported_in_artifact(artifact)
+    for artifact in template.outputs.artifacts:
+        yield from _unsupported_in_artifact(artifact)
+        if artifact.http is not None:
+            yield f"artifact '{artifact.name}' http"
     for parameter in template.inputs.parameters:
         yield from _unsupported_in_parameter(parameter)
     for parameter in template.outputs.parameters:
@@ -840,10 +845,16 @@ def _unsupported_in_artifact(artifact: Artifact) -> Iterator[str]:
     fields = {
         "fromExpression": artifact.from_expression,
         "subPath": artifact.sub_path,
-        **{kind: getattr(artifact, kind) for kind in _FOREIGN_STORES},
+        **{kind: getattr(artifact, kind) for kind in _FOREIGN_STORES if kind != "http"},
+        "http.auth": artifact.http.auth if artifact.http else None,
+        "http.headers.valueFrom": next((each for each in _headers(artifact) if each.value_from is not None), None),
     }
     yield from (f"artifact '{artifact.name}' {name}" for name, value in fields.items() if value is not None)
     yield from (f"artifact '{artifact.name}' archive.{kind}" for kind in artifact.archive or () if kind == "zip")
+
+
+def _headers(artifact: Artifact) -> tuple[HttpHeader, ...]:
+    return artifact.http.headers if artifact.http else ()
 
 
 def _unsupported_in_parameter(parameter: Parameter, *, may_compute: bool = False) -> Iterator[str]:

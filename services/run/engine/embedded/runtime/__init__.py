@@ -12,6 +12,7 @@ files and mounts; it refuses to know workflows, templates, retries, object store
     tree.py      where a path of the step lies on the host
     placing.py   what is put there before its start
     launcher.py  what v2-compatible steps start, inside themselves
+    download.py  what fetches an artifact at a URL, in a sandbox of its own
     archive.py   outputs to tgz and back
 """
 
