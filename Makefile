@@ -89,6 +89,7 @@ check: setup-dev ## Lint, types and the import rules
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/python -m tests.support.asyncapi
 
 format: setup-dev ## Format the code
 	@$(BIN)/ruff check --fix --quiet .

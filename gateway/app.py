@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import cache
 from typing import Any, assert_never
 from urllib.parse import parse_qsl, urlencode
 from uuid import uuid4
@@ -280,11 +281,21 @@ class Door:
             case "openapi":
                 content = await self._description.document(_origin_of(scope, headers))
                 return await _send(send, 200, content, [(b"content-type", b"application/json"), *further])
+            case "asyncapi":
+                return await _send(send, 200, _events_described(), [(b"content-type", b"application/json"), *further])
             case "docs":
                 page = self._pages.at(match.route.pattern, _origin_of(scope, headers))
                 return await _send(send, page.status, page.content, [*page.headers, *further])
             case name:
                 raise AssertionError(f"the table gives {name} to the gateway, which has no answer to it")
+
+
+@cache
+def _events_described() -> bytes:
+    # Imported when somebody asks: the gateway speaks of facts nowhere else.
+    from shared import asyncapi
+
+    return msgspec.json.encode(asyncapi.document())
 
 
 def _find(scope: Mapping[str, Any], headers: Mapping[bytes, bytes]) -> Finding:

@@ -158,6 +158,8 @@ def _rows() -> Iterator[Route]:
     yield ours("startupz", "/startupz")
     yield ours("openapi", "/openapi.json")
     yield ours("openapi", "/apis/headrace/v1/openapi.json")
+    yield ours("asyncapi", "/asyncapi.json")
+    yield ours("asyncapi", "/apis/headrace/v1/asyncapi.json")
     for page in PAGES:
         yield ours("docs", page)
 

@@ -23,6 +23,7 @@ from services.pipeline_registry.openapi import OPERATIONS as OF_PIPELINES
 from services.run.openapi import OPERATIONS as OF_RUNS
 from tests.coverage.plugin import Collector
 from tests.support.api import Api
+from tests.support.asyncapi import Described
 from tests.support.recorder import recording
 from tests.support.stack import Stack
 from tests.support.swagger import NEWEST, published
@@ -59,6 +60,13 @@ def test_the_document_is_valid_and_the_same_at_both_places(api: Api, document: A
     validate(document)
 
     assert api.get("/openapi.json") == document
+
+
+def test_the_description_of_events_is_the_same_at_both_places(api: Api) -> None:
+    document = api.get("/asyncapi.json")
+    Described(document)
+
+    assert api.get("/apis/headrace/v1/asyncapi.json") == document
 
 
 def test_what_the_services_and_the_gateway_describe_is_all_there(document: Any) -> None:

@@ -27,7 +27,11 @@ ENVIRONMENT = {
 OF_EVERY_PROCESS = {"/livez", "/readyz", "/startupz", "/metrics", "/openapi.json"}
 """For who watches a service; the gateway forwards none of them."""
 EVERY_METHOD = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"})
-UNDESCRIBED = {"docs": "the pages that show the description", "openapi": "the description itself"}
+UNDESCRIBED = {
+    "docs": "the pages that show the description",
+    "openapi": "the description itself",
+    "asyncapi": "the description of what happens",
+}
 """Routes of the gateway, by name."""
 
 SPECIFIED_KEYS = {
