@@ -81,6 +81,7 @@ PAGES = (
     "/docs/",
     "/docs/start.js",
     "/docs/authentication.md",
+    "/docs/events.md",
     "/docs/extensions.md",
     "/docs/hello-world.yaml",
     "/docs/swagger-ui.css",

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Self, TypeVar
+from urllib.parse import urlsplit
 
 import msgspec
 import nats.errors
@@ -168,6 +169,7 @@ class Bus:
                 await connection.connect(
                     self._url,
                     name=self._name,
+                    inbox_prefix=f"_REPLY.{urlsplit(self._url).username or self._name}",
                     connect_timeout=2,
                     allow_reconnect=True,
                     max_reconnect_attempts=-1,

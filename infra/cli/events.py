@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -75,6 +77,20 @@ def tail(gateway: Gateway, since: str, after: str, until_final: bool, **filters:
 def replay(gateway: Gateway, since: str, after: str, **filters: Any) -> None:
     """Show the events that are kept (eight days, two gigabytes), and end."""
     _Source(gateway, since=since, after=after, until="now", **filters).read()
+
+
+@events.command()
+@click.option("--data-dir", envvar="HEADRACE_DATA_DIR", default=".headrace", help="Of the stack on this machine.")
+def nats_url(data_dir: str) -> None:
+    """Print where subscribers find the broker of this machine's stack, and as whom: they may only listen."""
+    from infra.embedded.data_dir import DataDir
+    from infra.embedded.failure import StartFailure
+
+    try:
+        click.echo(DataDir(Path(data_dir)).bus_url("events"))
+    except StartFailure as failure:
+        click.echo(f"headrace events nats-url: {failure}", err=True)
+        sys.exit(1)
 
 
 class _Source:

@@ -22,6 +22,8 @@ class User(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     publish: tuple[str, ...]
     subscribe: tuple[str, ...]
+    never_publish: tuple[str, ...] = ()
+    """What `publish` would allow and must not."""
 
 
 _CONSUME_EVENTS = (
@@ -49,6 +51,21 @@ _READ_BACK_EVENTS = (
 )
 
 
+_SERVICES = ("experiment", "pipeline-registry", "run", "job-scheduler", "metrics", "notifier")
+
+
+def _about_consumer(durable: str) -> tuple[str, ...]:
+    """What a service says of its place in the stream, and nobody else must: it would take facts away from it."""
+    return (
+        f"$JS.API.CONSUMER.CREATE.{EVENTS_STREAM}.{durable}",
+        f"$JS.API.CONSUMER.CREATE.{EVENTS_STREAM}.{durable}.>",
+        f"$JS.API.CONSUMER.DURABLE.CREATE.{EVENTS_STREAM}.{durable}",
+        f"$JS.API.CONSUMER.DELETE.{EVENTS_STREAM}.{durable}",
+        f"$JS.API.CONSUMER.MSG.NEXT.{EVENTS_STREAM}.{durable}",
+        f"$JS.ACK.{EVENTS_STREAM}.{durable}.>",
+    )
+
+
 def _process(name: str, *, facts_of: tuple[str, ...] = ()) -> User:
     return User(
         name=name,
@@ -57,7 +74,7 @@ def _process(name: str, *, facts_of: tuple[str, ...] = ()) -> User:
             "kfp.ask.>",
             "kfp.ping.>",
             f"kfp.dead.{name}.>",
-            "_INBOX.>",
+            "_REPLY.>",
             *_DECLARE_STREAMS,
             *_CONSUME_EVENTS,
             *_READ_BACK_EVENTS,
@@ -67,7 +84,9 @@ def _process(name: str, *, facts_of: tuple[str, ...] = ()) -> User:
             f"kfp.ask.{name}.>",
             "kfp.ping.>",
             f"kfp.dead.{name}.>",
-            "_INBOX.>",
+            # Answers come to inboxes of the process's own: who listens to `_INBOX.>`, where those of clients from
+            # outside are, overhears nothing.
+            f"_REPLY.{name}.>",
             "$SRV.>",
         ),
     )
@@ -83,19 +102,15 @@ USERS: tuple[User, ...] = (
     _process("metrics", facts_of=("metrics",)),
     _process("notifier", facts_of=("notifier",)),
     User(name="admin", publish=(">",), subscribe=(">",)),
-    # Subscribers from outside: they follow the stream by consumers that vanish with them, and state nothing.
+    # Subscribers from outside: they follow the stream by consumers of their own, durable ones too, and state nothing.
     User(
         name="events",
-        publish=(
-            "$JS.API.INFO",
-            "$JS.API.STREAM.NAMES",
-            f"$JS.API.STREAM.INFO.{EVENTS_STREAM}",
-            f"$JS.API.CONSUMER.CREATE.{EVENTS_STREAM}",
-            f"$JS.API.CONSUMER.CREATE.{EVENTS_STREAM}.>",
-            f"$JS.API.CONSUMER.INFO.{EVENTS_STREAM}.*",
-            f"$JS.API.CONSUMER.MSG.NEXT.{EVENTS_STREAM}.*",
-            f"$JS.FC.{EVENTS_STREAM}.>",
-            *_READ_BACK_EVENTS,
+        publish=(*_CONSUME_EVENTS, *_READ_BACK_EVENTS),
+        never_publish=tuple(
+            subject
+            for subscriber in _SERVICES
+            for owner in _SERVICES
+            for subject in _about_consumer(f"{subscriber}--{owner}")
         ),
         # Hints that nodes of a run have changed; facts about nodes they are not.
         subscribe=("kfp.event.>", "kfp.ping.run-nodes.>", "_INBOX.>"),
@@ -111,7 +126,10 @@ def server_config(*, host: str, port: int, store_dir: str, passwords: Mapping[st
         {
             "user": user.name,
             "password": passwords[user.name],
-            "permissions": {"publish": {"allow": user.publish}, "subscribe": {"allow": user.subscribe}},
+            "permissions": {
+                "publish": {"allow": user.publish, "deny": user.never_publish},
+                "subscribe": {"allow": user.subscribe},
+            },
         }
         for user in USERS
     ]

@@ -1,8 +1,11 @@
 """The bus itself refuses a process that speaks for another."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import nats
 import pytest
@@ -10,6 +13,8 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import NoRespondersError
 from nats.js.api import ConsumerConfig
+
+from infra.nats.permissions import USERS
 
 FACT_OWNERS = {
     "experiment": "experiment",
@@ -56,7 +61,9 @@ async def logged_in(url: str) -> AsyncIterator[Speaker]:
     async def keep(error: Exception) -> None:
         complaints.put_nowait(str(error))
 
-    client = await nats.connect(url, error_cb=keep, allow_reconnect=False)
+    user = urlsplit(url).username
+    inboxes = "_INBOX" if user == "events" else f"_REPLY.{user}"
+    client = await nats.connect(url, error_cb=keep, allow_reconnect=False, inbox_prefix=inboxes)
     try:
         yield Speaker(client, complaints)
     finally:
@@ -152,6 +159,54 @@ async def test_the_events_user_follows_facts_and_says_nothing(nats_urls: dict[st
         assert await events.is_refused_to_subscribe("kfp.ask.>")
 
 
+@pytest.mark.usefixtures("stream")
+async def test_the_events_user_keeps_a_place_of_its_own_in_the_stream(nats_urls: dict[str, str]) -> None:
+    async with logged_in(nats_urls["events"]) as events, logged_in(nats_urls["run"]) as run:
+        js = events.client.jetstream()
+        mine = await js.pull_subscribe("kfp.event.run.>", durable="somebody", stream="KFP_EVENTS")
+        await run.client.jetstream().publish("kfp.event.run.created.1", b"{}")
+        (message,) = await mine.fetch(1, timeout=WITHIN_SECONDS)
+        await message.ack_sync(timeout=WITHIN_SECONDS)
+        assert message.subject == "kfp.event.run.created.1"
+        assert await js.delete_consumer("KFP_EVENTS", "somebody")
+
+
+@pytest.mark.usefixtures("stream")
+async def test_the_events_user_takes_nothing_away_from_a_service(nats_urls: dict[str, str]) -> None:
+    async with logged_in(nats_urls["events"]) as events, logged_in(nats_urls["run"]) as run:
+        js = run.client.jetstream()
+        config = ConsumerConfig(durable_name="run--experiment", filter_subject="kfp.event.experiment.>")
+        await js.add_consumer("KFP_EVENTS", config)
+        for request in ("MSG.NEXT", "DELETE", "DURABLE.CREATE", "CREATE"):
+            assert await events.is_refused_to_publish(f"$JS.API.CONSUMER.{request}.KFP_EVENTS.run--experiment"), request
+        assert await events.is_refused_to_publish("$JS.ACK.KFP_EVENTS.run--experiment.1.1.1.1.1")
+        # What the server would take a name from although the subject has none.
+        named = {"stream_name": "KFP_EVENTS", "config": {"name": "run--experiment", "filter_subject": "kfp.event.none"}}
+        await events.client.request(
+            "$JS.API.CONSUMER.CREATE.KFP_EVENTS", json.dumps(named).encode(), timeout=WITHIN_SECONDS
+        )
+        info = await js.consumer_info("KFP_EVENTS", "run--experiment")
+        assert (info.config.filter_subject, info.config.durable_name) == ("kfp.event.experiment.>", "run--experiment")
+
+
+async def test_the_events_user_hears_no_answer_to_a_question(nats_urls: dict[str, str]) -> None:
+    async def answer(message: Msg) -> None:
+        await message.respond(b"a secret")
+
+    async with logged_in(nats_urls["experiment"]) as experiment, logged_in(nats_urls["run"]) as run:
+        await experiment.client.subscribe("kfp.ask.experiment.get", queue="experiment", cb=answer)
+        await experiment.client.flush()
+        await experiment.client.flush()
+        async with logged_in(nats_urls["events"]) as events:
+            assert await events.is_refused_to_subscribe("_REPLY.>")
+            overheard = await events.client.subscribe("_INBOX.>")
+            await events.client.flush()
+            await events.client.flush()
+            await run.client.request("kfp.ask.experiment.get", b"?", timeout=WITHIN_SECONDS)
+            await events.client.flush()
+            assert overheard.pending_msgs == 0
+
+
 async def test_nobody_is_let_in_without_the_password(nats_urls: dict[str, str]) -> None:
     host, port = nats_urls["run"].rpartition("@")[2].split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
@@ -160,3 +215,13 @@ async def test_nobody_is_let_in_without_the_password(nats_urls: dict[str, str]) 
     writer.close()
     await writer.wait_closed()
     assert b"Authorization Violation" in said
+
+
+def test_the_page_about_events_lists_what_subscribers_may_do() -> None:
+    page = (Path(__file__).parents[3] / "gateway" / "docs" / "events.md").read_text()
+    _, *rows = page.partition("| publish | subscribe |\n")[2].strip().splitlines()
+    columns = zip(*(row.split("|")[1:3] for row in rows), strict=True)
+    listed = [tuple(cell.strip(" `") for cell in column if cell.strip()) for column in columns]
+    (events,) = (user for user in USERS if user.name == "events")
+
+    assert listed == [events.publish, events.subscribe]
