@@ -7,6 +7,7 @@ line and a non-zero exit, never a traceback.
 
 from __future__ import annotations
 
+import builtins
 import os
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
@@ -51,7 +52,8 @@ class ObjectStoreSettings(msgspec.Struct, frozen=True, kw_only=True):
 def load(kind: type[S], environment: Mapping[str, str] | None = None) -> S:
     """Build `kind` from HEADRACE_… variables; absent and empty ones take the field's default.
 
-    Raises SettingsError, naming the variable, where one is missing or does not parse. Lists are comma separated.
+    Raises SettingsError, naming the variable, where one is missing or does not parse. Lists are comma separated,
+    mappings are JSON.
     """
     environment = os.environ if environment is None else environment
     given: dict[str, object] = {}
@@ -62,11 +64,9 @@ def load(kind: type[S], environment: Mapping[str, str] | None = None) -> S:
             if field.required:
                 raise SettingsError(f"{variable} is not set")
             continue
-        is_list = getattr(field.type, "__origin__", field.type) in (list, tuple)
-        raw: object = [part.strip() for part in text.split(",") if part.strip()] if is_list else text
         try:
-            given[field.name] = msgspec.convert(raw, field.type, strict=False)
-        except msgspec.ValidationError as error:
+            given[field.name] = _value_of(field.type, text)
+        except msgspec.DecodeError as error:
             title = _title_of(field.type)
             reason = f"{variable}: {text!r} is not a {title}" if title else f"{variable}={text!r}: {error}"
             raise SettingsError(reason) from error
@@ -74,6 +74,17 @@ def load(kind: type[S], environment: Mapping[str, str] | None = None) -> S:
         return msgspec.convert(given, kind, strict=False)
     except msgspec.ValidationError as error:  # a rule over several fields
         raise SettingsError(str(error)) from error
+
+
+def _value_of(kind: Any, text: str) -> object:
+    match getattr(kind, "__origin__", kind):
+        case builtins.dict:
+            return msgspec.json.decode(text, type=kind)
+        case builtins.list | builtins.tuple:
+            raw: object = [part.strip() for part in text.split(",") if part.strip()]
+        case _:
+            raw = text
+    return msgspec.convert(raw, kind, strict=False)
 
 
 def variable_of(field_name: str) -> str:

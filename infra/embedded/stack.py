@@ -34,6 +34,7 @@ from infra.embedded.settings import Settings
 from infra.embedded.supervisor import Program, Row, Supervisor
 from services.run.engine.embedded.runner.protocol import RunnerInfo
 from services.run.engine.embedded.runner.settings import RunnerSettings
+from services.run.settings import overlap
 from shared.settings import load
 
 SERVICES = ("experiment", "pipeline-registry", "run", "job-scheduler", "metrics", "notifier")
@@ -265,6 +266,9 @@ class _Stack:
         for path in kept:
             if "," in path:  # The runner is told a list, separated by commas.
                 raise StartFailure(f"{path}: steps cannot be kept from a path with a comma in it")
+            for shared in filter(None, os.environ.get("HEADRACE_HOST_PATHS", "").split(",")):
+                if overlap(shared.strip(), path):
+                    raise StartFailure(f"HEADRACE_HOST_PATHS: {shared.strip()} would show steps what is kept in {path}")
         return [*kept, *filter(None, [os.environ.get("HEADRACE_STEP_MASKED_PATHS")])]
 
     def _row(self, name: str, variables: dict[str, str]) -> Row:

@@ -57,6 +57,7 @@ async def run(settings: ControllerSettings, stop: asyncio.Event) -> None:
         data_dir=data_dir,
         most_steps=settings.most_steps or None,
         most_runs=settings.most_runs or None,
+        machine=settings.runner.machine,
         limits=Limits(depth=settings.most_levels, nodes=settings.most_nodes),
         objects=Objects(
             data_dir,

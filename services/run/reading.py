@@ -14,6 +14,7 @@ import msgspec
 
 from . import compose
 from .domain import EngineName, Run, RunId, WorkflowName
+from .engine.embedded.machine import Machine
 
 WORK: Final = f"{__name__}:read"
 """For `shared.readers`."""
@@ -23,8 +24,8 @@ class Runner(msgspec.Struct, frozen=True, kw_only=True):
     """What is to run it, as far as that decides what is refused."""
 
     engine: EngineName = EngineName.EMBEDDED
-    runs_images: bool = False
-    """Whether the embedded engine's steps run in containers for certain, so that their images are there to be asked."""
+    machine: Machine = Machine()
+    """That the embedded engine's steps run on."""
 
 
 class Reading(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,7 +96,7 @@ def validate(workflow: Mapping[str, object], runner: Runner) -> None:
     parsed = manifest.parse(workflow)
     if runner.engine is not EngineName.EXTERNAL:
         # First what it is called: whoever uses another engine's feature is told so, not what is missing without it.
-        validation.refuse_unsupported(parsed, runs_images=runner.runs_images)
+        validation.refuse_unsupported(parsed, runner.machine)
     # What no engine could run is refused for every one.
     validation.validate(parsed)
 

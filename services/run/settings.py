@@ -12,6 +12,7 @@ from shared.readers import Limits
 from shared.settings import ServiceSettings, variable_of
 
 from .domain import EngineName
+from .engine.embedded.machine import Entrypoints, Machine
 from .reading import Runner
 
 
@@ -31,6 +32,12 @@ class Settings(ServiceSettings, frozen=True, kw_only=True):
     runtime: Literal["auto", "process", "docker", "podman"] = "auto"
     """What the embedded engine's steps run in, as its step runner is told. Only where it is said to be containers may a
     step leave its command to its image."""
+    image_entrypoints: Entrypoints = msgspec.field(default_factory=dict)
+    """What a step whose manifest gives no command runs instead of its image, where steps are processes: in JSON,
+    `{"docker/whalesay": ["cowsay"]}`. An image without a tag stands for each of its tags."""
+    host_paths: tuple[str, ...] = ()
+    """Directories of this machine that pipelines may mount as hostPath volumes, with all that is in them, to read and
+    to write. None, unless named: whoever may create a run gets at them."""
     agent_token_sha256: str = ""
     """The SHA-256 of that agent's token. Empty: nobody reports."""
     cache_enabled: bool = True
@@ -73,10 +80,21 @@ class Settings(ServiceSettings, frozen=True, kw_only=True):
     @property
     def runner(self) -> Runner:
         # Under `auto` nobody knows here what steps will run in, and what is accepted must not depend on the machine.
-        return Runner(engine=self.engine, runs_images=self.runtime in ("docker", "podman"))
+        runs_images = self.runtime in ("docker", "podman")
+        machine = Machine(runs_images=runs_images, entrypoints=self.image_entrypoints, host_paths=self.host_paths)
+        return Runner(engine=self.engine, machine=machine)
 
     def __post_init__(self) -> None:
         check_sha256(self.agent_token_sha256)
+        for path in self.host_paths:
+            if not os.path.isabs(path) or os.path.normpath(path) != path:
+                raise ValueError(f"{variable_of('host_paths')}: {path} is not the whole path of a directory")
+
+
+def overlap(one: str, other: str) -> bool:
+    """Whether one of two directories lies in the other, or is it."""
+    paths = os.path.realpath(one), os.path.realpath(other)
+    return os.path.commonpath(paths) in paths
 
 
 class ControllerSettings(Settings, frozen=True, kw_only=True):
@@ -123,3 +141,9 @@ class ControllerSettings(Settings, frozen=True, kw_only=True):
             path = getattr(self, name)
             if path and not os.path.isdir(path):
                 raise ValueError(f"{variable_of(name)}={path!r}: there is no such directory")
+        for path in self.host_paths:
+            if not os.path.isdir(path):
+                raise ValueError(f"{variable_of('host_paths')}: there is no directory {path}")
+            for kept in filter(None, (self.engine_data_dir, self.steps_dir, self.secrets_dir, self.config_maps_dir)):
+                if overlap(path, kept):
+                    raise ValueError(f"{variable_of('host_paths')}: {path} would show steps what is kept in {kept}")

@@ -58,7 +58,9 @@ def test_the_file_of_settings_tells_defaults_of_settings_that_take_effect() -> N
         assert knowing, f"no process knows {variable}"
         for name, field in knowing:
             assert variable not in _SERVICES.get(name, {"environment": {}})["environment"]
-            alone = msgspec.defstruct("Alone", [(field.name, field.type, field.default)], kw_only=True)
+            is_made = field.default_factory is not msgspec.NODEFAULT
+            value = field.default_factory() if is_made else field.default
+            alone = msgspec.defstruct("Alone", [(field.name, field.type, value)], kw_only=True)
             assert load(alone, {variable: default}) == alone(), f"{name} has another {variable}"
 
 

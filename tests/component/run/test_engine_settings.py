@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -21,11 +22,10 @@ async def controlled(world: World, nats_url: str, **further: Any) -> AsyncIterat
     """The real controller at work, on a step runner of its own."""
     with runner_process() as runner:
         settings = ControllerSettings(
-            **msgspec.structs.asdict(world.settings) | {"nats_url": nats_url},
+            **msgspec.structs.asdict(world.settings) | {"nats_url": nats_url} | further,
             step_runner_socket=str(runner.socket),
             steps_dir=str(runner.steps_dir),
             engine_data_dir=str(runner.data_dir),
-            **further,
         )
         stop = asyncio.Event()
         controller = asyncio.create_task(controller_app.run(settings, stop))
@@ -51,3 +51,32 @@ async def test_a_run_that_calls_itself_without_end_stops_where_the_setting_says(
     nodes = (await world.client.workflow(run_id))["status"]["nodes"].values()
     deepest = max(nodes, key=lambda node: len(node["name"]))
     assert deepest["message"] == "templates are nested deeper than 7 levels (HEADRACE_MOST_LEVELS)"
+
+
+async def test_a_step_runs_what_its_image_is_said_to_run_and_writes_where_it_is_said_to_be_allowed(
+    world: World, nats_urls: dict[str, str], open_folder: Path
+) -> None:
+    image = {
+        "image": "example.org/scribe:3",
+        "args": ["written"],
+        "volumeMounts": [{"name": "shared", "mountPath": "/out"}],
+    }
+    volume = {"name": "shared", "hostPath": {"path": f"{open_folder}/of-steps"}}
+    template = {"name": "main", "container": image, "volumes": [volume]}
+    spec = manifest(spec={"entrypoint": "main", "templates": [template]})
+    refused = await world.client.call("POST", "/runs", {"name": "n", "pipeline_spec": spec})
+    assert refused.status == 400
+    told = {
+        "image_entrypoints": {"example.org/scribe": ("sh", "-c", 'echo "$0" > /out/note')},
+        "host_paths": (str(open_folder),),
+    }
+    client = await world.start_replica(**told)
+    run_id = (await client.create(pipeline_spec=spec))["id"]
+
+    async def is_over() -> bool:
+        return bool((await world.row(run_id))["finished_at"])
+
+    async with controlled(world, nats_urls["run-controller"], **told):
+        await until(is_over, within_seconds=30)
+    assert (await world.row(run_id))["status"] == "Succeeded"
+    assert (open_folder / "of-steps" / "note").read_text() == "written\n"

@@ -271,6 +271,13 @@ async def test_steps_are_kept_from_all_that_is_kept_for_them(folder: Path) -> No
         assert await stack.stop() == 0
 
 
+async def test_what_is_kept_from_steps_is_not_shared_with_them(folder: Path) -> None:
+    async with started(folder / "data", variables={"HEADRACE_HOST_PATHS": f"/usr,{folder}"}) as stack:
+        assert await stack.ended() == 1
+        reason = f"HEADRACE_HOST_PATHS: {folder} would show steps what is kept in {folder}/data"
+        assert await stack.complaints() == f"headrace: cannot start: {reason}\n"
+
+
 async def test_a_folder_that_is_a_file_is_refused(folder: Path) -> None:
     (folder / "data").touch()
     async with started(folder / "data") as stack:

@@ -11,10 +11,14 @@ import msgspec
 import pytest
 
 from services.run.engine.embedded import runtime
+from services.run.engine.embedded.machine import Machine
 from services.run.engine.embedded.manifest import Resource
 from services.run.engine.embedded.objects import Objects
+from services.run.engine.embedded.runtime.placing import mounted
 from services.run.engine.embedded.specs import CannotPrepare, Place, build
 from tests.support.embedded_runs import FakeExecutor, workflow
+
+BARE = Machine()
 
 
 @pytest.fixture
@@ -27,9 +31,9 @@ def place(tmp_path: Path) -> Place:
     return Place(key="run.1.step", run_id="run", namespace="kubeflow", scratch=tmp_path / "scratch")
 
 
-def built(template: str, place: Place, objects: Objects) -> runtime.StepSpec:
+def built(template: str, place: Place, objects: Objects, machine: Machine = BARE) -> runtime.StepSpec:
     (order,) = FakeExecutor(workflow(f"spec:\n  entrypoint: main\n  templates:\n  - {template}")).turn.start
-    return build(order, place, objects, {})
+    return build(order, place, objects, machine, {})
 
 
 def targets(process: runtime.Process, place: Place) -> dict[str, str]:
@@ -182,3 +186,54 @@ def test_a_variable_without_a_source_keeps_the_step_from_starting(
     perform(objects, place, "ConfigMap", data={"k": "v"})
     with pytest.raises(CannotPrepare, match=re.escape(reason)):
         env_of(text, place, objects)
+
+
+def test_a_step_without_a_command_runs_what_the_operator_says_its_image_runs(place: Place, objects: Objects) -> None:
+    template = "{name: main, container: {image: 'docker/whalesay:1', args: [hello]}}"
+    machine = Machine(entrypoints={"docker/whalesay": ("cowsay", "-d")})
+    main = built(template, place, objects, machine).main
+    assert (main.argv, main.runs_entrypoint) == (("cowsay", "-d", "hello"), False)
+    # In containers the image itself is there to be asked.
+    main = built(template, place, objects, msgspec.structs.replace(machine, runs_images=True)).main
+    assert (main.argv, main.runs_entrypoint) == (("hello",), True)
+
+
+def of_host(path: Path, kind: str = "", sub_path: str = "") -> str:
+    return f"""
+    name: main
+    volumes: [{{name: h, hostPath: {{path: {path}, type: '{kind}'}}}}]
+    container: {{image: i, command: [x], volumeMounts: [{{name: h, mountPath: /h, subPath: '{sub_path}'}}]}}
+"""
+
+
+def test_a_path_of_the_host_is_mounted_and_made_where_it_is_absent(
+    place: Place, objects: Objects, tmp_path: Path
+) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    machine = Machine(host_paths=(str(shared),))
+    for template, source in (
+        (of_host(shared), shared),
+        (of_host(shared / "a" / "b"), shared / "a" / "b"),
+        (of_host(shared / "a", "Directory", sub_path="b"), shared / "a" / "b"),
+        (of_host(shared / "c", "DirectoryOrCreate"), shared / "c"),
+    ):
+        (mount,) = built(template, place, objects, machine).main.mounts
+        assert mounted(mount).source == str(source)
+        assert source.is_dir()
+
+
+def test_no_other_path_of_the_host_is_mounted(place: Place, objects: Objects, tmp_path: Path) -> None:
+    shared, secret = tmp_path / "shared", tmp_path / "secret"
+    shared.mkdir()
+    secret.mkdir()
+    (shared / "link").symlink_to("../secret")
+    (shared / "whole").symlink_to(secret)
+    machine = Machine(host_paths=(str(shared),))
+    with pytest.raises(CannotPrepare, match="is no host path that HEADRACE_HOST_PATHS allows"):
+        built(of_host(secret), place, objects, machine)
+    with pytest.raises(CannotPrepare, match="is not a Directory"):
+        built(of_host(shared / "absent", "Directory"), place, objects, machine)
+    for link in ("link", "whole"):
+        (mount,) = built(of_host(shared / link), place, objects, machine).main.mounts
+        assert mounted(mount).source.startswith(f"{shared}/")

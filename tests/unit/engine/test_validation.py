@@ -7,6 +7,7 @@ import pytest
 
 from services.run import reading
 from services.run.domain import EngineName
+from services.run.engine.embedded.machine import Machine
 from services.run.engine.embedded.manifest import ManifestError, Workflow, parse
 from services.run.engine.embedded.validation import refuse_unsupported, validate
 from services.run.reading import Runner
@@ -466,7 +467,43 @@ def test_a_container_needs_a_command_where_its_image_is_not_run() -> None:
     manifest = leaf("{name: main, container: {image: cowsay}}")
     with pytest.raises(ManifestError, match=r"^templates\.main\.container image entrypoint unknown: cowsay$"):
         refuse_unsupported(manifest)
-    refuse_unsupported(manifest, runs_images=True)
+    refuse_unsupported(manifest, Machine(runs_images=True))
+
+
+def test_a_container_needs_no_command_where_the_operator_says_what_its_image_runs() -> None:
+    machine = Machine(entrypoints={"docker/whalesay": ("cowsay",), "docker/whalesay:9": ("moo",)})
+    for image in ("docker/whalesay", "docker/whalesay:latest", "docker/whalesay:9", "docker/whalesay@sha256:abc"):
+        refuse_unsupported(leaf(f"{{name: main, container: {{image: '{image}'}}}}"), machine)
+    for image in ("whalesay", "host:5000/docker/whalesay"):
+        with pytest.raises(ManifestError, match="image entrypoint unknown"):
+            refuse_unsupported(leaf(f"{{name: main, container: {{image: '{image}'}}}}"), machine)
+
+
+@pytest.mark.parametrize(
+    ("path", "is_allowed"),
+    [
+        ("/srv/data", True),
+        ("/srv/data/of/somebody", True),
+        ("{{workflow.name}}", True),
+        ("/srv/database", False),
+        ("/srv/data/../keys", False),
+        ("srv/data", False),
+        ("/", False),
+    ],
+)
+def test_a_path_of_the_host_is_mounted_where_the_operator_allows_it(path: str, is_allowed: bool) -> None:
+    machine = Machine(host_paths=("/srv/data", "/mnt/x"))
+    volume = f"volumes: [{{name: v, hostPath: {{path: '{path}'}}}}]"
+    of_template = leaf(f"{{name: main, {C}, {volume}}}")
+    of_run = dag("[{name: a, template: t}]", spec=volume)
+    for manifest, place in ((of_template, "templates.main "), (of_run, "")):
+        if is_allowed:
+            refuse_unsupported(manifest, machine)
+        else:
+            with pytest.raises(ManifestError) as caught:
+                refuse_unsupported(manifest, machine)
+            reason = f"{place}volume 'v': {path} is no host path that HEADRACE_HOST_PATHS allows"
+            assert caught.value.reason == reason
 
 
 @pytest.mark.parametrize("kind", ["PersistentVolumeClaim", "VolumeSnapshot", "Secret", "ConfigMap", "'{{item}}'"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from services.run.engine.embedded.reconcile import Limits
@@ -30,3 +32,28 @@ def test_runs_stop_where_the_engine_stops_them_unless_told_otherwise() -> None:
 def test_a_run_of_nothing_is_refused_as_a_limit(variable: str) -> None:
     with pytest.raises(SettingsError, match=f"^HEADRACE_{variable}='0': "):
         controller(**{variable: "0"})
+
+
+def test_what_images_run_is_told_in_json() -> None:
+    settings = controller(IMAGE_ENTRYPOINTS='{"docker/whalesay": ["cowsay", "-d"]}')
+    assert settings.runner.machine.entrypoint("docker/whalesay:latest") == ("cowsay", "-d")
+    for wrong in ("cowsay", '{"docker/whalesay": []}', '{"docker/whalesay": "cowsay"}'):
+        with pytest.raises(SettingsError, match=r"^HEADRACE_IMAGE_ENTRYPOINTS="):
+            controller(IMAGE_ENTRYPOINTS=wrong)
+
+
+def test_paths_that_show_what_the_server_keeps_are_not_for_steps(tmp_path: Path) -> None:
+    for name in ("engine", "steps", "shared"):
+        (tmp_path / name).mkdir()
+    ours = {"ENGINE_DATA_DIR": str(tmp_path / "engine"), "STEPS_DIR": str(tmp_path / "steps")}
+    shared = f"{tmp_path}/shared"
+    assert controller(**ours, HOST_PATHS=shared).runner.machine.host_directory(f"{shared}/x") == (shared, "x")
+    for path, reason in (
+        (str(tmp_path), "would show steps what is kept in"),
+        (f"{tmp_path}/engine", "would show steps what is kept in"),
+        (f"{tmp_path}/absent", "there is no directory"),
+        ("shared", "is not the whole path of a directory"),
+        (f"{shared}/../engine", "is not the whole path of a directory"),
+    ):
+        with pytest.raises(SettingsError, match=reason):
+            controller(**ours, HOST_PATHS=path)

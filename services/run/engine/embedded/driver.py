@@ -25,6 +25,7 @@ from services.run.engine import About, NameTaken, NodeDocument, NodeId, Observat
 from services.run.engine.embedded.admission import Admission, Ticket
 from services.run.engine.embedded.cache import StepCache
 from services.run.engine.embedded.collection import Artifacts
+from services.run.engine.embedded.machine import Machine
 from services.run.engine.embedded.manifest import ManifestError, parse
 from services.run.engine.embedded.nodes import Node, NodeType, Phase, timestamp, whole_seconds
 from services.run.engine.embedded.objects import ObjectError, Objects
@@ -81,12 +82,14 @@ class EmbeddedEngine:
         most_runs: int | None = None,
         objects: Objects | None = None,
         cache: StepCache | None = None,
+        machine: Machine | None = None,
         limits: Limits | None = None,
         clock: Clock | None = None,
     ) -> None:
         """`data_dir` holds claims, secrets and what is being brought to and from steps.
 
         `objects`: what pipelines mount and name; by default what their own steps have made in `data_dir`.
+        `machine`: what this one has for steps beyond what they bring; by default nothing.
         `most_steps`: how many steps run at once; others wait as Pending. By default as many as there are
         processors, and at least four, because steps often only wait.
         `most_runs`: how many runs go on at once; others wait as Pending. By default eight for each step that may run:
@@ -102,6 +105,7 @@ class EmbeddedEngine:
         self._steps = Steps(
             runner,
             objects or Objects(data_dir),
+            machine or Machine(),
             steps_dir=steps_dir,
             scratch_dir=data_dir / "scratch",
             most=most_steps,

@@ -14,7 +14,8 @@ from pathlib import Path, PurePosixPath
 import msgspec
 
 from services.run.engine.embedded import runtime
-from services.run.engine.embedded.manifest import EnvVar, KeyToPath, Selector, Volume
+from services.run.engine.embedded.machine import Machine
+from services.run.engine.embedded.manifest import EnvVar, HostPath, KeyToPath, Selector, Volume
 from services.run.engine.embedded.objects import ObjectError, Objects
 from services.run.engine.embedded.orders import PlacedArtifact, Process, StepKind, StepOrder, expand_variables
 from services.run.engine.embedded.runtime import download as download_program
@@ -36,24 +37,36 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     """A directory of this attempt alone, outside its private tree: volumes made for it, artifacts brought for it."""
 
 
+class _Source(msgspec.Struct, frozen=True):
+    """What is behind a volume."""
+
+    directory: Path
+    sub_path: str = ""
+    """Below the directory; made where it is absent."""
+    is_read_only: bool = False
+    """By nature, whoever mounts it."""
+
+
 class CannotPrepare(Exception):
     """The step cannot start as ordered; the text is the node's message."""
 
 
-def build(order: StepOrder, place: Place, objects: Objects, staged: Mapping[str, Path]) -> runtime.StepSpec:
+def build(
+    order: StepOrder, place: Place, objects: Objects, machine: Machine, staged: Mapping[str, Path]
+) -> runtime.StepSpec:
     """The step as the runner starts it. `staged`: input artifacts that were fetched, by name.
 
     Blocks on the disk. Raises CannotPrepare.
     """
     try:
-        return _Builder(order, place, objects).spec(staged)
+        return _Builder(order, place, objects, machine).spec(staged)
     except ObjectError as error:
         raise CannotPrepare(str(error)) from error
 
 
-def command_of(order: StepOrder, place: Place, objects: Objects) -> list[str]:
+def command_of(order: StepOrder, place: Place, objects: Objects, machine: Machine) -> list[str]:
     """What the main process will be started as. Blocks on the disk. Raises CannotPrepare."""
-    builder = _Builder(order, place, objects)
+    builder = _Builder(order, place, objects, machine)
     try:
         return builder.argv(order.main, builder.environment(order.main))
     except ObjectError as error:
@@ -77,11 +90,12 @@ def download(artifact: PlacedArtifact, key: str, image: str) -> runtime.StepSpec
 
 
 class _Builder:
-    def __init__(self, order: StepOrder, place: Place, objects: Objects) -> None:
+    def __init__(self, order: StepOrder, place: Place, objects: Objects, machine: Machine) -> None:
         self._order = order
         self._place = place
         self._objects = objects
-        self._volumes: dict[str, tuple[Path, bool]] = {}
+        self._machine = machine
+        self._volumes: dict[str, _Source] = {}
 
     def spec(self, staged: Mapping[str, Path]) -> runtime.StepSpec:
         order = self._order
@@ -101,7 +115,7 @@ class _Builder:
         env = self.environment(process)
         return runtime.Process(
             argv=tuple(self.argv(process, env)),
-            runs_entrypoint=not process.command,
+            runs_entrypoint=not self._command(process),
             image=process.image,
             env=env,
             cwd=process.working_dir,
@@ -111,10 +125,16 @@ class _Builder:
         )
 
     def argv(self, process: Process, env: Mapping[str, str]) -> list[str]:
-        argv = [expand_variables(text, env) for text in (*process.command, *process.args)]
+        argv = [expand_variables(text, env) for text in (*self._command(process), *process.args)]
         if process is self._order.main and self._order.kind is StepKind.SCRIPT:
             argv.append(SCRIPT_PATH)
         return argv
+
+    def _command(self, process: Process) -> tuple[str, ...]:
+        """Empty where it is left to the image, in a container."""
+        if process.command or self._machine.runs_images:
+            return process.command
+        return self._machine.entrypoint(process.image) or ()
 
     # Environment
 
@@ -195,38 +215,47 @@ class _Builder:
 
     def _mounts(self, process: Process) -> Iterable[runtime.Mount]:
         for mount in process.mounts:
-            source, is_read_only = self._volume(mount.name)
+            source = self._volume(mount.name)
             yield runtime.Mount(
-                source=str(source),
+                source=str(source.directory),
                 target=mount.mount_path.rstrip("/") or "/",
-                read_only=mount.read_only or is_read_only,
-                sub_path=mount.sub_path,
+                read_only=mount.read_only or source.is_read_only,
+                sub_path="/".join(filter(None, (source.sub_path, mount.sub_path))),
             )
 
-    def _volume(self, name: str) -> tuple[Path, bool]:
+    def _volume(self, name: str) -> _Source:
         """Made once, however many containers mount it."""
         if name not in self._volumes:
             self._volumes[name] = self._made(next(each for each in self._order.volumes if each.name == name))
         return self._volumes[name]
 
-    def _made(self, volume: Volume) -> tuple[Path, bool]:
-        """The directory behind a volume, and whether it is read-only by nature."""
+    def _made(self, volume: Volume) -> _Source:
         if volume.persistent_volume_claim is not None:
             claim = volume.persistent_volume_claim
-            return self._objects.claim(self._place.namespace, claim.claim_name), claim.read_only
+            return _Source(self._objects.claim(self._place.namespace, claim.claim_name), is_read_only=claim.read_only)
         if volume.secret is not None:
             secret = volume.secret
             entries = self._entries(self._objects.secret, "secret", secret.secret_name, is_optional=secret.optional)
-            return self._written(volume.name, entries, secret.items, secret.default_mode), True
+            return _Source(self._written(volume.name, entries, secret.items, secret.default_mode), is_read_only=True)
         if volume.config_map is not None:
             config = volume.config_map
             entries = self._entries(self._objects.config_map, "configmap", config.name, is_optional=config.optional)
-            return self._written(volume.name, entries, config.items, config.default_mode), True
+            return _Source(self._written(volume.name, entries, config.items, config.default_mode), is_read_only=True)
         if volume.host_path is not None:
-            raise CannotPrepare(f"volume {volume.name}: hostPath volumes are not allowed on the local engine")
+            return self._of_host(volume.name, volume.host_path)
         directory = self._scratch_volume(volume.name)
         directory.chmod(0o777)
-        return directory, False
+        return _Source(directory)
+
+    def _of_host(self, name: str, host_path: HostPath) -> _Source:
+        found = self._machine.host_directory(host_path.path)
+        if found is None:
+            raise CannotPrepare(f"volume {name}: {host_path.path} is no host path that HEADRACE_HOST_PATHS allows")
+        directory, way = found
+        if host_path.type not in ("", "DirectoryOrCreate") and not Path(directory, way).exists():
+            raise CannotPrepare(f"volume {name}: hostPath {host_path.path} is not a {host_path.type}")
+        # The way is left to the start, which does not follow links that lead out of the directory.
+        return _Source(Path(directory), sub_path=way)
 
     def _written(
         self, name: str, entries: Mapping[str, bytes], items: tuple[KeyToPath, ...], default_mode: int | None

@@ -33,6 +33,7 @@ from services.run.engine.embedded import launching, runtime
 from services.run.engine.embedded.admission import Admission
 from services.run.engine.embedded.cache import Cacheable, Kept, StepCache, cacheable
 from services.run.engine.embedded.collection import Artifacts, Found, make_empty, unpacked
+from services.run.engine.embedded.machine import Machine
 from services.run.engine.embedded.nodes import Phase
 from services.run.engine.embedded.objects import ObjectError, Objects, output_of
 from services.run.engine.embedded.orders import PlacedArtifact, StepKind, StepOrder
@@ -102,6 +103,7 @@ class Steps:
         self,
         runner: RunnerClient,
         objects: Objects,
+        machine: Machine,
         *,
         steps_dir: Path,
         scratch_dir: Path,
@@ -111,6 +113,7 @@ class Steps:
     ) -> None:
         self._runner = runner
         self._objects = objects
+        self._machine = machine
         self._steps_dir = steps_dir
         self._scratch_dir = scratch_dir
         self._cache = cache
@@ -229,7 +232,7 @@ class Steps:
         if launching.is_launched(order):
             order, staged = await self._with_data(step, staged)
         try:
-            spec = await asyncio.to_thread(build, order, place, self._objects, staged)
+            spec = await asyncio.to_thread(build, order, place, self._objects, self._machine, staged)
         except OSError as error:
             raise CannotPrepare(f"the step cannot be prepared: {error.strerror}") from error
         return await _patiently(lambda: self._runner.start(spec))
@@ -308,7 +311,7 @@ class Steps:
 
     def _with_launcher(self, step: Step) -> Step:
         """Blocks on the disk. The same after a restart: what is fetched of a step goes by it, too."""
-        command = command_of(step.order, step.place, self._objects)
+        command = command_of(step.order, step.place, self._objects, self._machine)
         order = launching.launched(step.order, command, self._store(step))
         return msgspec.structs.replace(step, order=order)
 
@@ -316,7 +319,7 @@ class Steps:
         """And what its input artifacts are records of."""
 
         def read() -> list[PlacedArtifact]:
-            command = command_of(step.order, step.place, self._objects)
+            command = command_of(step.order, step.place, self._objects, self._machine)
             return launching.brought(step.order, command, staged, self._store(step))
 
         records = await asyncio.to_thread(read)

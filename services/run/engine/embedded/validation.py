@@ -17,6 +17,7 @@ import msgspec
 from services.run.engine.embedded import expr
 from services.run.engine.embedded.durations import duration_seconds
 from services.run.engine.embedded.expression import ExpressionError, parse_depends
+from services.run.engine.embedded.machine import Machine
 from services.run.engine.embedded.manifest import (
     Arguments,
     Artifact,
@@ -718,23 +719,35 @@ def _check_group_outputs(
 # -- features of other engines -----------------------------------------------------------------------------------------
 
 _REFUSED = "is not supported by the local engine"
+_BARE = Machine()
 _RESOURCE_KINDS = frozenset({"PersistentVolumeClaim", "VolumeSnapshot", "Secret", "ConfigMap"})
 
 
-def refuse_unsupported(workflow: Workflow, *, runs_images: bool = False) -> None:
-    """Refuse by name what the embedded engine does not run, instead of ignoring it.
-
-    `runs_images`: steps are containers of their images, which need no `command` then.
-    """
+def refuse_unsupported(workflow: Workflow, machine: Machine = _BARE) -> None:
+    """Refuse by name what the embedded engine does not run, instead of ignoring it."""
     for feature in _unsupported_in_spec(workflow):
         raise ManifestError(f"{feature} {_REFUSED}")
+    for volume in workflow.spec.volumes:
+        _refuse_host_path("", volume, machine)
     for template in workflow.spec.templates:
         for feature in _unsupported_in_template(template):
             raise ManifestError(f"templates.{template.name} {feature} {_REFUSED}")
+        for volume in template.volumes:
+            _refuse_host_path(f"templates.{template.name} ", volume, machine)
         for where, container in _containers(template):
             place = f"templates.{template.name}.{where}"
-            if not container.command and not runs_images:
+            if not (container.command or machine.runs_images or machine.entrypoint(container.image)):
                 raise ManifestError(f"{place} image entrypoint unknown: {container.image}")
+
+
+def _refuse_host_path(place: str, volume: Volume, machine: Machine) -> None:
+    if volume.host_path is None:
+        return
+    if not machine.host_paths:
+        raise ManifestError(f"{place}volume '{volume.name}' of type hostPath {_REFUSED}")
+    path = volume.host_path.path
+    if "{{" not in path and machine.host_directory(path) is None:  # The others are looked at when they are known.
+        raise ManifestError(f"{place}volume '{volume.name}': {path} is no host path that HEADRACE_HOST_PATHS allows")
 
 
 def _unsupported_in_spec(workflow: Workflow) -> Iterator[str]:
@@ -827,7 +840,6 @@ def _unsupported_in_env(container: Container) -> Iterator[str]:
 
 def _unsupported_in_volume(volume: Volume) -> Iterator[str]:
     fields = {
-        "hostPath": volume.host_path,
         "projected": volume.projected,
         "downwardAPI": volume.downward_api,
         "nfs": volume.nfs,
