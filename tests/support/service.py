@@ -19,6 +19,7 @@ from yarl import URL
 from infra.embedded.ports import LOOPBACK, free_ports
 from shared.web import Service
 from tests.support.hooks import aiohttp_session
+from tests.support.prompt_server import PromptServer
 
 V1 = "/apis/v1beta1"
 
@@ -83,7 +84,7 @@ async def serving(app: Service) -> AsyncIterator[Client]:
     config = uvicorn.Config(
         app, host=LOOPBACK, port=port, http="httptools", ws="none", lifespan="on", log_config=None, access_log=False
     )
-    server = uvicorn.Server(config)
+    server = PromptServer(config)
     task = asyncio.create_task(server.serve())
     try:
         async with asyncio.timeout(30):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 
@@ -49,5 +50,4 @@ async def database(experiments: Client, settings: Settings) -> AsyncIterator[Dat
 async def buses(experiments: Client, nats_urls: Mapping[str, str]) -> AsyncIterator[dict[str, Bus]]:
     buses = await open_buses(nats_urls, "run", "job-scheduler")
     yield buses
-    for bus in buses.values():
-        await bus.close()
+    await asyncio.gather(*(bus.close() for bus in buses.values()))

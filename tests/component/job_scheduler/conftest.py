@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -270,7 +271,6 @@ async def world(
             database=database,
             blobs=blobs,
         )
-    for bus in buses.values():
-        await bus.close()
+    await asyncio.gather(*(bus.close() for bus in buses.values()))
     await database.close()
     blobs.close()

@@ -42,6 +42,7 @@ from shared.errors import InvalidInput, NotFound
 from shared.outbox import Outbox
 from shared.readers import Readers
 from tests.support.hooks import aiohttp_session
+from tests.support.prompt_server import PromptServer
 from tests.support.servers import ObjectStoreAccess
 
 V1 = "/apis/v1beta1"
@@ -261,8 +262,7 @@ async def world(
         owner: Bus(nats_urls[owner], name=owner)
         for owner in ("experiment", "pipeline-registry", "metrics", "run-controller", "job-scheduler")
     }
-    for bus in buses.values():
-        await bus.open()
+    await asyncio.gather(*(bus.open() for bus in buses.values()))
     peers = Peers(buses)
     peers.has_experiment("Default", DEFAULT_EXPERIMENT)
     await peers.answer()
@@ -283,7 +283,7 @@ async def world(
     async def start_replica(**further: Any) -> Client:
         (port,) = free_ports(1)
         app = create_app(msgspec.structs.replace(settings, **further))
-        server = uvicorn.Server(
+        server = PromptServer(
             uvicorn.Config(app, host="127.0.0.1", port=port, log_config=None, lifespan="on", ws="none")
         )
         task = asyncio.create_task(server.serve())
@@ -329,7 +329,6 @@ async def world(
     await asyncio.gather(*(task for _, task in servers))
     await session.close()
     await readers.close()
-    for bus in buses.values():
-        await bus.close()
+    await asyncio.gather(*(bus.close() for bus in buses.values()))
     await database.close()
     blobs.close()

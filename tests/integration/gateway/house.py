@@ -25,6 +25,7 @@ from gateway.settings import Settings
 from shared.web import Service
 from tests.support import swagger
 from tests.support.hooks import httpx_client
+from tests.support.prompt_server import PromptServer
 
 WITHIN_SECONDS = 10.0
 
@@ -87,7 +88,7 @@ class Running:
         self._socket.bind(("127.0.0.1", 0))
         self.port: int = self._socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self._server = uvicorn.Server(
+        self._server = PromptServer(
             uvicorn.Config(
                 app,
                 loop="uvloop",
