@@ -28,6 +28,7 @@ from tests.bench import (
     lists,
     memory,
     metrics_ingest,
+    schedule_lateness,
     start,
     step_overhead,
 )
@@ -49,7 +50,7 @@ class Benchmark(Protocol):
 
 BENCHMARKS: tuple[Benchmark, ...] = (
     *(start, memory, create_experiment, create_run, large_manifest, lists, metrics_ingest, fact_delay),
-    *(step_overhead, engine_scale, growth),
+    *(schedule_lateness, step_overhead, engine_scale, growth),
 )
 
 _AT_MOST_SECONDS = 180

@@ -10,7 +10,6 @@ import msgspec
 
 from services.job_scheduler import firing, store
 from services.job_scheduler.domain import (
-    CronTrigger,
     Job,
     JobId,
     ObjectName,
@@ -18,11 +17,12 @@ from services.job_scheduler.domain import (
     Reference,
     Relationship,
     ResourceType,
+    Trigger,
 )
 from shared.database import Database
 
 
-def job(nth: int, trigger: PeriodicTrigger | CronTrigger, now: datetime, **fields: object) -> Job:
+def job(nth: int, trigger: Trigger, now: datetime, **fields: object) -> Job:
     """An enabled one; the database dates it when it is inserted."""
     draft = Job(
         id=JobId(str(uuid.uuid4())),
