@@ -6,6 +6,7 @@ listens to: experiment: created, archived, unarchived, deleted;
     run: created, succeeded, failed, error, skipped, retried, deleted, rejected
 answers: get, applied, repeat
 
-Rooms of its own: `schedule.py`, when a job fires, which knows croniter beside; `firing.py`, what it fires then. Both
-are pure, as the domain is. `slots.py`, the verbs of time, beside `usecases.py`, the verbs of the API.
+Rooms of its own: `cron.py`, what an expression matches, which knows croniter beside; `schedule.py`, when a job fires;
+`firing.py`, what it fires then. They are pure, as the domain is. `slots.py`, the verbs of time, beside `usecases.py`,
+the verbs of the API.
 """

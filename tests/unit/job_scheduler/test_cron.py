@@ -1,137 +1,91 @@
-"""Cron expressions and when they fire next (API specification, section 11.2). The expected times were made by hand
-and by a model that walks the calendar day by day; the last test holds arbitrary expressions to such a model."""
+"""Cron expressions and when they fire next (API specification, section 11.2), in every zone and over the changes of
+their clocks: literally in `firings.txt`, and arbitrary ones against `walker.py`."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from pathlib import Path
 
+import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from services.job_scheduler.schedule import CronError, Every, next_match, parse
+from services.job_scheduler.cron import (
+    CronError,
+    Every,
+    UnknownZone,
+    count_matches,
+    find_zone,
+    latest_match,
+    next_match,
+    parse,
+    smallest_gap_seconds,
+)
 
-TUESDAY = "2024-02-27T10:20:30"
+from . import walker
 
-FIRINGS: list[tuple[str, str]] = [
-    # Seconds come first, and a line of five fields is shifted.
-    ("* * * * * *", "2024-02-27T10:20:31 2024-02-27T10:20:32 2024-02-27T10:20:33"),
-    ("* * * * *", "2024-02-27T10:20:31 2024-02-27T10:20:32 2024-02-27T10:20:33"),
-    ("? ? ? ? ? ?", "2024-02-27T10:20:31 2024-02-27T10:20:32 2024-02-27T10:20:33"),
-    ("*/5 * * * *", "2024-02-27T10:20:35 2024-02-27T10:20:40 2024-02-27T10:20:45"),
-    ("*/5 * * * * *", "2024-02-27T10:20:35 2024-02-27T10:20:40 2024-02-27T10:20:45"),
-    ("0 * * * * *", "2024-02-27T10:21:00 2024-02-27T10:22:00 2024-02-27T10:23:00"),
-    ("0 0 0 1 *", "2024-03-01T00:00:00 2024-04-01T00:00:00 2024-05-01T00:00:00"),
-    # Later than the base, never at it.
-    ("29 20 10 * * *", "2024-02-28T10:20:29 2024-02-29T10:20:29 2024-03-01T10:20:29"),
-    ("30 20 10 * * *", "2024-02-28T10:20:30 2024-02-29T10:20:30 2024-03-01T10:20:30"),
-    ("31 20 10 * * *", "2024-02-27T10:20:31 2024-02-28T10:20:31 2024-02-29T10:20:31"),
-    # Steps, ranges, lists.
-    ("0 */15 * * * *", "2024-02-27T10:30:00 2024-02-27T10:45:00 2024-02-27T11:00:00"),
-    ("0 5/15 * * * *", "2024-02-27T10:35:00 2024-02-27T10:50:00 2024-02-27T11:05:00"),
-    ("0 5-20/15 * * * *", "2024-02-27T11:05:00 2024-02-27T11:20:00 2024-02-27T12:05:00"),
-    ("10-10 * * * * *", "2024-02-27T10:21:10 2024-02-27T10:22:10 2024-02-27T10:23:10"),
-    ("50/5 * * * * *", "2024-02-27T10:20:50 2024-02-27T10:20:55 2024-02-27T10:21:50"),
-    ("15/20 59 23 * * *", "2024-02-27T23:59:15 2024-02-27T23:59:35 2024-02-27T23:59:55"),
-    ("0,30 0 12 * * *", "2024-02-27T12:00:00 2024-02-27T12:00:30 2024-02-28T12:00:00"),
-    ("0 0 9-17 * * *", "2024-02-27T11:00:00 2024-02-27T12:00:00 2024-02-27T13:00:00"),
-    ("0 0 9-17/4 * * *", "2024-02-27T13:00:00 2024-02-27T17:00:00 2024-02-28T09:00:00"),
-    ("0 0 22-23,0-1 * * *", "2024-02-27T22:00:00 2024-02-27T23:00:00 2024-02-28T00:00:00"),
-    ("0 0/30 8-9 5,20 * *", "2024-03-05T08:00:00 2024-03-05T08:30:00 2024-03-05T09:00:00"),
-    ("0 0 0 ,3, * ?", "2024-03-03T00:00:00 2024-04-03T00:00:00 2024-05-03T00:00:00"),
-    ("00 007 01 * * *", "2024-02-28T01:07:00 2024-02-29T01:07:00 2024-03-01T01:07:00"),
-    ("0  0\t0   1 1 *", "2025-01-01T00:00:00 2026-01-01T00:00:00 2027-01-01T00:00:00"),
-    # What the UI emits.
-    ("0 0 * * * ?", "2024-02-27T11:00:00 2024-02-27T12:00:00 2024-02-27T13:00:00"),
-    ("0 0 0 * * ?", "2024-02-28T00:00:00 2024-02-29T00:00:00 2024-03-01T00:00:00"),
-    ("0 0 0 1 * ?", "2024-03-01T00:00:00 2024-04-01T00:00:00 2024-05-01T00:00:00"),
-    ("0 0 0 ? * MON,WED", "2024-02-28T00:00:00 2024-03-04T00:00:00 2024-03-06T00:00:00"),
-    # Months of different length, years of different length.
-    ("0 0 0 30 * *", "2024-03-30T00:00:00 2024-04-30T00:00:00 2024-05-30T00:00:00"),
-    ("0 0 0 31 * *", "2024-03-31T00:00:00 2024-05-31T00:00:00 2024-07-31T00:00:00"),
-    ("0 0 0 28-31 2 *", "2024-02-28T00:00:00 2024-02-29T00:00:00 2025-02-28T00:00:00"),
-    ("0 0 0 29 2 *", "2024-02-29T00:00:00 2028-02-29T00:00:00 2032-02-29T00:00:00"),
-    ("59 59 23 31 12 *", "2024-12-31T23:59:59 2025-12-31T23:59:59 2026-12-31T23:59:59"),
-    ("0 0 0 1 1 *", "2025-01-01T00:00:00 2026-01-01T00:00:00 2027-01-01T00:00:00"),
-    # Names, in any case.
-    ("0 0 0 1 JAN *", "2025-01-01T00:00:00 2026-01-01T00:00:00 2027-01-01T00:00:00"),
-    ("0 0 0 1 jan-mar *", "2024-03-01T00:00:00 2025-01-01T00:00:00 2025-02-01T00:00:00"),
-    ("0 0 0 1 feb,AUG *", "2024-08-01T00:00:00 2025-02-01T00:00:00 2025-08-01T00:00:00"),
-    ("0 0 0 1 Oct/1 *", "2024-10-01T00:00:00 2024-11-01T00:00:00 2024-12-01T00:00:00"),
-    ("0 0 0 1 */3 *", "2024-04-01T00:00:00 2024-07-01T00:00:00 2024-10-01T00:00:00"),
-    ("0 0 0 1 2/5 *", "2024-07-01T00:00:00 2024-12-01T00:00:00 2025-02-01T00:00:00"),
-    # Days of the week count from Sunday.
-    ("0 0 0 * * 0", "2024-03-03T00:00:00 2024-03-10T00:00:00 2024-03-17T00:00:00"),
-    ("0 0 0 * * sun", "2024-03-03T00:00:00 2024-03-10T00:00:00 2024-03-17T00:00:00"),
-    ("0 0 0 ? * sat", "2024-03-02T00:00:00 2024-03-09T00:00:00 2024-03-16T00:00:00"),
-    ("0 0 0 ? * 6", "2024-03-02T00:00:00 2024-03-09T00:00:00 2024-03-16T00:00:00"),
-    ("0 0 0 ? * MON", "2024-03-04T00:00:00 2024-03-11T00:00:00 2024-03-18T00:00:00"),
-    ("0 0 0 ? * MON-FRI", "2024-02-28T00:00:00 2024-02-29T00:00:00 2024-03-01T00:00:00"),
-    ("0 0 0 ? * mon,wed,fri", "2024-02-28T00:00:00 2024-03-01T00:00:00 2024-03-04T00:00:00"),
-    ("0 0 0 ? * 1-5/2", "2024-02-28T00:00:00 2024-03-01T00:00:00 2024-03-04T00:00:00"),
-    ("0 0 0 ? * 4/2", "2024-02-29T00:00:00 2024-03-02T00:00:00 2024-03-07T00:00:00"),
-    ("0 0 0 * * */2", "2024-02-29T00:00:00 2024-03-02T00:00:00 2024-03-03T00:00:00"),
-    ("0 30 10 ? * TUE", "2024-02-27T10:30:00 2024-03-05T10:30:00 2024-03-12T10:30:00"),
-    ("0 20 10 ? * TUE", "2024-03-05T10:20:00 2024-03-12T10:20:00 2024-03-19T10:20:00"),
-    # Both day fields without a star: either suffices.
-    ("0 0 0 13 * FRI", "2024-03-01T00:00:00 2024-03-08T00:00:00 2024-03-13T00:00:00"),
-    ("0 0 0 1,15 * MON", "2024-03-01T00:00:00 2024-03-04T00:00:00 2024-03-11T00:00:00"),
-    ("0 0 0 1-7 * sat", "2024-03-01T00:00:00 2024-03-02T00:00:00 2024-03-03T00:00:00"),
-    ("0 0 0 29 2 MON", "2024-02-29T00:00:00 2025-02-03T00:00:00 2025-02-10T00:00:00"),
-    ("0 0 0 31 2,4,6 MON", "2024-04-01T00:00:00 2024-04-08T00:00:00 2024-04-15T00:00:00"),
-    ("0 0 0 1 3 wed", "2024-03-01T00:00:00 2024-03-06T00:00:00 2024-03-13T00:00:00"),
-    ("0 0 3 15 */2 tue,thu", "2024-03-05T03:00:00 2024-03-07T03:00:00 2024-03-12T03:00:00"),
-    # Without a star, also where a list happens to hold every day.
-    ("0 0 0 1-31 * MON", "2024-02-28T00:00:00 2024-02-29T00:00:00 2024-03-01T00:00:00"),
-    ("0 0 0 13 * 0-6", "2024-02-28T00:00:00 2024-02-29T00:00:00 2024-03-01T00:00:00"),
-    # A star in either, with a step or in a list too: both must match.
-    ("0 0 0 13 * ?", "2024-03-13T00:00:00 2024-04-13T00:00:00 2024-05-13T00:00:00"),
-    ("0 0 0 13 * */1", "2024-03-13T00:00:00 2024-04-13T00:00:00 2024-05-13T00:00:00"),
-    ("0 0 0 13 * */3", "2024-03-13T00:00:00 2024-04-13T00:00:00 2024-07-13T00:00:00"),
-    ("0 0 0 */2 * MON", "2024-03-11T00:00:00 2024-03-25T00:00:00 2024-04-01T00:00:00"),
-    ("0 0 0 */10 * MON", "2024-03-11T00:00:00 2024-04-01T00:00:00 2024-07-01T00:00:00"),
-    ("0 0 0 */7 * ?", "2024-02-29T00:00:00 2024-03-01T00:00:00 2024-03-08T00:00:00"),
-    ("0 0 0 5,* * MON", "2024-03-04T00:00:00 2024-03-11T00:00:00 2024-03-18T00:00:00"),
-    ("0 0 0 5,?,9 * MON", "2024-03-04T00:00:00 2024-03-11T00:00:00 2024-03-18T00:00:00"),
-    # Never.
-    ("0 0 0 30 2 ?", ""),
-    ("0 0 0 30 feb *", ""),
-    ("0 0 0 31 4,6,9,11 */1", ""),
-    ("0 0 0 29 2 */6", ""),  # The 29th of February is a Sunday in 2032, beyond five years.
-    # Descriptors.
-    ("@yearly", "2025-01-01T00:00:00 2026-01-01T00:00:00 2027-01-01T00:00:00"),
-    ("@annually", "2025-01-01T00:00:00 2026-01-01T00:00:00 2027-01-01T00:00:00"),
-    ("@monthly", "2024-03-01T00:00:00 2024-04-01T00:00:00 2024-05-01T00:00:00"),
-    ("@weekly", "2024-03-03T00:00:00 2024-03-10T00:00:00 2024-03-17T00:00:00"),
-    ("@daily", "2024-02-28T00:00:00 2024-02-29T00:00:00 2024-03-01T00:00:00"),
-    ("@midnight", "2024-02-28T00:00:00 2024-02-29T00:00:00 2024-03-01T00:00:00"),
-    ("@hourly", "2024-02-27T11:00:00 2024-02-27T12:00:00 2024-02-27T13:00:00"),
-    # Intervals.
-    ("@every 1s", "2024-02-27T10:20:31 2024-02-27T10:20:32 2024-02-27T10:20:33"),
-    ("@every 90s", "2024-02-27T10:22:00 2024-02-27T10:23:30 2024-02-27T10:25:00"),
-    ("@every 1h30m10s", "2024-02-27T11:50:40 2024-02-27T13:20:50 2024-02-27T14:51:00"),
-    ("@every 48h", "2024-02-29T10:20:30 2024-03-02T10:20:30 2024-03-04T10:20:30"),
-]
+TABLE = Path(__file__).with_name("firings.txt")
 
 
-@pytest.mark.parametrize(("text", "expected"), FIRINGS)
-def test_an_expression_fires_when_it_should(text: str, expected: str) -> None:
-    assert " ".join(_firings(text, TUESDAY, 3)) == expected
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    text: str
+    zone: str
+    base: datetime
+    expected: list[str]
+    """As the clock shows it, with its distance from UTC."""
 
 
-def test_there_are_firings_of_more_than_sixty_expressions() -> None:
-    assert len({text for text, _ in FIRINGS}) == len(FIRINGS) >= 60
+def _rows() -> Iterator[Row]:
+    zone, base = "", ""
+    for line in TABLE.read_text().splitlines():
+        if line.startswith("in "):
+            _, zone, _, base = line.split()
+        elif line and not line.startswith("#"):
+            text, firings = line.split(" => ")
+            expected = [] if firings == "never" else firings.split()
+            yield Row(text=text.strip(), zone=zone, base=datetime.fromisoformat(base), expected=expected)
+
+
+ROWS = list(_rows())
+
+
+@pytest.mark.parametrize("row", ROWS, ids=[f"{row.text} in {row.zone} from {row.base}" for row in ROWS])
+def test_an_expression_fires_when_it_should(row: Row) -> None:
+    assert _firings(row.text, row.base, max(1, len(row.expected)), row.zone) == row.expected
+
+
+def test_the_table_is_what_somebody_sees_who_walks_along_time_and_looks_at_the_wall() -> None:
+    for row in ROWS:
+        if row.text.startswith("@every"):
+            continue
+        zone = find_zone(row.zone)
+        seen: list[str] = []
+        at: datetime | None = row.base.astimezone(UTC)
+        while at is not None and len(seen) < max(1, len(row.expected)):
+            at = walker.first_match(row.text, at, zone)
+            if at is not None:
+                seen.append(at.astimezone(zone).isoformat())
+        assert seen == row.expected, row
+
+
+def test_the_table_holds_more_than_a_hundred_and_fifty_cases() -> None:
+    assert len({(row.text, row.zone, row.base) for row in ROWS}) == len(ROWS) >= 200
+    assert len({row.text for row in ROWS}) >= 150
+    assert len({row.zone for row in ROWS}) >= 20
 
 
 @pytest.mark.parametrize(
     ("base", "expected"),
     [
         ("2026-12-31T23:59:58", []),
-        ("2027-01-01T00:00:00", ["2032-02-29T00:00:00"]),
+        ("2027-01-01T00:00:00", ["2032-02-29T00:00:00+00:00"]),
     ],
 )
 def test_five_years_are_looked_ahead(base: str, expected: list[str]) -> None:
-    assert _firings("0 0 0 29 2 */6", base, 1) == expected
+    assert _firings("0 0 0 29 2 */6", datetime.fromisoformat(f"{base}+00:00"), 1) == expected
 
 
 @pytest.mark.parametrize(
@@ -139,11 +93,11 @@ def test_five_years_are_looked_ahead(base: str, expected: list[str]) -> None:
     [
         ("@every 1h", "9999-12-31T23:30:00", []),
         ("* * * * * *", "9999-12-31T23:59:59", []),
-        ("* * * * * *", "0001-01-01T00:00:00", ["1970-01-01T00:00:00"]),
+        ("* * * * * *", "0001-01-01T00:00:00", ["1970-01-01T00:00:00+00:00"]),
     ],
 )
 def test_the_ends_of_the_calendar_are_survived(text: str, base: str, expected: list[str]) -> None:
-    assert _firings(text, base, 1) == expected
+    assert _firings(text, datetime.fromisoformat(f"{base}+00:00"), 1) == expected
 
 
 DURATIONS: list[tuple[str, int]] = [
@@ -223,81 +177,180 @@ def test_what_is_no_expression_is_refused_with_the_reason(text: str, reason: str
     assert refused.value.reason == reason
 
 
-def _firings(text: str, base: str, most: int) -> list[str]:
-    expression = parse(text)
-    at: datetime | None = datetime.fromisoformat(base).replace(tzinfo=UTC)
+def _firings(text: str, base: datetime, most: int, zone: str = "UTC") -> list[str]:
+    expression, place = parse(text), find_zone(zone)
+    at: datetime | None = base.astimezone(UTC)
     firings: list[str] = []
     while len(firings) < most and at is not None:
-        at = next_match(expression, at)
+        at = next_match(expression, at, place)
         if at is not None:
             assert at.tzinfo is UTC
-            firings.append(at.strftime("%Y-%m-%dT%H:%M:%S"))
+            firings.append(at.astimezone(place).isoformat())
     return firings
 
 
-# Arbitrary expressions. A field is drawn as its text, its values and whether it has a star, so that the model
-# reads no text.
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "Mars/Olympus",
+        "America",
+        "../etc/passwd",
+        "/etc/localtime",
+        "Europe/Berlin\0",
+        "EST5EDT,M3.2.0",
+        "localtime",
+        "posix/UTC",
+        "UTC+1",
+        "x" * 5000,
+    ],
+)
+def test_a_zone_is_one_of_the_database(name: str) -> None:
+    assert find_zone("Europe/Berlin") is not find_zone("UTC") is UTC
+    with pytest.raises(UnknownZone):
+        find_zone(name)
 
-Drawn = tuple[str, frozenset[int], bool]
+
+GAPS: list[tuple[str, int | None]] = [
+    ("* * * * * *", 1),
+    ("0 * * * * *", 60),
+    ("*/7 * * * * *", 4),
+    ("0,59 * * * * *", 1),
+    ("0,59 0 * * * *", 59),
+    ("30 */7 * * * *", 240),
+    ("0 0 * * * *", 3600),
+    ("0 0 */5 * * *", 4 * 3600),
+    ("0 0,50 */5 * * *", 3000),
+    ("0 0 0 * * *", 86400),
+    ("0 0 0,23 * * *", 3600),
+    ("0 0 0,23 1,3 * ?", 23 * 3600),
+    ("0 0 0,23 31,1 * ?", 3600),
+    ("59 59 23 ? * mon", 7 * 86400),
+    ("0 0 0 1 * ?", 28 * 86400),
+    ("0 0 0 1,31 * ?", 86400),
+    ("0 0 0 29 2 ?", (365 * 4 + 1) * 86400),
+    ("0,10 0 0 29 2 ?", 10),
+    ("0 0 0 30 2 ?", None),
+    ("0,1 * * 30 2 ?", None),
+    ("@every 90s", 90),
+    ("@weekly", 7 * 86400),
+]
 
 
-def _items(least: int, most: int) -> st.SearchStrategy[Drawn]:
-    numbers = st.integers(least, most)
-    steps = st.integers(1, most)
+@pytest.mark.parametrize(("text", "seconds"), GAPS)
+def test_the_smallest_gap_is_between_the_two_nearest_firings(text: str, seconds: int | None) -> None:
+    assert smallest_gap_seconds(parse(text)) == seconds
+
+
+# Arbitrary expressions in arbitrary zones, held against the walk along time.
+
+
+def _items(least: int, most: int) -> st.SearchStrategy[str]:
+    numbers = st.integers(least, most).map(str)
+    spans = st.lists(st.integers(least, most), min_size=2, max_size=2).map(lambda ends: f"{min(ends)}-{max(ends)}")
+    steps = st.integers(1, most).map(str)
     stars = st.sampled_from("*?")
-    return st.one_of(
-        stars.map(lambda star: (star, frozenset(range(least, most + 1)), True)),
-        st.builds(lambda star, step: (f"{star}/{step}", frozenset(range(least, most + 1, step)), True), stars, steps),
-        numbers.map(lambda number: (str(number), frozenset({number}), False)),
-        st.builds(
-            lambda first, step: (f"{first}/{step}", frozenset(range(first, most + 1, step)), False), numbers, steps
-        ),
-        st.builds(
-            lambda ends, step: (
-                f"{min(ends)}-{max(ends)}/{step}",
-                frozenset(range(min(ends), max(ends) + 1, step)),
-                False,
-            ),
-            st.tuples(numbers, numbers),
-            steps,
-        ),
-    )
+    return st.one_of(stars, numbers, spans, st.tuples(st.one_of(stars, numbers, spans), steps).map("/".join))
 
 
-def _fields(least: int, most: int) -> st.SearchStrategy[Drawn]:
-    return st.lists(_items(least, most), min_size=1, max_size=3).map(
-        lambda items: (
-            ",".join(text for text, _, _ in items),
-            frozenset().union(*(values for _, values, _ in items)),
-            any(has_star for _, _, has_star in items),
-        )
-    )
+def _fields(least: int, most: int) -> st.SearchStrategy[str]:
+    return st.lists(_items(least, most), min_size=1, max_size=3).map(",".join)
 
 
-EXPRESSIONS = st.tuples(_fields(0, 59), _fields(0, 59), _fields(0, 23), _fields(1, 31), _fields(1, 12), _fields(0, 6))
+EXPRESSIONS = st.tuples(
+    _fields(0, 59), _fields(0, 59), _fields(0, 23), _fields(1, 31), _fields(1, 12), _fields(0, 6)
+).map(" ".join)
+ZONES = st.sampled_from(sorted({row.zone for row in ROWS}))
+MOMENTS = st.datetimes(datetime(1999, 1, 1), datetime(2027, 1, 1), timezones=st.just(UTC)).map(  # noqa: DTZ001
+    lambda at: at.replace(microsecond=0)
+)
+NEAR_A_CHANGE = st.builds(
+    lambda row, hours: row.base.astimezone(UTC) + hours,
+    st.sampled_from(ROWS),
+    st.timedeltas(timedelta(hours=-2), timedelta(hours=26)).map(
+        lambda delta: timedelta(seconds=delta // timedelta(seconds=1))
+    ),
+)
 
 
-@settings(max_examples=150, deadline=None)
-@given(fields=EXPRESSIONS, base=st.datetimes(datetime(1999, 1, 1), datetime(2040, 1, 1)))  # noqa: DTZ001
-def test_any_expression_fires_as_the_calendar_says(fields: tuple[Drawn, ...], base: datetime) -> None:
-    base = base.replace(microsecond=0, tzinfo=UTC)
-    expression = parse(" ".join(text for text, _, _ in fields))
-    assert next_match(expression, base) == _walked(fields, base)
+@settings(max_examples=100, deadline=None, print_blob=True)
+@given(text=EXPRESSIONS, zone=ZONES, base=st.one_of(MOMENTS, NEAR_A_CHANGE))
+def test_any_expression_fires_as_the_clock_on_the_wall_says(text: str, zone: str, base: datetime) -> None:
+    found = next_match(parse(text), base, find_zone(zone))
+    assert found == walker.first_match(text, base, find_zone(zone))
+    if found is not None:
+        assert found > base
+        assert walker.is_match(walker.read(text), found, find_zone(zone))
 
 
-def _walked(fields: tuple[Drawn, ...], base: datetime) -> datetime | None:
-    """Day by day, then the earliest time of that day."""
-    (_, seconds, _), (_, minutes, _), (_, hours, _), (_, days, day_star), (_, months, _), (_, weekdays, week_star) = (
-        fields
-    )
-    times = sorted(timedelta(hours=h, minutes=m, seconds=s) for h in hours for m in minutes for s in seconds)
-    day = base.replace(hour=0, minute=0, second=0)
-    while day.year <= (base + timedelta(seconds=1)).year + 5:
-        by_day, by_week = day.day in days, day.isoweekday() % 7 in weekdays
-        is_day = by_day and by_week if day_star or week_star else by_day or by_week
-        if is_day and day.month in months:
-            found = next((day + time for time in times if day + time > base), None)
-            if found is not None:
-                return found
-        day += timedelta(days=1)
-    return None
+FREQUENT = st.tuples(
+    st.sampled_from(("0", "*/20", "59,0", "7-9")),
+    st.sampled_from(("0", "*/7", "?", "30", "0,59")),
+    _fields(0, 23),
+    st.sampled_from(("*", "?", "*/2", "1-30", "2,3,10,27,31")),
+    st.just("*"),
+    st.sampled_from(("*", "?", "sun", "1-6")),
+).map(" ".join)
+
+
+@settings(max_examples=40, deadline=None, print_blob=True)
+@given(
+    text=FREQUENT,
+    zone=ZONES,
+    base=st.one_of(MOMENTS, NEAR_A_CHANGE),
+    length=st.integers(0, 60 * 3600).map(lambda seconds: timedelta(seconds=seconds)),
+)
+def test_the_latest_match_and_the_count_are_those_of_all_matches(
+    text: str, zone: str, base: datetime, length: timedelta
+) -> None:
+    place = find_zone(zone)
+    seen = list(walker.matches(walker.read(text), base, base + length, place))
+    assume(seen)
+    expression = parse(text)
+    assert latest_match(expression, seen[0], base + length, place) == seen[-1]
+    assert count_matches(expression, seen[0], seen[-1], place) == len(seen)
+    middle = seen[len(seen) // 2]
+    assert latest_match(expression, seen[0], middle, place) == middle
+    assert count_matches(expression, middle, seen[-1], place) == len(seen) - len(seen) // 2
+
+
+@pytest.mark.parametrize(
+    ("text", "first", "until", "latest", "count"),
+    [
+        # Where the clock goes back: the later moment is earlier on the wall.
+        ("0 30 1 * * *", "2024-11-01T01:30:00-04:00", "2024-11-03T01:20:00-05:00", "2024-11-03T01:30:00-04:00", 3),
+        ("0 30 1 * * *", "2024-11-01T01:30:00-04:00", "2024-11-03T01:30:00-05:00", "2024-11-03T01:30:00-05:00", 4),
+        ("0 30 1 * * *", "2024-11-01T01:30:00-04:00", "2024-11-03T01:29:59-04:00", "2024-11-02T01:30:00-04:00", 2),
+        ("0 45 0,1 * * *", "2024-11-03T00:45:00-04:00", "2024-11-03T01:00:00-05:00", "2024-11-03T01:45:00-04:00", 2),
+        ("0 0 * * * *", "2024-11-03T00:00:00-04:00", "2024-11-03T02:59:00-05:00", "2024-11-03T02:00:00-05:00", 4),
+        # Where it goes forward.
+        ("0 30 2 * * *", "2024-03-08T02:30:00-05:00", "2024-03-10T12:00:00-04:00", "2024-03-09T02:30:00-05:00", 2),
+        ("0 30 2 * * *", "2024-03-08T02:30:00-05:00", "2024-03-11T02:30:00-04:00", "2024-03-11T02:30:00-04:00", 3),
+        ("0 0 3 * * *", "2024-03-09T03:00:00-05:00", "2024-03-10T03:00:00-04:00", "2024-03-10T03:00:00-04:00", 2),
+        ("0 0 * * * *", "2024-03-10T00:00:00-05:00", "2024-03-10T03:30:00-04:00", "2024-03-10T03:00:00-04:00", 3),
+        # Over both.
+        ("0 30 1,2 3,10 3 ?", "2023-03-10T01:30:00-05:00", "2024-12-31T00:00:00-05:00", "2024-03-10T01:30:00-05:00", 5),
+    ],
+)  # fmt: skip
+def test_the_latest_match_is_found_from_the_other_side_of_a_change(
+    text: str, first: str, until: str, latest: str, count: int
+) -> None:
+    zone = find_zone("America/New_York")
+    begin, end = (datetime.fromisoformat(each).astimezone(UTC) for each in (first, until))
+    found = latest_match(parse(text), begin, end, zone)
+    assert found.astimezone(zone).isoformat() == latest
+    assert count_matches(parse(text), begin, found, zone) == count
+
+
+def test_millions_of_matches_are_counted_without_looking_at_each() -> None:
+    first, last = datetime(1990, 1, 1, tzinfo=UTC), datetime(2023, 12, 31, 23, 59, 59, tzinfo=UTC)
+    assert count_matches(parse("* * * * * *"), first, last) == 34 * 365 * 86400 + 8 * 86400
+
+
+@settings(max_examples=40, deadline=None, print_blob=True)
+@given(text=FREQUENT, base=MOMENTS)
+def test_no_two_firings_are_nearer_than_the_smallest_gap(text: str, base: datetime) -> None:
+    seen = list(walker.matches(walker.read(text), base, base + timedelta(days=3), UTC))
+    gap = smallest_gap_seconds(parse(text))
+    assert gap is not None
+    assert all((after - before).total_seconds() >= gap for before, after in pairwise(seen))

@@ -117,6 +117,16 @@ def test_what_is_due_is_the_oldest_slot_or_without_catching_up_the_latest(
     assert clock(due_slot(standing(trigger, last=last, no_catchup=True), moment)) == latest
 
 
+def test_a_cron_expression_is_read_in_the_jobs_zone_and_intervals_in_none() -> None:
+    created = datetime(2024, 3, 30, 20, 0, tzinfo=UTC)
+    daily = CronTrigger(cron="0 30 9 * * ?")
+    for zone, hour in (("Europe/Berlin", 7), ("America/New_York", 13), ("Asia/Kolkata", 4), ("UTC", 9)):
+        slot = next_slot(Slot(trigger=daily, time_zone=zone, created_at=created))
+        assert slot == datetime(2024, 3, 31, hour, 0 if zone == "Asia/Kolkata" else 30, tzinfo=UTC)
+        every_day = PeriodicTrigger(interval_seconds=86400)
+        assert next_slot(Slot(trigger=every_day, time_zone=zone, created_at=created)) == created + timedelta(days=1)
+
+
 CRONS = st.sampled_from(
     [
         "*/7 * * * * *",
@@ -131,7 +141,7 @@ CRONS = st.sampled_from(
 MOMENTS = st.datetimes(datetime(2024, 2, 20), datetime(2024, 3, 20), timezones=st.just(UTC))  # noqa: DTZ001
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None, print_blob=True)
 @given(text=CRONS, created=MOMENTS, behind=st.timedeltas(timedelta(0), timedelta(hours=6)))
 def test_the_latest_slot_is_the_last_of_all_that_were_missed(text: str, created: datetime, behind: timedelta) -> None:
     now = created + behind
