@@ -54,6 +54,17 @@ class Status(StrEnum):
     ERROR = "Error"
 
 
+class Missed(StrEnum):
+    """What becomes of slots that nobody fired in time."""
+
+    ALL = "all"
+    """Each is fired later, the oldest first."""
+    LATEST = "latest"
+    """The latest one is, for all."""
+    NONE = "none"
+    """None is: a slot fires on time or not at all."""
+
+
 class OneOff(msgspec.Struct, frozen=True, kw_only=True):
     """No trigger at all: one run, as soon as the job is enabled."""
 
