@@ -41,6 +41,7 @@ def create_app(settings: Settings) -> Service:
         Installation(
             namespace=settings.namespace,
             engine=settings.engine,
+            time_zone=settings.cron_schedule_timezone,
             ask_seconds=settings.ask_seconds,
             check_seconds=settings.check_seconds,
             applied_wait_seconds=settings.applied_wait_seconds,

@@ -32,6 +32,7 @@ ObjectName = NewType("ObjectName", str)
 """What Kubernetes would call the scheduler object. The names of a job's workflows start with it."""
 
 MOST_CONCURRENT = 10
+LONGEST_WINDOW_SECONDS = 10 * 366 * 86_400
 
 _NAME_LETTERS = "bcdfghjklmnpqrstvwxz2456789"
 _LONGEST_BASE = 25
@@ -94,6 +95,11 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     no_catchup: bool
     max_concurrency: int
     trigger: Trigger
+    time_zone: str = "UTC"
+    """In which a cron expression is read."""
+    missed: Missed | None = None
+    """None: as `no_catchup` says."""
+    missed_window_seconds: int | None = None
     experiment_id: str
     namespace: str
     references: tuple[Reference, ...]
@@ -142,6 +148,10 @@ class NewJob(Asked, frozen=True, kw_only=True):
     no_catchup: bool = False
     max_concurrency: int = 0
     trigger: Trigger
+    time_zone: str = ""
+    """Empty: that of the installation."""
+    missed: Missed | None = None
+    missed_window_seconds: int | None = None
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -232,6 +242,18 @@ def check_max_concurrency(number: int) -> None:
 def check_interval(seconds: int) -> None:
     if seconds < 1:
         raise InvalidInput(f"Found invalid period schedule interval {seconds}. Set at interval to least 1 second.")
+
+
+def check_missed_window(seconds: int | None) -> None:
+    if seconds is not None and not 1 <= seconds <= LONGEST_WINDOW_SECONDS:
+        raise InvalidInput(
+            f"The window for missed slots is out of range. Support 1-{LONGEST_WINDOW_SECONDS} seconds. "
+            f"Received {seconds}."
+        )
+
+
+def unknown_zone(name: str) -> InvalidInput:
+    return InvalidInput(f"Unknown time zone: {name}. The IANA database has names such as Europe/Berlin.")
 
 
 def unsupported_cron(reason: str) -> InvalidInput:

@@ -10,6 +10,7 @@ from shared.pipeline_spec import WireRuntimeConfig, WireRuntimeValue
 
 from . import store
 from .wire import (
+    WireExtendedJob,
     WireJob,
     WireJobs,
     WireMode,
@@ -17,6 +18,7 @@ from .wire import (
 
 _TAG: Final = "JobService"
 _COLLECTION: Final = "/apis/v1beta1/jobs"
+_EXTENDED: Final = "/apis/headrace/v1/jobs/{id}"
 _MANIFEST: Final = (
     '{"apiVersion":"argoproj.io/v1alpha1","kind":"Workflow","metadata":{"generateName":"hello-"},'
     '"spec":{"entrypoint":"hello","templates":[{"name":"hello",'
@@ -30,6 +32,7 @@ _NEW: Final = captured("JOB", _CREATE) + "\n"
 _ONE: Final = f"{HOST}{_COLLECTION}/$JOB"
 
 NAMES: Final = {
+    WireExtendedJob: "headraceJob",
     WireJobs: "apiListJobsResponse",
     WireMode: "JobMode",
     WireRuntimeConfig: "PipelineSpecRuntimeConfig",
@@ -43,7 +46,8 @@ OPERATIONS: Final = (
         path=_COLLECTION,
         tag=_TAG,
         summary="Creates a recurring run.",
-        notes="A `cron` has six fields, seconds first. A job without `enabled` is made disabled.",
+        notes="A `cron` has six fields, seconds first. A job without `enabled` is made disabled. There are more fields "
+        "than these: [extensions](/docs/extensions.md).",
         may_be_repeated=True,
         body=WireJob,
         body_example={
@@ -110,5 +114,14 @@ OPERATIONS: Final = (
         summary="For the agent of an external engine alone: 403 for everybody else.",
         body=str,
         notes="The body is a string that holds the scheduler's object in JSON. Refused for a job that is fired here.",
+    ),
+    Operation(
+        id="GetExtendedJob",
+        method="GET",
+        path=_EXTENDED,
+        tag=_TAG,
+        summary="Shows a recurring run with what the original does not have.",
+        answer=WireExtendedJob,
+        example=f"{_NEW}curl -sS {HOST}/apis/headrace/v1/jobs/$JOB",
     ),
 )

@@ -1,4 +1,4 @@
-"""The HTTP door of the job scheduler: J1 to J6 and X3 of the API specification's table 1.2."""
+"""The HTTP door of the job scheduler: J1 to J6 and X3 of the API specification's table 1.2, and what goes beyond."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from shared.web import delete, get, post, reply
 
 from .domain import View
 from .usecases import Jobs
-from .wire import WireJob, WireJobs, from_view, to_new_job, to_report
+from .wire import WireExtendedJob, WireJobs, extended, from_view, to_new_job, to_report
 
 Req = Request[Any, Any, Any]
 
@@ -26,7 +26,7 @@ Req = Request[Any, Any, Any]
 @post("/apis/v1beta1/jobs")
 async def create_job(request: Req, jobs: NamedDependency[Jobs], answers: NamedDependency[Answers]) -> Response[bytes]:
     body = await request.body()
-    asked = to_new_job(protojson.decode(body, WireJob))
+    asked = to_new_job(protojson.decode(body, WireExtendedJob))
     keyed = idempotency.keyed("POST /jobs", request.headers.get(idempotency.HEADER), body)
     return reply(await answers.once(keyed, partial(jobs.create, asked), _encoded))
 
@@ -81,8 +81,23 @@ async def report_scheduled_workflow(
     return reply()
 
 
+@get("/apis/headrace/v1/jobs/{job_id:str}")
+async def get_extended_job(job_id: FromPath[str], jobs: NamedDependency[Jobs]) -> Response[bytes]:
+    """With what the original's clients do not know; an extension of the API, as all that follow."""
+    return reply(extended(await jobs.get(job_id)))
+
+
 def _encoded(view: View) -> bytes:
     return protojson.encode(from_view(view))
 
 
-ROUTES = (create_job, list_jobs, get_job, delete_job, enable_job, disable_job, report_scheduled_workflow)
+ROUTES = (
+    create_job,
+    list_jobs,
+    get_job,
+    delete_job,
+    enable_job,
+    disable_job,
+    report_scheduled_workflow,
+    get_extended_job,
+)

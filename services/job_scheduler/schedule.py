@@ -11,9 +11,17 @@ from typing import Final, assert_never
 
 import msgspec
 
-from .cron import CronError as CronError
-from .cron import Every, Expression, count_matches, find_zone, later, latest_match, next_match, smallest_gap_seconds
-from .cron import parse as parse
+from .cron import (
+    Every,
+    Expression,
+    count_matches,
+    find_zone,
+    later,
+    latest_match,
+    next_match,
+    parse,
+    smallest_gap_seconds,
+)
 from .domain import CronTrigger, Missed, OneOff, PeriodicTrigger, Trigger
 
 ON_TIME_SECONDS: Final = 60

@@ -5,6 +5,7 @@ from __future__ import annotations
 from shared.bearer import check_sha256
 from shared.settings import ServiceSettings
 
+from .cron import UnknownZone, find_zone
 from .domain import EngineName
 
 
@@ -19,6 +20,9 @@ class Settings(ServiceSettings, frozen=True, kw_only=True):
     engine: EngineName = EngineName.EMBEDDED
     """What fires the jobs that are created from now on. `external`: somebody else's scheduler, of which an agent
     reports."""
+    cron_schedule_timezone: str = "UTC"
+    """In which cron expressions of new jobs are read that name no zone themselves; the original's
+    `CRON_SCHEDULE_TIMEZONE`. Jobs keep theirs when this changes."""
     agent_token_sha256: str = ""
     """The SHA-256 of that agent's token. Empty: nobody reports."""
     ask_seconds: float = 2.0
@@ -35,3 +39,7 @@ class Settings(ServiceSettings, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         check_sha256(self.agent_token_sha256)
+        try:
+            find_zone(self.cron_schedule_timezone)
+        except UnknownZone as error:
+            raise ValueError(f"cron_schedule_timezone: {error} is no time zone") from error

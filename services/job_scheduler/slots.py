@@ -24,6 +24,7 @@ from shared.telemetry import continue_trace
 from . import domain, firing, store
 from .domain import Job, ResourceType
 from .firing import Firing, Plan
+from .schedule import Range
 from .usecases import wake_tickers
 
 SLOTS_KEPT = 100
@@ -135,7 +136,7 @@ class Slots:
         advances: list[store.Advance] = []
         for job, plan in planned:
             firings = [each for each in plan.firings if each.run_id in opened]
-            entries = self._entries(job, firings, now)
+            entries = self._entries(job, firings, plan.missed, now)
             told += entries
             advances.append(
                 store.Advance(
@@ -151,16 +152,22 @@ class Slots:
         await store.forget_slots(tx, [(each.job_id, each.last_index - SLOTS_KEPT) for each in advances])
         await self._outbox.add_all(tx, told)
 
-    def _entries(self, job: Job, firings: list[Firing], now: datetime) -> list[Entry]:
+    def _entries(self, job: Job, firings: list[Firing], missed: Range | None, now: datetime) -> list[Entry]:
         entries: list[Entry] = []
+
+        def give_up(slots: Range | None) -> None:
+            if slots is not None:
+                state = _missed(job, slots, job.version + len(entries) + 1)
+                entries.append(self._outbox.entry(events.JOB_MISSED, state))
+
         for each in firings:
             # Nobody asked for it: every run begins a trace of its own.
             with continue_trace(None):
-                if each.first_missed is not None:
-                    missed = _missed(job, each, each.first_missed, job.version + len(entries) + 1)
-                    entries.append(self._outbox.entry(events.JOB_MISSED, missed))
+                give_up(each.missed)
                 trigger = _trigger(job, each, now, job.version + len(entries) + 1)
                 entries.append(self._outbox.entry(events.JOB_TRIGGERED, trigger, fact_id=UUID(each.run_id)))
+        with continue_trace(None):
+            give_up(missed)
         return entries
 
     async def _wake(self) -> None:
@@ -194,12 +201,13 @@ def _trigger(job: Job, fired: Firing, now: datetime, version: int) -> TriggerSta
     )
 
 
-def _missed(job: Job, fired: Firing, first: datetime, version: int) -> MissedState:
+def _missed(job: Job, slots: Range, version: int) -> MissedState:
     return MissedState(
         id=job.id,
         version=version,
         name=job.name,
         experiment_id=states.ExperimentId(job.experiment_id),
-        first=first,
-        until=fired.slot,
+        count=slots.count,
+        first=slots.first,
+        last=slots.last,
     )

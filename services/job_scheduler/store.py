@@ -17,6 +17,7 @@ from .domain import (
     EngineName,
     Job,
     JobId,
+    Missed,
     ObjectName,
     OneOff,
     Parameter,
@@ -31,10 +32,10 @@ OBJECT_NAME_KEY = "jobs_object_name_key"
 
 _COLUMNS = (
     "id, object_name, name, description, is_enabled, no_catchup, max_concurrency, trigger_kind, cron, "
-    "interval_seconds, starts_at, ends_at, experiment_id, namespace, resource_references, pipeline_id, pipeline_name, "
-    "pipeline_version_id, referred_job_id, service_account, parameters, manifest_digest, engine, "
-    "reported_status, next_slot_at, last_slot, last_index, active_runs, error, version, created_by, created_at, "
-    "updated_at"
+    "interval_seconds, starts_at, ends_at, time_zone, missed, missed_window_seconds, experiment_id, namespace, "
+    "resource_references, pipeline_id, pipeline_name, pipeline_version_id, referred_job_id, service_account, "
+    "parameters, manifest_digest, engine, reported_status, next_slot_at, last_slot, last_index, active_runs, error, "
+    "version, created_by, created_at, updated_at"
 )
 
 _PIPELINE_ID = Column("coalesce(pipeline_id, '')")
@@ -82,10 +83,10 @@ async def insert(tx: Transaction, job: Job) -> Job:
             id, object_name, name, description, is_enabled, no_catchup, max_concurrency, trigger_kind, cron,
             interval_seconds, starts_at, ends_at, experiment_id, namespace, resource_references, pipeline_id,
             pipeline_name, pipeline_version_id, referred_job_id, service_account, parameters, manifest_digest, engine,
-            created_by, created_at, updated_at
+            created_by, time_zone, missed, missed_window_seconds, created_at, updated_at
         )
         select $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22,
-            $23, $24, now, now
+            $23, $24, $25, $26, $27, now, now
         from now
         returning {_COLUMNS}
         """,  # noqa: S608
@@ -113,6 +114,9 @@ async def insert(tx: Transaction, job: Job) -> Job:
         job.manifest_digest,
         job.engine.value,
         job.created_by,
+        job.time_zone,
+        job.missed,
+        job.missed_window_seconds,
     )
     assert row is not None
     return to_job(row)
@@ -436,6 +440,9 @@ def to_job(row: Row) -> Job:
         no_catchup=row["no_catchup"],
         max_concurrency=row["max_concurrency"],
         trigger=_to_trigger(row),
+        time_zone=row["time_zone"],
+        missed=Missed(row["missed"]) if row["missed"] else None,
+        missed_window_seconds=row["missed_window_seconds"],
         experiment_id=row["experiment_id"],
         namespace=row["namespace"],
         references=_references(row["resource_references"]),

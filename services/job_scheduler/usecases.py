@@ -36,7 +36,7 @@ from shared.listing import ListRequest, Page
 from shared.outbox import Outbox
 from shared.subscriptions import until_published_and_applied
 
-from . import domain, firing, schedule, store
+from . import cron, domain, firing, store
 from .domain import (
     AskedReference,
     CronTrigger,
@@ -81,6 +81,7 @@ class Installation(msgspec.Struct, frozen=True, kw_only=True):
 
     namespace: str
     engine: EngineName
+    time_zone: str
     ask_seconds: float
     check_seconds: float
     applied_wait_seconds: float
@@ -105,6 +106,8 @@ class Jobs:
             domain.check_parameters_size(asked.parameters)
             domain.check_max_concurrency(asked.max_concurrency)
             _check_trigger(asked.trigger)
+            _check_zone(asked.time_zone)
+            domain.check_missed_window(asked.missed_window_seconds)
         with layer("Create job failed"):
             text, digest = await self._manifest(asked, version)
             checked = await self._checked(asked, digest)
@@ -315,6 +318,9 @@ class Jobs:
             no_catchup=asked.no_catchup,
             max_concurrency=asked.max_concurrency,
             trigger=asked.trigger,
+            time_zone=asked.time_zone or self._installation.time_zone,
+            missed=asked.missed,
+            missed_window_seconds=asked.missed_window_seconds,
             experiment_id=experiment.id,
             namespace=self._installation.namespace,
             references=tuple(sorted(references, key=lambda reference: reference.type.value)),
@@ -378,15 +384,22 @@ class Jobs:
 
 def _check_trigger(trigger: Trigger) -> None:
     match trigger:
-        case CronTrigger(cron=cron):
+        case CronTrigger(cron=text):
             try:
-                schedule.parse(cron)
-            except schedule.CronError as error:
+                cron.parse(text)
+            except cron.CronError as error:
                 raise domain.unsupported_cron(error.reason) from error
         case PeriodicTrigger(interval_seconds=seconds):
             domain.check_interval(seconds)
         case OneOff():
             pass
+
+
+def _check_zone(name: str) -> None:
+    try:
+        cron.find_zone(name or "UTC")
+    except cron.UnknownZone as error:
+        raise domain.unknown_zone(name) from error
 
 
 def to_state(job: Job, *, is_deleted: bool = False) -> JobState:

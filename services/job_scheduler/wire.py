@@ -19,6 +19,7 @@ from .domain import (
     AskedReference,
     CronTrigger,
     Job,
+    Missed,
     NewJob,
     ObjectName,
     OneOff,
@@ -78,6 +79,18 @@ class WireJob(msgspec.Struct, frozen=True, kw_only=True):
     error: str = ""
     enabled: bool = False
     no_catchup: bool = False
+
+
+class WireExtendedJob(WireJob, frozen=True, kw_only=True):
+    """A job with what the original does not have. Read where a job is created, shown under paths of our own alone."""
+
+    time_zone: str = ""
+    missed: Missed | None = None
+    missed_window_seconds: int | None = None
+    next_slot_at: datetime | None = None
+    """Read only, as are all that follow."""
+    last_slot_at: datetime | None = None
+    runs_made: Int64 = 0
 
 
 class WireJobs(msgspec.Struct, frozen=True, kw_only=True):
@@ -158,7 +171,7 @@ def _status(wire: WireScheduledStatus) -> Status:
         raise domain.not_a_report(str(error)) from error
 
 
-def to_new_job(wire: WireJob) -> NewJob:
+def to_new_job(wire: WireExtendedJob) -> NewJob:
     """Raises InvalidInput for two triggers at once, and for what only pipelines of the second generation have."""
     spec = wire.pipeline_spec or WirePipelineSpec()
     check_generation(spec)
@@ -169,6 +182,9 @@ def to_new_job(wire: WireJob) -> NewJob:
         no_catchup=wire.no_catchup,
         max_concurrency=wire.max_concurrency,
         trigger=_to_trigger(wire.trigger or WireTrigger()),
+        time_zone=wire.time_zone,
+        missed=wire.missed,
+        missed_window_seconds=wire.missed_window_seconds,
         service_account=wire.service_account,
         pipeline_id=spec.pipeline_id,
         manifest=spec.workflow_manifest,
@@ -194,6 +210,19 @@ def from_view(view: View) -> WireJob:
         error=job.error,
         enabled=job.is_enabled,
         no_catchup=job.no_catchup,
+    )
+
+
+def extended(view: View) -> WireExtendedJob:
+    job = view.job
+    return WireExtendedJob(
+        **msgspec.structs.asdict(from_view(view)),
+        time_zone=job.time_zone,
+        missed=job.missed,
+        missed_window_seconds=job.missed_window_seconds,
+        next_slot_at=job.next_slot_at,
+        last_slot_at=job.last_slot,
+        runs_made=job.last_index,
     )
 
 

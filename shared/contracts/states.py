@@ -151,10 +151,10 @@ class MissedState(State, frozen=True, kw_only=True, omit_defaults=True):
 
     name: str
     experiment_id: ExperimentId
+    count: int
+    """How many slots there are from the first to the last."""
     first: datetime
-    """The first slot that was passed over."""
-    until: datetime
-    """What comes after the last one: the slot that stands for all of them."""
+    last: datetime
 
 
 class Metric(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

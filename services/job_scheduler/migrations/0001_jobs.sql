@@ -12,6 +12,11 @@ create table jobs (
     interval_seconds    bigint,
     starts_at           timestamptz,
     ends_at             timestamptz,
+    -- In which a cron expression is read.
+    time_zone           text        not null default 'UTC',
+    -- What becomes of slots that nobody fired in time; none: what no_catchup says.
+    missed              text,
+    missed_window_seconds bigint,
     experiment_id       text        not null,
     namespace           text        not null,
     -- What the record meant when it was made, in the order that replies use.
@@ -53,8 +58,11 @@ create table jobs (
     constraint jobs_interval_check check ((trigger_kind = 'periodic') = (interval_seconds is not null)),
     constraint jobs_interval_seconds_check check (interval_seconds > 0),
     constraint jobs_window_check check (trigger_kind <> 'one-off' or (starts_at is null and ends_at is null)),
+    constraint jobs_missed_check check (missed in ('all', 'latest', 'none')),
+    constraint jobs_missed_window_seconds_check check (missed_window_seconds > 0),
     constraint jobs_next_slot_at_check check (engine = 'embedded' or next_slot_at is null),
-    constraint jobs_last_slot_check check ((last_slot is null) = (last_index = 0)),
+    -- Slots that were given up have no index.
+    constraint jobs_last_slot_check check (last_index = 0 or last_slot is not null),
     constraint jobs_order_check check (next_slot_at > last_slot),
     constraint jobs_active_runs_check check (active_runs >= 0),
     constraint jobs_version_check check (version > 0)

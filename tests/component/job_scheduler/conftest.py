@@ -178,6 +178,12 @@ class World:
     async def get(self, job_id: str) -> dict[str, Any]:
         return dict(await self.client.get(f"/jobs/{job_id}"))
 
+    async def extended(self, job_id: str) -> dict[str, Any]:
+        """With what the original does not have."""
+        answer = await self.client.call("GET", f"/apis/headrace/v1/jobs/{job_id}")
+        assert answer.status == 200, answer.body
+        return dict(answer.json)
+
     async def facts(self, job_id: str) -> list[str]:
         """What the service has told of a job, in order."""
         rows = await self.database.fetch("select what from outbox where resource_id = $1 order by seq", job_id)

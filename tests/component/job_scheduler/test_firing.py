@@ -171,7 +171,7 @@ async def test_what_a_disabled_job_missed_comes_when_it_is_enabled(world: World)
     assert await is_quiet(world, other["id"])
     assert await world.facts(other["id"]) == ["created", "enabled", "missed", "triggered"]
     body = await world.database.fetchval("select body from outbox where what = 'missed'")
-    assert b'"first":"2000-01-01T00:00:03Z","until":"2000-01-01T00:00:09Z"' in body
+    assert b'"count":2,"first":"2000-01-01T00:00:03Z","last":"2000-01-01T00:00:06Z"' in body
 
 
 async def test_disabling_keeps_runs_alive_and_their_ends_bring_no_others(world: World) -> None:

@@ -152,11 +152,12 @@ EXAMPLES: dict[type[State], tuple[State, bytes]] = {
             version=6,
             name="nightly",
             experiment_id=ExperimentId("e"),
+            count=2,
             first=AT,
-            until=AT,
+            last=AT,
         ),
-        b'{"id":"j","version":6,"name":"nightly","experiment_id":"e","first":"2024-05-06T07:08:09.123456Z",'
-        b'"until":"2024-05-06T07:08:09.123456Z"}',
+        b'{"id":"j","version":6,"name":"nightly","experiment_id":"e","count":2,"first":"2024-05-06T07:08:09.123456Z",'
+        b'"last":"2024-05-06T07:08:09.123456Z"}',
     ),
     MetricsState: (
         MetricsState(
@@ -185,8 +186,8 @@ SMALLEST: dict[type[State], bytes] = {
         b'"namespace":"kubeflow","experiment_id":"e","manifest_digest":"abc"}'
     ),
     MissedState: (
-        b'{"id":"j","version":1,"name":"","experiment_id":"e","first":"2024-05-06T07:08:09Z",'
-        b'"until":"2024-05-06T07:08:09Z"}'
+        b'{"id":"j","version":1,"name":"","experiment_id":"e","count":1,"first":"2024-05-06T07:08:09Z",'
+        b'"last":"2024-05-06T07:08:09Z"}'
     ),
     MetricsState: b'{"id":"r","version":1,"metrics":[]}',
 }
