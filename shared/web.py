@@ -99,6 +99,7 @@ _in_flight = Gauge(
 # Success is 200 on every route, also where something is created or deleted.
 get = partial(litestar.get, status_code=200)
 post = partial(litestar.post, status_code=200)
+patch = partial(litestar.patch, status_code=200)
 delete = partial(litestar.delete, status_code=200)
 
 

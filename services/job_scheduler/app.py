@@ -14,6 +14,7 @@ from shared.web import Service
 from shared.web import create_app as create_service
 
 from . import ticker
+from .extensions import Extensions
 from .manifests import Manifests
 from .responders import answer_questions
 from .routes import ROUTES
@@ -48,6 +49,7 @@ def create_app(settings: Settings) -> Service:
         ),
     )
 
+    extensions = Extensions(plumbing.database, plumbing.outbox, plumbing.bus, jobs)
     slots = Slots(plumbing.database, plumbing.outbox, plumbing.bus, ask_seconds=settings.ask_seconds)
     woken = asyncio.Event()
 
@@ -74,6 +76,7 @@ def create_app(settings: Settings) -> Service:
         tasks=plumbing.tasks,
         dependencies={
             "jobs": jobs,
+            "extensions": extensions,
             "answers": Answers(plumbing.database),
             "agent": AgentToken(settings.agent_token_sha256),
         },

@@ -154,6 +154,60 @@ class NewJob(Asked, frozen=True, kw_only=True):
     missed_window_seconds: int | None = None
 
 
+class JobChange(msgspec.Struct, frozen=True, kw_only=True):
+    """What is to become of a job that exists. None: it stays as it is."""
+
+    name: str | None = None
+    description: str | None = None
+    max_concurrency: int | None = None
+    no_catchup: bool | None = None
+    trigger: Trigger | None = None
+    time_zone: str | None = None
+    missed: Missed | None = None
+    missed_window_seconds: int | None = None
+    """0 takes it away."""
+    parameters: tuple[Parameter, ...] | None = None
+
+
+class FieldChange(msgspec.Struct, frozen=True, kw_only=True):
+    field: str
+    before: str
+    """A text as it is; anything else in JSON."""
+    after: str
+
+
+class Revision(msgspec.Struct, frozen=True, kw_only=True):
+    """What somebody changed of a job at once."""
+
+    version: int
+    """The job's, since then."""
+    changed_at: datetime
+    changed_by: str
+    fields: tuple[FieldChange, ...]
+
+
+def changed(job: Job, change: JobChange) -> Job:
+    fields = {name: value for name, value in msgspec.structs.asdict(change).items() if value is not None}
+    if "missed_window_seconds" in fields:
+        fields["missed_window_seconds"] = fields["missed_window_seconds"] or None
+    if "no_catchup" in fields and "missed" not in fields:
+        # Who speaks the original's language means what that says.
+        fields["missed"] = None
+    return msgspec.structs.replace(job, **fields)
+
+
+def differences(before: Job, after: Job) -> tuple[FieldChange, ...]:
+    return tuple(
+        FieldChange(field=name, before=_told(getattr(before, name)), after=_told(getattr(after, name)))
+        for name in JobChange.__struct_fields__
+        if getattr(before, name) != getattr(after, name)
+    )
+
+
+def _told(value: object) -> str:
+    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
+
+
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """What the scheduler of an external engine holds of a job."""
 
@@ -245,7 +299,8 @@ def check_interval(seconds: int) -> None:
 
 
 def check_missed_window(seconds: int | None) -> None:
-    if seconds is not None and not 1 <= seconds <= LONGEST_WINDOW_SECONDS:
+    """0 is none."""
+    if seconds and not 1 <= seconds <= LONGEST_WINDOW_SECONDS:
         raise InvalidInput(
             f"The window for missed slots is out of range. Support 1-{LONGEST_WINDOW_SECONDS} seconds. "
             f"Received {seconds}."
@@ -254,6 +309,16 @@ def check_missed_window(seconds: int | None) -> None:
 
 def unknown_zone(name: str) -> InvalidInput:
     return InvalidInput(f"Unknown time zone: {name}. The IANA database has names such as Europe/Berlin.")
+
+
+def check_foreseen(count: int, most: int) -> None:
+    if not 0 <= count <= most:
+        raise InvalidInput(f"The number of slots is out of range. Support 1-{most}. Received {count}.")
+
+
+def check_is_scheduled(trigger: Trigger | None) -> None:
+    if isinstance(trigger, OneOff):
+        raise InvalidInput("A job that has been created keeps a trigger: disable it instead, or delete it.")
 
 
 def unsupported_cron(reason: str) -> InvalidInput:
@@ -286,6 +351,10 @@ def fired_here(job_id: str) -> InvalidInput:
         f"Job {job_id} is fired by the embedded engine of this installation: reports are accepted of the jobs of an "
         "external engine alone."
     )
+
+
+def fired_elsewhere(job_id: str) -> InvalidInput:
+    return InvalidInput(f"Job {job_id} is fired by the scheduler of an external engine: it is changed there.")
 
 
 def object_name_taken(name: str) -> AlreadyExists:

@@ -36,7 +36,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def plan(job: Job, now: datetime) -> Plan:
-    standing = _standing(job)
+    standing = standing_of(job)
     firings: list[Firing] = []
     missed: schedule.Range | None = None
     room = job.max_concurrency - job.active_runs if job.is_enabled else 0
@@ -62,7 +62,7 @@ def plan(job: Job, now: datetime) -> Plan:
 
 def first_slot(job: Job) -> datetime | None:
     """The first slot after the job's last one, due or not."""
-    return schedule.next_slot(_standing(job))
+    return schedule.next_slot(standing_of(job))
 
 
 def run_id(job_id: str, slot: datetime) -> str:
@@ -70,7 +70,7 @@ def run_id(job_id: str, slot: datetime) -> str:
     return str(uuid5(UUID(job_id), slot.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")))
 
 
-def _standing(job: Job) -> schedule.Slot:
+def standing_of(job: Job) -> schedule.Slot:
     return schedule.Slot(
         trigger=job.trigger,
         time_zone=job.time_zone,

@@ -10,10 +10,16 @@ from shared.pipeline_spec import WireRuntimeConfig, WireRuntimeValue
 
 from . import store
 from .wire import (
+    PreviewQuery,
     WireExtendedJob,
+    WireFieldChange,
+    WireHistory,
     WireJob,
+    WireJobChange,
     WireJobs,
     WireMode,
+    WirePreview,
+    WireRevision,
 )
 
 _TAG: Final = "JobService"
@@ -29,10 +35,16 @@ _CREATE: Final = (
     """"trigger":{"cron_schedule":{"cron":"0 30 2 * * *"}},"pipeline_spec":{"workflow_manifest":"%s"}}'"""
 ) % _MANIFEST.replace('"', '\\"')
 _NEW: Final = captured("JOB", _CREATE) + "\n"
+_OURS: Final = f"{HOST}/apis/headrace/v1/jobs/$JOB"
 _ONE: Final = f"{HOST}{_COLLECTION}/$JOB"
 
 NAMES: Final = {
     WireExtendedJob: "headraceJob",
+    WireJobChange: "headraceJobChange",
+    WireFieldChange: "headraceFieldChange",
+    WireRevision: "headraceRevision",
+    WireHistory: "headraceJobHistory",
+    WirePreview: "headraceJobPreview",
     WireJobs: "apiListJobsResponse",
     WireMode: "JobMode",
     WireRuntimeConfig: "PipelineSpecRuntimeConfig",
@@ -122,6 +134,38 @@ OPERATIONS: Final = (
         tag=_TAG,
         summary="Shows a recurring run with what the original does not have.",
         answer=WireExtendedJob,
-        example=f"{_NEW}curl -sS {HOST}/apis/headrace/v1/jobs/$JOB",
+        example=f"{_NEW}curl -sS {_OURS}",
+    ),
+    Operation(
+        id="UpdateJob",
+        method="PATCH",
+        path=_EXTENDED,
+        tag=_TAG,
+        summary="Changes a recurring run; what is absent stays as it is, and so do runs that are alive.",
+        notes="A schedule that is changed counts from now on: it makes up for nothing that was before.",
+        body=WireJobChange,
+        body_example={"max_concurrency": "2", "missed": "latest"},
+        answer=WireExtendedJob,
+        example=f'{_NEW}curl -sS -X PATCH {_OURS} -d \'{{"time_zone":"Europe/Berlin"}}\'',
+    ),
+    Operation(
+        id="ListJobHistory",
+        method="GET",
+        path=f"{_EXTENDED}/history",
+        tag=_TAG,
+        summary="Tells who changed what of a recurring run and when, the newest change first.",
+        answer=WireHistory,
+        example=f"{_NEW}curl -sS {_OURS}/history",
+    ),
+    Operation(
+        id="PreviewJob",
+        method="GET",
+        path=f"{_EXTENDED}:preview",
+        tag=_TAG,
+        summary="Foresees the next slots of a recurring run, as if it were enabled.",
+        notes="`count` is 10 unless it is given, and 100 at most.",
+        query=PreviewQuery,
+        answer=WirePreview,
+        example=f"{_NEW}curl -sS '{_OURS}:preview?count=5'",
     ),
 )

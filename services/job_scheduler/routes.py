@@ -14,11 +14,24 @@ from shared.bearer import AgentToken
 from shared.errors import layer
 from shared.idempotency import Answers
 from shared.listing import ListRequest
-from shared.web import delete, get, post, reply
+from shared.web import delete, get, patch, post, reply
 
 from .domain import View
+from .extensions import Extensions
 from .usecases import Jobs
-from .wire import WireExtendedJob, WireJobs, extended, from_view, to_new_job, to_report
+from .wire import (
+    PreviewQuery,
+    WireExtendedJob,
+    WireJobChange,
+    WireJobs,
+    WirePreview,
+    extended,
+    from_revisions,
+    from_view,
+    to_change,
+    to_new_job,
+    to_report,
+)
 
 Req = Request[Any, Any, Any]
 
@@ -87,6 +100,25 @@ async def get_extended_job(job_id: FromPath[str], jobs: NamedDependency[Jobs]) -
     return reply(extended(await jobs.get(job_id)))
 
 
+@patch("/apis/headrace/v1/jobs/{job_id:str}")
+async def update_job(request: Req, job_id: FromPath[str], extensions: NamedDependency[Extensions]) -> Response[bytes]:
+    change = to_change(protojson.decode(await request.body(), WireJobChange))
+    with layer("Update job failed"):
+        return reply(extended(await extensions.update(job_id, change)))
+
+
+@get("/apis/headrace/v1/jobs/{job_id:str}/history")
+async def list_job_history(job_id: FromPath[str], extensions: NamedDependency[Extensions]) -> Response[bytes]:
+    return reply(from_revisions(await extensions.history(job_id)))
+
+
+@get("/apis/headrace/v1/jobs/{job_id:str}/:preview")
+async def preview_job(request: Req, job_id: FromPath[str], extensions: NamedDependency[Extensions]) -> Response[bytes]:
+    asked = protojson.query(PreviewQuery, request.scope["query_string"])
+    job, slots = await extensions.preview(job_id, asked.count)
+    return reply(WirePreview(slots=slots, time_zone=job.time_zone))
+
+
 def _encoded(view: View) -> bytes:
     return protojson.encode(from_view(view))
 
@@ -100,4 +132,7 @@ ROUTES = (
     disable_job,
     report_scheduled_workflow,
     get_extended_job,
+    update_job,
+    list_job_history,
+    preview_job,
 )

@@ -15,6 +15,7 @@ from shared.references import ResourceType as KeyType
 from .domain import (
     CronTrigger,
     EngineName,
+    FieldChange,
     Job,
     JobId,
     Missed,
@@ -24,6 +25,7 @@ from .domain import (
     PeriodicTrigger,
     Reference,
     Report,
+    Revision,
     Status,
     Trigger,
 )
@@ -201,11 +203,13 @@ async def set_next_slot(tx: Transaction, job_id: JobId, next_slot_at: datetime |
 
 
 async def delete(tx: Transaction, job_id: str) -> Job | None:
-    """Remove the job with its slots, and its mention in jobs that refer to it."""
+    """Remove the job with its slots and its history, and its mention in jobs that refer to it."""
     row = await tx.fetchrow(
         f"""
         with freed as (
             delete from slots where job_id = $1
+        ), forgotten as (
+            delete from revisions where job_id = $1
         ), unmentioned as (
             update jobs set
                 referred_job_id = null,
@@ -218,6 +222,83 @@ async def delete(tx: Transaction, job_id: str) -> Job | None:
         job_id,
     )
     return None if row is None else to_job(row)
+
+
+# Changes.
+
+
+async def now(connection: Connection) -> datetime:
+    at: datetime = await connection.fetchval("select clock_timestamp()")
+    return at
+
+
+async def update(tx: Transaction, job: Job) -> Job:
+    """The job with what may be changed of it, and where its schedule stands then."""
+    kind, cron, interval_seconds, starts_at, ends_at = _trigger_columns(job.trigger)
+    row = await tx.fetchrow(
+        f"""
+        update jobs set
+            name = $2, description = $3, max_concurrency = $4, no_catchup = $5, trigger_kind = $6, cron = $7,
+            interval_seconds = $8, starts_at = $9, ends_at = $10, time_zone = $11, missed = $12,
+            missed_window_seconds = $13, parameters = $14, last_slot = $15, next_slot_at = $16,
+            updated_at = clock_timestamp(), version = version + 1
+        where id = $1
+        returning {_COLUMNS}
+        """,  # noqa: S608
+        job.id,
+        job.name,
+        job.description,
+        job.max_concurrency,
+        job.no_catchup,
+        kind,
+        cron,
+        interval_seconds,
+        starts_at,
+        ends_at,
+        job.time_zone,
+        job.missed,
+        job.missed_window_seconds,
+        msgspec.json.encode(job.parameters).decode(),
+        job.last_slot,
+        job.next_slot_at,
+    )
+    assert row is not None, "the caller holds its lock"
+    return to_job(row)
+
+
+async def insert_revision(tx: Transaction, job: Job, changed_by: str, fields: Sequence[FieldChange], kept: int) -> None:
+    """As of the job's version. Of older ones only so many are kept."""
+    await tx.execute(
+        """
+        with old as (
+            delete from revisions where job_id = $1 and version <= (
+                select version from revisions where job_id = $1 order by version desc offset $5 - 1 limit 1
+            )
+        )
+        insert into revisions (job_id, version, changed_by, fields) values ($1, $2, $3, $4)
+        """,
+        job.id,
+        job.version,
+        changed_by,
+        msgspec.json.encode(fields).decode(),
+        kept,
+    )
+
+
+async def list_revisions(connection: Connection, job_id: str) -> tuple[Revision, ...]:
+    """The newest first."""
+    rows = await connection.fetch(
+        "select version, changed_at, changed_by, fields from revisions where job_id = $1 order by version desc", job_id
+    )
+    return tuple(
+        Revision(
+            version=row["version"],
+            changed_at=row["changed_at"],
+            changed_by=row["changed_by"],
+            fields=_field_changes(row["fields"]),
+        )
+        for row in rows
+    )
 
 
 # Slots. Whoever changes slots of a job holds the job's row first.
@@ -427,6 +508,7 @@ async def insert_manifest(connection: Connection, digest: str, body: str) -> Non
 # Rows.
 
 _references = msgspec.json.Decoder(tuple[Reference, ...]).decode
+_field_changes = msgspec.json.Decoder(tuple[FieldChange, ...]).decode
 _parameters = msgspec.json.Decoder(tuple[Parameter, ...]).decode
 
 

@@ -46,6 +46,7 @@ from .domain import (
     NewJob,
     ObjectName,
     OneOff,
+    Parameter,
     PeriodicTrigger,
     Reference,
     Relationship,
@@ -105,12 +106,12 @@ class Jobs:
             version = await self._check_source(asked)
             domain.check_parameters_size(asked.parameters)
             domain.check_max_concurrency(asked.max_concurrency)
-            _check_trigger(asked.trigger)
-            _check_zone(asked.time_zone)
+            check_trigger(asked.trigger)
+            check_zone(asked.time_zone)
             domain.check_missed_window(asked.missed_window_seconds)
         with layer("Create job failed"):
             text, digest = await self._manifest(asked, version)
-            checked = await self._checked(asked, digest)
+            checked = await self.check_parameters(asked.parameters, digest)
             experiment = await self._experiment(asked.experiment_id)
             with layer("Unable to convert resource references."):
                 references = await self._references(asked, version, experiment)
@@ -152,7 +153,7 @@ class Jobs:
 
     async def follow(self, report: Report) -> None:
         """What the scheduler of an external engine says of a job is so (section 12.4); of other jobs it is refused."""
-        _check_trigger(report.trigger)
+        check_trigger(report.trigger)
         try:
             async with self._database.transaction() as tx:
                 before = await store.lock(tx, report.job_id)
@@ -219,9 +220,9 @@ class Jobs:
                 raise domain.manifest_gone(asked.name)
         return text, version.manifest_digest
 
-    async def _checked(self, asked: NewJob, digest: str) -> ManifestAnswer:
+    async def check_parameters(self, parameters: tuple[Parameter, ...], digest: str) -> ManifestAnswer:
         """What the run service says about the manifest; whether it can run is told by a later check."""
-        request = ManifestRequest(manifest_digest=digest, parameters=tuple(each.name for each in asked.parameters))
+        request = ManifestRequest(manifest_digest=digest, parameters=tuple(each.name for each in parameters))
         checked = await self._bus.ask(CHECK_MANIFEST, request, within_seconds=self._installation.check_seconds)
         if checked.malformation:
             raise domain.not_our_kind(checked.malformation)
@@ -320,7 +321,7 @@ class Jobs:
             trigger=asked.trigger,
             time_zone=asked.time_zone or self._installation.time_zone,
             missed=asked.missed,
-            missed_window_seconds=asked.missed_window_seconds,
+            missed_window_seconds=asked.missed_window_seconds or None,
             experiment_id=experiment.id,
             namespace=self._installation.namespace,
             references=tuple(sorted(references, key=lambda reference: reference.type.value)),
@@ -382,7 +383,7 @@ class Jobs:
         await wake_tickers(self._bus)
 
 
-def _check_trigger(trigger: Trigger) -> None:
+def check_trigger(trigger: Trigger) -> None:
     match trigger:
         case CronTrigger(cron=text):
             try:
@@ -395,7 +396,7 @@ def _check_trigger(trigger: Trigger) -> None:
             pass
 
 
-def _check_zone(name: str) -> None:
+def check_zone(name: str) -> None:
     try:
         cron.find_zone(name or "UTC")
     except cron.UnknownZone as error:

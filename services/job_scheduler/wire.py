@@ -19,6 +19,7 @@ from .domain import (
     AskedReference,
     CronTrigger,
     Job,
+    JobChange,
     Missed,
     NewJob,
     ObjectName,
@@ -27,6 +28,7 @@ from .domain import (
     PeriodicTrigger,
     Reference,
     Report,
+    Revision,
     Status,
     Trigger,
     View,
@@ -86,11 +88,51 @@ class WireExtendedJob(WireJob, frozen=True, kw_only=True):
 
     time_zone: str = ""
     missed: Missed | None = None
-    missed_window_seconds: int | None = None
+    missed_window_seconds: int = 0
     next_slot_at: datetime | None = None
     """Read only, as are all that follow."""
     last_slot_at: datetime | None = None
     runs_made: Int64 = 0
+
+
+class WireJobChange(msgspec.Struct, frozen=True, kw_only=True):
+    """What is absent stays as it is."""
+
+    name: str | None = None
+    description: str | None = None
+    max_concurrency: Int64 | None = None
+    no_catchup: bool | None = None
+    trigger: WireTrigger | None = None
+    time_zone: str | None = None
+    missed: Missed | None = None
+    missed_window_seconds: int | None = None
+    parameters: tuple[WireParameter, ...] | None = None
+
+
+class WireFieldChange(msgspec.Struct, frozen=True, kw_only=True):
+    field: str = ""
+    before: str = ""
+    after: str = ""
+
+
+class WireRevision(msgspec.Struct, frozen=True, kw_only=True):
+    version: Int64 = 0
+    changed_at: datetime | None = None
+    changed_by: str = ""
+    fields: tuple[WireFieldChange, ...] = ()
+
+
+class WireHistory(msgspec.Struct, frozen=True, kw_only=True):
+    revisions: tuple[WireRevision, ...] = ()
+
+
+class PreviewQuery(msgspec.Struct, frozen=True, kw_only=True):
+    count: int = 0
+
+
+class WirePreview(msgspec.Struct, frozen=True, kw_only=True):
+    slots: tuple[datetime, ...] = ()
+    time_zone: str = ""
 
 
 class WireJobs(msgspec.Struct, frozen=True, kw_only=True):
@@ -219,10 +261,40 @@ def extended(view: View) -> WireExtendedJob:
         **msgspec.structs.asdict(from_view(view)),
         time_zone=job.time_zone,
         missed=job.missed,
-        missed_window_seconds=job.missed_window_seconds,
+        missed_window_seconds=job.missed_window_seconds or 0,
         next_slot_at=job.next_slot_at,
         last_slot_at=job.last_slot,
         runs_made=job.last_index,
+    )
+
+
+def to_change(wire: WireJobChange) -> JobChange:
+    return JobChange(
+        name=wire.name,
+        description=wire.description,
+        max_concurrency=wire.max_concurrency,
+        no_catchup=wire.no_catchup,
+        trigger=None if wire.trigger is None else _to_trigger(wire.trigger),
+        time_zone=wire.time_zone,
+        missed=wire.missed,
+        missed_window_seconds=wire.missed_window_seconds,
+        parameters=None
+        if wire.parameters is None
+        else tuple(Parameter(name=each.name, value=each.value) for each in wire.parameters),
+    )
+
+
+def from_revisions(revisions: tuple[Revision, ...]) -> WireHistory:
+    return WireHistory(
+        revisions=tuple(
+            WireRevision(
+                version=each.version,
+                changed_at=each.changed_at,
+                changed_by=each.changed_by,
+                fields=tuple(WireFieldChange(**msgspec.structs.asdict(field)) for field in each.fields),
+            )
+            for each in revisions
+        )
     )
 
 

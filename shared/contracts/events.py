@@ -198,6 +198,12 @@ JOB_DISABLED = FactKind(
     JobState,
     says="A recurring run fires no more. Runs that it has made go on.",
 )
+JOB_UPDATED = FactKind(
+    "job-scheduler",
+    "updated",
+    JobState,
+    says="A recurring run was changed in place. Runs that are alive stay as they are.",
+)
 JOB_DELETED = FactKind(
     "job-scheduler",
     "deleted",

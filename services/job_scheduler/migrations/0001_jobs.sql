@@ -99,6 +99,17 @@ create table slots (
 
 create index slots_open_idx on slots (checked_at) where ended_at is null;
 
+-- What somebody changed of a job at once, each with the job's version since then. The newest are kept for each job.
+create table revisions (
+    job_id     text        not null,
+    version    bigint      not null,
+    changed_at timestamptz not null default clock_timestamp(),
+    changed_by text        not null,
+    -- Field, before and after.
+    fields     jsonb       not null,
+    constraint revisions_pkey primary key (job_id, version)
+);
+
 -- Each distinct manifest once, for replies. Immutable; no foreign key: every creation would lock the popular row.
 create table manifests (
     digest text not null,

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, time, timedelta
+from itertools import pairwise
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import msgspec
-import pytest
 
+from services.job_scheduler.domain import EngineName
+from services.job_scheduler.extensions import REVISIONS_KEPT
 from shared.contracts import events
 from shared.contracts.states import MissedState
 from tests.component.job_scheduler.conftest import JOB, World
@@ -52,19 +56,18 @@ async def test_the_installation_says_which_zone_is_meant_where_a_job_names_none(
     assert shown["next_slot_at"].endswith("T21:00:00Z")
 
 
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"time_zone": "Mars/Olympus"}, "Unknown time zone: Mars/Olympus."),
-        ({"missed_window_seconds": 0}, "The window for missed slots is out of range."),
-        ({"missed_window_seconds": 2**31 - 1}, "The window for missed slots is out of range."),
-        ({"missed": "some"}, "some"),
-    ],
-)
-async def test_what_cannot_be_meant_is_refused(world: World, fields: dict[str, Any], message: str) -> None:
-    status, body = await world.client.refused("POST", "/jobs", {**JOB, **fields})
-    assert status == 400
-    assert message in body["error"]
+UNTHINKABLE: list[tuple[dict[str, Any], str]] = [
+    ({"time_zone": "Mars/Olympus"}, "Unknown time zone: Mars/Olympus."),
+    ({"missed_window_seconds": -1}, "The window for missed slots is out of range."),
+    ({"missed_window_seconds": 2**31 - 1}, "The window for missed slots is out of range."),
+    ({"missed": "some"}, "some"),
+]
+
+
+async def test_what_cannot_be_meant_is_refused(world: World) -> None:
+    for fields, message in UNTHINKABLE:
+        status, body = await world.client.refused("POST", "/jobs", {**JOB, **fields})
+        assert (status, message in body["error"]) == (400, True), body
     assert await world.database.fetchval("select count(*) from jobs") == 0
 
 
@@ -102,3 +105,169 @@ async def test_a_window_lets_the_young_ones_among_the_missed_be_made_up_for(worl
     (missed,) = await told(world, job["id"])
     assert missed.last < triggers[0].slot
     assert missed.count == (missed.last - missed.first).total_seconds() + 1 > 300_000_000
+
+
+# Previews.
+
+
+async def preview(world: World, job_id: str, query: str = "") -> Any:
+    answer = await world.replica.call("GET", f"{JOBS}/{job_id}:preview{query}")
+    assert answer.status == 200, answer.body
+    return answer.json
+
+
+async def test_the_next_slots_are_foreseen_in_the_jobs_zone_whether_it_is_enabled_or_not(world: World) -> None:
+    job = await world.create(trigger=NIGHTLY, time_zone="Asia/Tokyo")
+    foreseen = await preview(world, job["id"], "?count=3")
+    assert foreseen["time_zone"] == "Asia/Tokyo"
+    slots = [datetime.fromisoformat(each) for each in foreseen["slots"]]
+    assert [each.astimezone(ZoneInfo("Asia/Tokyo")).time() for each in slots] == [time(2, 30)] * 3
+    assert [after - before for before, after in pairwise(slots)] == [timedelta(days=1)] * 2
+    assert foreseen["slots"][0] == (await world.extended(job["id"]))["next_slot_at"]
+    assert len((await preview(world, job["id"]))["slots"]) == 10
+
+
+async def test_a_preview_begins_with_what_would_be_made_up_for(world: World) -> None:
+    job = await job_of(world, enabled=False, trigger=periodic(slots=5), missed="all")
+    other = await job_of(world, enabled=False, trigger=periodic(slots=5), missed="none")
+    assert (await preview(world, job["id"]))["slots"] == [f"{slot(nth):%Y-%m-%dT%H:%M:%SZ}" for nth in range(1, 6)]
+    assert "slots" not in await preview(world, other["id"])
+
+
+async def test_nobody_foresees_more_than_a_hundred_slots(world: World) -> None:
+    job = await world.create()
+    for count in ("101", "-1"):
+        answer = await world.client.call("GET", f"{JOBS}/{job['id']}:preview?count={count}")
+        assert answer.status == 400
+        assert answer.json["error"].endswith(f"The number of slots is out of range. Support 1-100. Received {count}.")
+
+
+# Changes.
+
+
+async def change(world: World, job_id: str, **fields: Any) -> Any:
+    answer = await world.replica.call("PATCH", f"{JOBS}/{job_id}", json=fields)
+    assert answer.status == 200, answer.body
+    return answer.json
+
+
+async def history(world: World, job_id: str) -> list[Any]:
+    answer = await world.client.call("GET", f"{JOBS}/{job_id}/history")
+    assert answer.status == 200, answer.body
+    return list(answer.json.get("revisions", []))
+
+
+async def test_what_is_changed_of_a_job_is_changed_in_place_and_remembered(world: World) -> None:
+    job = await world.create(name="old", trigger=NIGHTLY)
+    assert await history(world, job["id"]) == []
+    before = await world.extended(job["id"])
+
+    after = await change(
+        world, job["id"], name="new", max_concurrency="3", parameters=[{"name": "greeting", "value": "ho"}]
+    )
+    assert after == await world.extended(job["id"])
+    assert (after["id"], after["name"], after["max_concurrency"]) == (job["id"], "new", "3")
+    assert after["pipeline_spec"]["parameters"] == [{"name": "greeting", "value": "ho"}]
+    # The schedule is as it was.
+    assert after["next_slot_at"] == before["next_slot_at"]
+
+    await change(world, job["id"], missed="none", missed_window_seconds=90)
+    newest, oldest = await history(world, job["id"])
+    assert newest["fields"] == [
+        {"field": "missed", "before": "null", "after": "none"},
+        {"field": "missed_window_seconds", "before": "null", "after": "90"},
+    ]
+    assert oldest["fields"] == [
+        {"field": "name", "before": "old", "after": "new"},
+        {"field": "max_concurrency", "before": "1", "after": "3"},
+        {"field": "parameters", "before": "[]", "after": '[{"name":"greeting","value":"ho"}]'},
+    ]
+    assert (oldest["version"], newest["version"]) == ("2", "3")
+    assert newest["changed_at"] >= oldest["changed_at"]
+    assert await world.facts(job["id"]) == ["created", "updated", "updated"]
+
+
+async def test_a_change_that_changes_nothing_is_none(world: World) -> None:
+    job = await world.create(trigger=NIGHTLY)
+    before = await world.extended(job["id"])
+    assert await change(world, job["id"], name=job["name"], trigger=NIGHTLY) == before
+    assert await change(world, job["id"]) == before
+    assert await history(world, job["id"]) == []
+    assert await world.facts(job["id"]) == ["created"]
+
+
+async def test_what_a_job_says_of_missed_slots_can_be_taken_back(world: World) -> None:
+    job = await world.create(missed="latest", missed_window_seconds=90)
+    after = await change(world, job["id"], no_catchup=True, missed_window_seconds=0)
+    assert not {"missed", "missed_window_seconds"} & set(after)
+    assert after["no_catchup"] is True
+
+
+async def test_a_changed_schedule_counts_from_the_change_on(world: World) -> None:
+    job = await job_of(world, enabled=False, trigger=periodic(slots=5))
+    hourly = {"cron_schedule": {"cron": "0 0 * * * *", "start_time": "2000-01-01T00:00:00Z"}}
+    after = await change(world, job["id"], trigger=hourly)
+    next_slot = datetime.fromisoformat(after["next_slot_at"])
+    assert timedelta(0) < next_slot - datetime.now(UTC) <= timedelta(hours=1)
+    await world.client.post(f"/jobs/{job['id']}/enable")
+    assert await is_quiet(world, job["id"])
+    assert await world.triggers(job["id"]) == []
+    assert await world.facts(job["id"]) == ["created", "updated", "enabled"]
+
+
+async def test_a_change_wakes_who_waits_for_a_later_slot_and_leaves_runs_that_are_alive_alone(world: World) -> None:
+    job = await job_of(world, trigger=periodic(slots=1), max_concurrency="1")
+    await world.triggered(job["id"], 1)
+    await change(world, job["id"], max_concurrency="5", trigger={"periodic_schedule": {"interval_second": "1"}})
+    first, second, third = await world.triggered(job["id"], 3)
+    assert (first.slot, first.index) == (slot(1), 1)
+    assert third.slot - second.slot == timedelta(seconds=1)
+    assert [second.index, third.index] == [2, 3]
+    assert (await world.row(job["id"]))["active_runs"] >= 3
+
+
+UNCHANGEABLE: list[tuple[dict[str, Any], str]] = [
+    *UNTHINKABLE,
+    ({"max_concurrency": "11"}, "The max concurrency of the job is out of range."),
+    ({"trigger": {}}, "A job that has been created keeps a trigger"),
+    ({"trigger": {"cron_schedule": {"cron": "x"}}}, "Schedule cron is not a supported format"),
+    ({"trigger": {"periodic_schedule": {}}}, "Found invalid period schedule interval 0."),
+    ({"parameters": [{"name": "unknown"}]}, "Unrecognized input parameter: unknown"),
+    ({"parameters": [{"name": "greeting", "value": "x" * 20_000}]}, "exceed maximum size"),
+    ({"name": "n" * 2001}, "The job name is longer than"),
+]
+
+
+async def test_a_change_that_cannot_be_meant_changes_nothing(world: World) -> None:
+    job = await world.create(trigger=NIGHTLY)
+    before = await world.extended(job["id"])
+    for fields, message in UNCHANGEABLE:
+        answer = await world.client.call("PATCH", f"{JOBS}/{job['id']}", json={"description": "new", **fields})
+        assert (answer.status, message in answer.json["error"]) == (400, True), answer.json
+    assert await world.extended(job["id"]) == before
+
+
+async def test_nobody_changes_a_job_that_is_unknown_or_fired_elsewhere(world: World) -> None:
+    for method, path in (("PATCH", "nobody"), ("GET", "nobody/history"), ("GET", "nobody:preview")):
+        answer = await world.client.call(method, f"{JOBS}/{path}", json={} if method == "PATCH" else None)
+        assert (answer.status, "Job nobody not found." in answer.json["error"]) == (404, True)
+    elsewhere = await world.start_replica(engine=EngineName.EXTERNAL)
+    job = await elsewhere.post("/jobs", JOB)
+    answer = await world.client.call("PATCH", f"{JOBS}/{job['id']}", json={"name": "new"})
+    assert answer.status == 400
+    assert "fired by the scheduler of an external engine" in answer.json["error"]
+
+
+async def test_a_history_is_of_the_newest_changes_and_goes_with_its_job(world: World) -> None:
+    job = await world.create()
+    await world.database.execute(
+        "insert into revisions (job_id, version, changed_by, fields) select $1, -nth, '', '[]' "
+        "from generate_series(1, 150) as nth",
+        job["id"],
+    )
+    await change(world, job["id"], description="new")
+    revisions = await history(world, job["id"])
+    assert len(revisions) == REVISIONS_KEPT
+    assert revisions[0]["version"] == "2"
+    await world.client.delete(f"/jobs/{job['id']}")
+    assert await world.database.fetchval("select count(*) from revisions") == 0

@@ -204,6 +204,7 @@ PUBLISHED = {
     "kfp.job-scheduler.enabled.v1": JobState,
     "kfp.job-scheduler.missed.v1": MissedState,
     "kfp.job-scheduler.triggered.v1": TriggerState,
+    "kfp.job-scheduler.updated.v1": JobState,
     "kfp.metrics.reported.v1": MetricsState,
     "kfp.pipeline-registry.created.v1": PipelineState,
     "kfp.pipeline-registry.default-changed.v1": PipelineState,

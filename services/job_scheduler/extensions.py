@@ -1,0 +1,94 @@
+"""The verbs that the original API does not have, beside `usecases.py`, the verbs of the API."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import msgspec
+
+from shared.bus import Bus
+from shared.contracts import events
+from shared.database import Database, Transaction
+from shared.identity import caller_subject
+from shared.outbox import Outbox
+
+from . import domain, firing, schedule, store
+from .domain import EngineName, FieldChange, Job, JobChange, Revision, View
+from .usecases import Jobs, check_trigger, check_zone, to_state, wake_tickers
+
+REVISIONS_KEPT = 100
+"""How many changes of a job are remembered."""
+MOST_FORESEEN = 100
+"""How many slots are foreseen at once."""
+
+_USUALLY_FORESEEN = 10
+_RESCHEDULING = frozenset({"trigger", "time_zone"})
+
+
+class Extensions:
+    def __init__(self, database: Database, outbox: Outbox, bus: Bus, jobs: Jobs) -> None:
+        self._database = database
+        self._outbox = outbox
+        self._bus = bus
+        self._jobs = jobs
+
+    async def preview(self, job_id: str, count: int) -> tuple[Job, tuple[datetime, ...]]:
+        """The next slots that fire, as if the job were enabled; 0 is a usual number of them."""
+        domain.check_foreseen(count, MOST_FORESEEN)
+        job = await self._get(job_id)
+        now = await store.now(self._database)
+        return job, schedule.preview(firing.standing_of(job), now, count or _USUALLY_FORESEEN)
+
+    async def update(self, job_id: str, change: JobChange) -> View:
+        """Runs that are alive go on as they are. A schedule that is changed counts from now on: what is due by the
+        former one is not fired any more, and nothing is made up for by the new one."""
+        await self._check(await self._get(job_id), change)
+        async with self._database.transaction() as tx:
+            before = await store.lock(tx, job_id)
+            if before is None:
+                raise domain.unknown(job_id)
+            after = domain.changed(before, change)
+            fields = domain.differences(before, after)
+            if fields:
+                await self._write(tx, after, fields)
+        return await self._jobs.get(job_id)
+
+    async def history(self, job_id: str) -> tuple[Revision, ...]:
+        """The newest change first."""
+        await self._get(job_id)
+        return await store.list_revisions(self._database, job_id)
+
+    async def _check(self, job: Job, change: JobChange) -> None:
+        if job.engine is EngineName.EXTERNAL:
+            raise domain.fired_elsewhere(job.id)
+        if change.name is not None:
+            domain.check_name(change.name)
+        if change.max_concurrency is not None:
+            domain.check_max_concurrency(change.max_concurrency)
+        if change.trigger is not None:
+            domain.check_is_scheduled(change.trigger)
+            check_trigger(change.trigger)
+        if change.time_zone is not None:
+            check_zone(change.time_zone)
+        domain.check_missed_window(change.missed_window_seconds)
+        if change.parameters is not None:
+            domain.check_parameters_size(change.parameters)
+            await self._jobs.check_parameters(change.parameters, job.manifest_digest)
+
+    async def _write(self, tx: Transaction, job: Job, fields: tuple[FieldChange, ...]) -> None:
+        if _RESCHEDULING & {each.field for each in fields}:
+            now = (await store.now(tx)).astimezone(UTC).replace(microsecond=0)
+            job = msgspec.structs.replace(job, last_slot=max(now, job.last_slot or now))
+        job = await store.update(tx, msgspec.structs.replace(job, next_slot_at=firing.first_slot(job)))
+        await store.insert_revision(tx, job, caller_subject(), fields, REVISIONS_KEPT)
+        await self._outbox.add(tx, events.JOB_UPDATED, to_state(job))
+        tx.after_commit(self._wake)
+
+    async def _wake(self) -> None:
+        await wake_tickers(self._bus)
+
+    async def _get(self, job_id: str) -> Job:
+        job = await store.find(self._database, job_id)
+        if job is None:
+            raise domain.unknown(job_id)
+        return job
