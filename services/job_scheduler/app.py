@@ -43,13 +43,20 @@ def create_app(settings: Settings) -> Service:
             namespace=settings.namespace,
             engine=settings.engine,
             time_zone=settings.cron_schedule_timezone,
+            shortest_interval_seconds=settings.shortest_interval_seconds,
             ask_seconds=settings.ask_seconds,
             check_seconds=settings.check_seconds,
             applied_wait_seconds=settings.applied_wait_seconds,
         ),
     )
 
-    extensions = Extensions(plumbing.database, plumbing.outbox, plumbing.bus, jobs)
+    extensions = Extensions(
+        plumbing.database,
+        plumbing.outbox,
+        plumbing.bus,
+        jobs,
+        shortest_interval_seconds=settings.shortest_interval_seconds,
+    )
     slots = Slots(plumbing.database, plumbing.outbox, plumbing.bus, ask_seconds=settings.ask_seconds)
     woken = asyncio.Event()
 

@@ -311,6 +311,14 @@ def unknown_zone(name: str) -> InvalidInput:
     return InvalidInput(f"Unknown time zone: {name}. The IANA database has names such as Europe/Berlin.")
 
 
+def check_interval_floor(seconds: int | None, floor_seconds: int) -> None:
+    if seconds is not None and seconds < floor_seconds:
+        raise InvalidInput(
+            f"The schedule has slots {seconds} seconds apart. This installation takes none that are closer than "
+            f"{floor_seconds} seconds."
+        )
+
+
 def check_foreseen(count: int, most: int) -> None:
     if not 0 <= count <= most:
         raise InvalidInput(f"The number of slots is out of range. Support 1-{most}. Received {count}.")

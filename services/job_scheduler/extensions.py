@@ -26,11 +26,14 @@ _RESCHEDULING = frozenset({"trigger", "time_zone"})
 
 
 class Extensions:
-    def __init__(self, database: Database, outbox: Outbox, bus: Bus, jobs: Jobs) -> None:
+    def __init__(
+        self, database: Database, outbox: Outbox, bus: Bus, jobs: Jobs, *, shortest_interval_seconds: int
+    ) -> None:
         self._database = database
         self._outbox = outbox
         self._bus = bus
         self._jobs = jobs
+        self._shortest_interval_seconds = shortest_interval_seconds
 
     async def preview(self, job_id: str, count: int) -> tuple[Job, tuple[datetime, ...]]:
         """The next slots that fire, as if the job were enabled; 0 is a usual number of them."""
@@ -67,7 +70,7 @@ class Extensions:
             domain.check_max_concurrency(change.max_concurrency)
         if change.trigger is not None:
             domain.check_is_scheduled(change.trigger)
-            check_trigger(change.trigger)
+            check_trigger(change.trigger, self._shortest_interval_seconds)
         if change.time_zone is not None:
             check_zone(change.time_zone)
         domain.check_missed_window(change.missed_window_seconds)

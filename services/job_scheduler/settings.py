@@ -23,6 +23,8 @@ class Settings(ServiceSettings, frozen=True, kw_only=True):
     cron_schedule_timezone: str = "UTC"
     """In which cron expressions of new jobs are read that name no zone themselves; the original's
     `CRON_SCHEDULE_TIMEZONE`. Jobs keep theirs when this changes."""
+    shortest_interval_seconds: int = 1
+    """How close the slots of a job may be to one another, for jobs that are created or changed from now on."""
     agent_token_sha256: str = ""
     """The SHA-256 of that agent's token. Empty: nobody reports."""
     ask_seconds: float = 2.0

@@ -36,7 +36,7 @@ from shared.listing import ListRequest, Page
 from shared.outbox import Outbox
 from shared.subscriptions import until_published_and_applied
 
-from . import cron, domain, firing, store
+from . import cron, domain, firing, schedule, store
 from .domain import (
     AskedReference,
     CronTrigger,
@@ -83,6 +83,7 @@ class Installation(msgspec.Struct, frozen=True, kw_only=True):
     namespace: str
     engine: EngineName
     time_zone: str
+    shortest_interval_seconds: int
     ask_seconds: float
     check_seconds: float
     applied_wait_seconds: float
@@ -106,7 +107,7 @@ class Jobs:
             version = await self._check_source(asked)
             domain.check_parameters_size(asked.parameters)
             domain.check_max_concurrency(asked.max_concurrency)
-            check_trigger(asked.trigger)
+            check_trigger(asked.trigger, self._installation.shortest_interval_seconds)
             check_zone(asked.time_zone)
             domain.check_missed_window(asked.missed_window_seconds)
         with layer("Create job failed"):
@@ -153,7 +154,7 @@ class Jobs:
 
     async def follow(self, report: Report) -> None:
         """What the scheduler of an external engine says of a job is so (section 12.4); of other jobs it is refused."""
-        check_trigger(report.trigger)
+        check_trigger(report.trigger, 0)
         try:
             async with self._database.transaction() as tx:
                 before = await store.lock(tx, report.job_id)
@@ -383,7 +384,7 @@ class Jobs:
         await wake_tickers(self._bus)
 
 
-def check_trigger(trigger: Trigger) -> None:
+def check_trigger(trigger: Trigger, shortest_interval_seconds: int) -> None:
     match trigger:
         case CronTrigger(cron=text):
             try:
@@ -394,6 +395,8 @@ def check_trigger(trigger: Trigger) -> None:
             domain.check_interval(seconds)
         case OneOff():
             pass
+    if shortest_interval_seconds > 1:
+        domain.check_interval_floor(schedule.shortest_interval_seconds(trigger), shortest_interval_seconds)
 
 
 def check_zone(name: str) -> None:

@@ -271,3 +271,16 @@ async def test_a_history_is_of_the_newest_changes_and_goes_with_its_job(world: W
     assert revisions[0]["version"] == "2"
     await world.client.delete(f"/jobs/{job['id']}")
     assert await world.database.fetchval("select count(*) from revisions") == 0
+
+
+async def test_an_operator_says_how_close_slots_may_be(world: World) -> None:
+    strict = await world.start_replica(shortest_interval_seconds=60)
+    too_close = {"trigger": {"cron_schedule": {"cron": "*/30 * * * * *"}}}
+    refusal = "The schedule has slots 30 seconds apart. This installation takes none that are closer than 60 seconds."
+    status, body = await strict.refused("POST", "/jobs", {**JOB, **too_close})
+    assert status == 400
+    assert body["error"].endswith(refusal)
+    job = await strict.post("/jobs", {**JOB, "trigger": {"cron_schedule": {"cron": "0 * * * * *"}}})
+    answer = await strict.call("PATCH", f"{JOBS}/{job['id']}", json=too_close)
+    assert answer.status == 400
+    assert refusal in answer.json["error"]
