@@ -32,6 +32,7 @@ ObjectName = NewType("ObjectName", str)
 """What Kubernetes would call the scheduler object. The names of a job's workflows start with it."""
 
 MOST_CONCURRENT = 10
+MOST_FAILURES = 1000
 LONGEST_WINDOW_SECONDS = 10 * 366 * 86_400
 
 _NAME_LETTERS = "bcdfghjklmnpqrstvwxz2456789"
@@ -100,6 +101,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     missed: Missed | None = None
     """None: as `no_catchup` says."""
     missed_window_seconds: int | None = None
+    pause_on_failures: int = 0
+    """After how many failed runs in a row it is disabled; 0 is never."""
     experiment_id: str
     namespace: str
     references: tuple[Reference, ...]
@@ -123,6 +126,10 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     active_runs: int = 0
     error: str = ""
     """Why the last slot has no run."""
+    failures: int = 0
+    """How many runs have failed in a row, in the order of their ends."""
+    pause_reason: str = ""
+    """Why it was disabled by itself."""
     version: int = 1
     created_by: str = ""
     created_at: datetime
@@ -152,6 +159,7 @@ class NewJob(Asked, frozen=True, kw_only=True):
     """Empty: that of the installation."""
     missed: Missed | None = None
     missed_window_seconds: int | None = None
+    pause_on_failures: int = 0
 
 
 class JobChange(msgspec.Struct, frozen=True, kw_only=True):
@@ -166,6 +174,7 @@ class JobChange(msgspec.Struct, frozen=True, kw_only=True):
     missed: Missed | None = None
     missed_window_seconds: int | None = None
     """0 takes it away."""
+    pause_on_failures: int | None = None
     parameters: tuple[Parameter, ...] | None = None
 
 
@@ -309,6 +318,18 @@ def check_missed_window(seconds: int | None) -> None:
 
 def unknown_zone(name: str) -> InvalidInput:
     return InvalidInput(f"Unknown time zone: {name}. The IANA database has names such as Europe/Berlin.")
+
+
+def check_pause_on_failures(number: int) -> None:
+    if not 0 <= number <= MOST_FAILURES:
+        raise InvalidInput(
+            f"The number of failures to pause on is out of range. Support 0-{MOST_FAILURES}. Received {number}."
+        )
+
+
+def pause_reason(failures: int, run_id: str) -> str:
+    runs = "its last run has failed" if failures == 1 else f"its last {failures} runs have failed"
+    return f"Disabled, because {runs}. The last one is {run_id}."
 
 
 def check_interval_floor(seconds: int | None, floor_seconds: int) -> None:

@@ -74,6 +74,7 @@ class Extensions:
         if change.time_zone is not None:
             check_zone(change.time_zone)
         domain.check_missed_window(change.missed_window_seconds)
+        domain.check_pause_on_failures(change.pause_on_failures or 0)
         if change.parameters is not None:
             domain.check_parameters_size(change.parameters)
             await self._jobs.check_parameters(change.parameters, job.manifest_digest)

@@ -13,7 +13,7 @@ from uuid import UUID
 from shared.bus import Bus
 from shared.contracts import events, states
 from shared.contracts.questions import GET_RUN, ById
-from shared.contracts.states import MissedState, ParameterValue, RunState, TriggerState
+from shared.contracts.states import MissedState, ParameterValue, RunState, RunStatus, TriggerState
 from shared.database import Database, Transaction
 from shared.errors import NotFound
 from shared.macros import Occasion, expand
@@ -25,7 +25,7 @@ from . import domain, firing, store
 from .domain import Job, ResourceType
 from .firing import Firing, Plan
 from .schedule import Range
-from .usecases import wake_tickers
+from .usecases import to_state, wake_tickers
 
 SLOTS_KEPT = 100
 """How many slots of a job are remembered beyond those that are open."""
@@ -61,7 +61,10 @@ class Slots:
         """A run is over, or gone."""
         if run.job_id is None or run.scheduled_at is None:
             return
-        if await store.close_slot(tx, run.job_id, run.scheduled_at, run.id, run.version):
+        is_due_earlier = await store.close_slot(tx, run.job_id, run.scheduled_at, run.id, run.version)
+        if is_due_earlier is not None and not run.is_deleted:
+            await self._count(tx, run.job_id, run)
+        if is_due_earlier:
             tx.after_commit(self._wake)
 
     async def occupy(self, tx: Transaction, run: RunState) -> None:
@@ -105,6 +108,17 @@ class Slots:
                 _log.warning("the slot %s of job %s was freed without a fact", slot.slot.isoformat(), slot.job_id)
                 freed += 1
         return freed
+
+    async def _count(self, tx: Transaction, job_id: str, run: RunState) -> None:
+        """A job may want to rest when its runs fail one after the other."""
+        if run.status not in (RunStatus.FAILED, RunStatus.ERROR):
+            await store.forget_failures(tx, job_id)
+            return
+        job = await store.count_failure(tx, job_id)
+        if job is None or not job.is_enabled or not 0 < job.pause_on_failures <= job.failures:
+            return
+        job = await store.pause(tx, job.id, domain.pause_reason(job.failures, run.id))
+        await self._outbox.add(tx, events.JOB_DISABLED, to_state(job))
 
     async def _over_at_version(self, run_id: str) -> int | None:
         """`_ALIVE` where the run is not over, None where nobody knows it."""

@@ -34,10 +34,10 @@ OBJECT_NAME_KEY = "jobs_object_name_key"
 
 _COLUMNS = (
     "id, object_name, name, description, is_enabled, no_catchup, max_concurrency, trigger_kind, cron, "
-    "interval_seconds, starts_at, ends_at, time_zone, missed, missed_window_seconds, experiment_id, namespace, "
-    "resource_references, pipeline_id, pipeline_name, pipeline_version_id, referred_job_id, service_account, "
-    "parameters, manifest_digest, engine, reported_status, next_slot_at, last_slot, last_index, active_runs, error, "
-    "version, created_by, created_at, updated_at"
+    "interval_seconds, starts_at, ends_at, time_zone, missed, missed_window_seconds, pause_on_failures, "
+    "experiment_id, namespace, resource_references, pipeline_id, pipeline_name, pipeline_version_id, "
+    "referred_job_id, service_account, parameters, manifest_digest, engine, reported_status, next_slot_at, last_slot, "
+    "last_index, active_runs, error, failures, pause_reason, version, created_by, created_at, updated_at"
 )
 
 _PIPELINE_ID = Column("coalesce(pipeline_id, '')")
@@ -85,10 +85,10 @@ async def insert(tx: Transaction, job: Job) -> Job:
             id, object_name, name, description, is_enabled, no_catchup, max_concurrency, trigger_kind, cron,
             interval_seconds, starts_at, ends_at, experiment_id, namespace, resource_references, pipeline_id,
             pipeline_name, pipeline_version_id, referred_job_id, service_account, parameters, manifest_digest, engine,
-            created_by, time_zone, missed, missed_window_seconds, created_at, updated_at
+            created_by, time_zone, missed, missed_window_seconds, pause_on_failures, created_at, updated_at
         )
         select $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22,
-            $23, $24, $25, $26, $27, now, now
+            $23, $24, $25, $26, $27, $28, now, now
         from now
         returning {_COLUMNS}
         """,  # noqa: S608
@@ -119,6 +119,7 @@ async def insert(tx: Transaction, job: Job) -> Job:
         job.time_zone,
         job.missed,
         job.missed_window_seconds,
+        job.pause_on_failures,
     )
     assert row is not None
     return to_job(row)
@@ -142,7 +143,8 @@ async def set_enabled(tx: Transaction, job_id: str, *, is_enabled: bool) -> Job 
     """The job as it is now; None where it is unknown or was so already."""
     row = await tx.fetchrow(
         f"""
-        update jobs set is_enabled = $2, updated_at = clock_timestamp(), version = version + 1
+        update jobs set
+            is_enabled = $2, failures = 0, pause_reason = '', updated_at = clock_timestamp(), version = version + 1
         where id = $1 and is_enabled <> $2
         returning {_COLUMNS}
         """,  # noqa: S608
@@ -241,6 +243,7 @@ async def update(tx: Transaction, job: Job) -> Job:
             name = $2, description = $3, max_concurrency = $4, no_catchup = $5, trigger_kind = $6, cron = $7,
             interval_seconds = $8, starts_at = $9, ends_at = $10, time_zone = $11, missed = $12,
             missed_window_seconds = $13, parameters = $14, last_slot = $15, next_slot_at = $16,
+            pause_on_failures = $17,
             updated_at = clock_timestamp(), version = version + 1
         where id = $1
         returning {_COLUMNS}
@@ -261,6 +264,7 @@ async def update(tx: Transaction, job: Job) -> Job:
         msgspec.json.encode(job.parameters).decode(),
         job.last_slot,
         job.next_slot_at,
+        job.pause_on_failures,
     )
     assert row is not None, "the caller holds its lock"
     return to_job(row)
@@ -453,6 +457,34 @@ async def set_aside(tx: Transaction, job_id: JobId, error: str) -> None:
     await tx.execute("update jobs set next_slot_at = null, error = $2 where id = $1", job_id, error)
 
 
+async def count_failure(tx: Transaction, job_id: str) -> Job | None:
+    """One more in a row."""
+    row = await tx.fetchrow(
+        f"update jobs set failures = failures + 1 where id = $1 returning {_COLUMNS}",  # noqa: S608
+        job_id,
+    )
+    return None if row is None else to_job(row)
+
+
+async def forget_failures(tx: Transaction, job_id: str) -> None:
+    await tx.execute("update jobs set failures = 0 where id = $1 and failures > 0", job_id)
+
+
+async def pause(tx: Transaction, job_id: JobId, reason: str) -> Job:
+    row = await tx.fetchrow(
+        f"""
+        update jobs set
+            is_enabled = false, pause_reason = $2, updated_at = clock_timestamp(), version = version + 1
+        where id = $1
+        returning {_COLUMNS}
+        """,  # noqa: S608
+        job_id,
+        reason,
+    )
+    assert row is not None, "the caller holds its lock"
+    return to_job(row)
+
+
 async def set_error(tx: Transaction, job_id: str, error: str) -> None:
     await tx.execute("update jobs set error = $2 where id = $1 and error <> $2", job_id, error)
 
@@ -525,6 +557,7 @@ def to_job(row: Row) -> Job:
         time_zone=row["time_zone"],
         missed=Missed(row["missed"]) if row["missed"] else None,
         missed_window_seconds=row["missed_window_seconds"],
+        pause_on_failures=row["pause_on_failures"],
         experiment_id=row["experiment_id"],
         namespace=row["namespace"],
         references=_references(row["resource_references"]),
@@ -542,6 +575,8 @@ def to_job(row: Row) -> Job:
         last_index=row["last_index"],
         active_runs=row["active_runs"],
         error=row["error"],
+        failures=row["failures"],
+        pause_reason=row["pause_reason"],
         version=row["version"],
         created_by=row["created_by"],
         created_at=row["created_at"],

@@ -110,6 +110,7 @@ class Jobs:
             check_trigger(asked.trigger, self._installation.shortest_interval_seconds)
             check_zone(asked.time_zone)
             domain.check_missed_window(asked.missed_window_seconds)
+            domain.check_pause_on_failures(asked.pause_on_failures)
         with layer("Create job failed"):
             text, digest = await self._manifest(asked, version)
             checked = await self.check_parameters(asked.parameters, digest)
@@ -323,6 +324,7 @@ class Jobs:
             time_zone=asked.time_zone or self._installation.time_zone,
             missed=asked.missed,
             missed_window_seconds=asked.missed_window_seconds or None,
+            pause_on_failures=asked.pause_on_failures,
             experiment_id=experiment.id,
             namespace=self._installation.namespace,
             references=tuple(sorted(references, key=lambda reference: reference.type.value)),

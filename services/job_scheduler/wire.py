@@ -89,10 +89,12 @@ class WireExtendedJob(WireJob, frozen=True, kw_only=True):
     time_zone: str = ""
     missed: Missed | None = None
     missed_window_seconds: int = 0
+    pause_on_failures: int = 0
     next_slot_at: datetime | None = None
     """Read only, as are all that follow."""
     last_slot_at: datetime | None = None
     runs_made: Int64 = 0
+    failures: int = 0
 
 
 class WireJobChange(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,6 +108,7 @@ class WireJobChange(msgspec.Struct, frozen=True, kw_only=True):
     time_zone: str | None = None
     missed: Missed | None = None
     missed_window_seconds: int | None = None
+    pause_on_failures: int | None = None
     parameters: tuple[WireParameter, ...] | None = None
 
 
@@ -227,6 +230,7 @@ def to_new_job(wire: WireExtendedJob) -> NewJob:
         time_zone=wire.time_zone,
         missed=wire.missed,
         missed_window_seconds=wire.missed_window_seconds,
+        pause_on_failures=wire.pause_on_failures,
         service_account=wire.service_account,
         pipeline_id=spec.pipeline_id,
         manifest=spec.workflow_manifest,
@@ -249,7 +253,7 @@ def from_view(view: View) -> WireJob:
         created_at=job.created_at,
         updated_at=job.updated_at,
         status=view.status.value,
-        error=job.error,
+        error=job.pause_reason or job.error,
         enabled=job.is_enabled,
         no_catchup=job.no_catchup,
     )
@@ -262,9 +266,11 @@ def extended(view: View) -> WireExtendedJob:
         time_zone=job.time_zone,
         missed=job.missed,
         missed_window_seconds=job.missed_window_seconds or 0,
+        pause_on_failures=job.pause_on_failures,
         next_slot_at=job.next_slot_at,
         last_slot_at=job.last_slot,
         runs_made=job.last_index,
+        failures=job.failures,
     )
 
 
@@ -278,6 +284,7 @@ def to_change(wire: WireJobChange) -> JobChange:
         time_zone=wire.time_zone,
         missed=wire.missed,
         missed_window_seconds=wire.missed_window_seconds,
+        pause_on_failures=wire.pause_on_failures,
         parameters=None
         if wire.parameters is None
         else tuple(Parameter(name=each.name, value=each.value) for each in wire.parameters),

@@ -17,6 +17,8 @@ create table jobs (
     -- What becomes of slots that nobody fired in time; none: what no_catchup says.
     missed              text,
     missed_window_seconds bigint,
+    -- After how many failed runs in a row it is disabled; 0 is never.
+    pause_on_failures   integer     not null default 0,
     experiment_id       text        not null,
     namespace           text        not null,
     -- What the record meant when it was made, in the order that replies use.
@@ -39,6 +41,9 @@ create table jobs (
     active_runs         integer     not null default 0,
     -- Why the last slot has no run.
     error               text        not null default '',
+    failures            integer     not null default 0,
+    -- Why it was disabled by itself.
+    pause_reason        text        not null default '',
     version             bigint      not null default 1,
     created_by          text        not null default '',
     created_at          timestamptz not null default clock_timestamp(),
@@ -60,6 +65,9 @@ create table jobs (
     constraint jobs_window_check check (trigger_kind <> 'one-off' or (starts_at is null and ends_at is null)),
     constraint jobs_missed_check check (missed in ('all', 'latest', 'none')),
     constraint jobs_missed_window_seconds_check check (missed_window_seconds > 0),
+    constraint jobs_pause_on_failures_check check (pause_on_failures >= 0),
+    constraint jobs_failures_check check (failures >= 0),
+    constraint jobs_pause_reason_check check (pause_reason = '' or not is_enabled),
     constraint jobs_next_slot_at_check check (engine = 'embedded' or next_slot_at is null),
     -- Slots that were given up have no index.
     constraint jobs_last_slot_check check (last_index = 0 or last_slot is not null),

@@ -12,7 +12,7 @@ import msgspec
 from services.job_scheduler.domain import EngineName
 from services.job_scheduler.extensions import REVISIONS_KEPT
 from shared.contracts import events
-from shared.contracts.states import MissedState
+from shared.contracts.states import MissedState, RunStatus, TriggerState
 from tests.component.job_scheduler.conftest import JOB, World
 from tests.component.job_scheduler.test_firing import is_quiet, job_of, periodic, slot
 from tests.support.eventually import eventually
@@ -61,6 +61,7 @@ UNTHINKABLE: list[tuple[dict[str, Any], str]] = [
     ({"missed_window_seconds": -1}, "The window for missed slots is out of range."),
     ({"missed_window_seconds": 2**31 - 1}, "The window for missed slots is out of range."),
     ({"missed": "some"}, "some"),
+    ({"pause_on_failures": -1}, "The number of failures to pause on is out of range."),
 ]
 
 
@@ -284,3 +285,41 @@ async def test_an_operator_says_how_close_slots_may_be(world: World) -> None:
     answer = await strict.call("PATCH", f"{JOBS}/{job['id']}", json=too_close)
     assert answer.status == 400
     assert refusal in answer.json["error"]
+
+
+# Failures.
+
+
+async def end(world: World, trigger: TriggerState, status: RunStatus) -> None:
+    kind = events.RUN_SUCCEEDED if status is RunStatus.SUCCEEDED else events.RUN_FAILED
+    await world.tell_of_run(kind, trigger, 2, status=status)
+
+
+async def test_a_job_rests_when_as_many_runs_as_it_says_have_failed_in_a_row_and_says_why(world: World) -> None:
+    job = await job_of(world, trigger=periodic(slots=9), max_concurrency="1", pause_on_failures=2)
+    for nth, status in enumerate((RunStatus.FAILED, RunStatus.SUCCEEDED, RunStatus.FAILED, RunStatus.FAILED), start=1):
+        await end(world, (await world.triggered(job["id"], nth))[-1], status)
+    last = (await world.triggers(job["id"]))[-1]
+    shown = await world.get(job["id"])
+    assert "enabled" not in shown
+    assert shown["status"] == "Disabled"
+    assert shown["error"] == f"Disabled, because its last 2 runs have failed. The last one is {last.run_id}."
+    assert (await world.extended(job["id"]))["failures"] == 2
+    assert await is_quiet(world, job["id"])
+    assert (await world.facts(job["id"]))[-2:] == ["triggered", "disabled"]
+
+    await world.client.post(f"/jobs/{job['id']}/enable")
+    shown = await world.extended(job["id"])
+    assert "error" not in shown
+    assert "failures" not in shown
+    fifth = (await world.triggered(job["id"], 5))[-1]
+    await end(world, fifth, RunStatus.FAILED)
+    assert len(await world.triggered(job["id"], 6)) == 6
+
+
+async def test_failures_do_not_matter_to_a_job_that_does_not_say_so(world: World) -> None:
+    job = await job_of(world, trigger=periodic(slots=4), max_concurrency="1")
+    for nth in (1, 2, 3):
+        await end(world, (await world.triggered(job["id"], nth))[-1], RunStatus.FAILED)
+    assert len(await world.triggered(job["id"], 4)) == 4
+    assert (await world.extended(job["id"]))["failures"] == 3
