@@ -67,6 +67,17 @@ class Missed(StrEnum):
     """None is: a slot fires on time or not at all."""
 
 
+class Overlap(StrEnum):
+    """What becomes of a slot that comes while as many runs are alive as may be."""
+
+    QUEUE = "queue"
+    """It waits until one of them is over."""
+    SKIP = "skip"
+    """It is given up."""
+    REPLACE = "replace"
+    """The oldest of them is terminated for it."""
+
+
 class OneOff(msgspec.Struct, frozen=True, kw_only=True):
     """No trigger at all: one run, as soon as the job is enabled."""
 
@@ -103,6 +114,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     missed_window_seconds: int | None = None
     pause_on_failures: int = 0
     """After how many failed runs in a row it is disabled; 0 is never."""
+    overlap: Overlap = Overlap.QUEUE
     experiment_id: str
     namespace: str
     references: tuple[Reference, ...]
@@ -160,6 +172,7 @@ class NewJob(Asked, frozen=True, kw_only=True):
     missed: Missed | None = None
     missed_window_seconds: int | None = None
     pause_on_failures: int = 0
+    overlap: Overlap = Overlap.QUEUE
 
 
 class JobChange(msgspec.Struct, frozen=True, kw_only=True):
@@ -175,6 +188,7 @@ class JobChange(msgspec.Struct, frozen=True, kw_only=True):
     missed_window_seconds: int | None = None
     """0 takes it away."""
     pause_on_failures: int | None = None
+    overlap: Overlap | None = None
     parameters: tuple[Parameter, ...] | None = None
 
 

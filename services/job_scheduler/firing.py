@@ -11,7 +11,7 @@ from uuid import UUID, uuid5
 import msgspec
 
 from . import schedule
-from .domain import Job
+from .domain import Job, Missed, Overlap
 
 
 class Firing(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,6 +22,8 @@ class Firing(msgspec.Struct, frozen=True, kw_only=True):
     run_id: str
     missed: schedule.Range | None = None
     """The slots before it that are given up for it."""
+    replaces: bool = False
+    """Whether the oldest run that is alive has to go for it."""
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,7 +31,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     firings: tuple[Firing, ...]
     missed: schedule.Range | None
-    """The slots after those that are given up for nothing: they are too old."""
+    """The slots after those that are given up for nothing: they are too old, or there is no room for them."""
     next_slot_at: datetime | None
     last_slot: datetime | None
     last_index: int
@@ -39,7 +41,11 @@ def plan(job: Job, now: datetime) -> Plan:
     standing = standing_of(job)
     firings: list[Firing] = []
     missed: schedule.Range | None = None
-    room = job.max_concurrency - job.active_runs if job.is_enabled else 0
+    free = job.max_concurrency - job.active_runs
+    room = 0
+    if job.is_enabled:
+        # Where each run replaces another, what is older than the latest slot would be fired to be terminated.
+        room = 1 if job.overlap is Overlap.REPLACE else free
     while len(firings) < room:
         decision = schedule.decide(standing, now)
         if decision.reached is None:
@@ -50,7 +56,13 @@ def plan(job: Job, now: datetime) -> Plan:
             break
         index = job.last_index + len(firings) + 1
         slot = decision.fires
-        firings.append(Firing(slot=slot, index=index, run_id=run_id(job.id, slot), missed=decision.missed))
+        firings.append(
+            Firing(slot=slot, index=index, run_id=run_id(job.id, slot), missed=decision.missed, replaces=free < 1)
+        )
+    if job.is_enabled and job.overlap is Overlap.SKIP and len(firings) >= free:
+        missed = schedule.due_range(standing, now)
+        if missed is not None:
+            standing = msgspec.structs.replace(standing, last_slot=missed.last)
     return Plan(
         firings=tuple(firings),
         missed=missed,
@@ -71,11 +83,14 @@ def run_id(job_id: str, slot: datetime) -> str:
 
 
 def standing_of(job: Job) -> schedule.Slot:
+    missed = job.missed
+    if job.overlap is Overlap.REPLACE and missed is not Missed.NONE:
+        missed = Missed.LATEST
     return schedule.Slot(
         trigger=job.trigger,
         time_zone=job.time_zone,
         no_catchup=job.no_catchup,
-        missed=job.missed,
+        missed=missed,
         missed_window_seconds=job.missed_window_seconds,
         created_at=job.created_at,
         last_slot=job.last_slot,

@@ -102,6 +102,12 @@ def decide(job: Slot, now: datetime) -> Decision:
     return msgspec.structs.replace(decision, next_due=next_slot(following))
 
 
+def due_range(job: Slot, now: datetime) -> Range | None:
+    """All slots that are due, whatever the job makes of them."""
+    first = next_slot(job)
+    return None if first is None or first > now else _given_up(job, first, None, now)
+
+
 def preview(job: Slot, now: datetime, count: int) -> tuple[datetime, ...]:
     """The next slots that fire if nobody is ever late again, with those that are due already."""
     slots: list[datetime] = []

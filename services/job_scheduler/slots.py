@@ -63,7 +63,7 @@ class Slots:
             return
         is_due_earlier = await store.close_slot(tx, run.job_id, run.scheduled_at, run.id, run.version)
         if is_due_earlier is not None and not run.is_deleted:
-            await self._count(tx, run.job_id, run)
+            await self._count(tx, run.job_id, run.scheduled_at, run)
         if is_due_earlier:
             tx.after_commit(self._wake)
 
@@ -109,10 +109,12 @@ class Slots:
                 freed += 1
         return freed
 
-    async def _count(self, tx: Transaction, job_id: str, run: RunState) -> None:
+    async def _count(self, tx: Transaction, job_id: str, slot: datetime, run: RunState) -> None:
         """A job may want to rest when its runs fail one after the other."""
         if run.status not in (RunStatus.FAILED, RunStatus.ERROR):
             await store.forget_failures(tx, job_id)
+            return
+        if await store.is_replaced(tx, job_id, slot):
             return
         job = await store.count_failure(tx, job_id)
         if job is None or not job.is_enabled or not 0 < job.pause_on_failures <= job.failures:
@@ -138,6 +140,11 @@ class Slots:
             return None
 
     async def _fire(self, tx: Transaction, now: datetime, planned: list[tuple[Job, Plan]]) -> None:
+        replaced = {
+            job.id: await store.replace_oldest(tx, job.id, job.max_concurrency - 1)
+            for job, plan in planned
+            if any(each.replaces for each in plan.firings)
+        }
         opened = await store.insert_slots(
             tx,
             [
@@ -150,7 +157,7 @@ class Slots:
         advances: list[store.Advance] = []
         for job, plan in planned:
             firings = [each for each in plan.firings if each.run_id in opened]
-            entries = self._entries(job, firings, plan.missed, now)
+            entries = self._entries(job, firings, plan.missed, replaced.get(job.id, ()), now)
             told += entries
             advances.append(
                 store.Advance(
@@ -166,7 +173,9 @@ class Slots:
         await store.forget_slots(tx, [(each.job_id, each.last_index - SLOTS_KEPT) for each in advances])
         await self._outbox.add_all(tx, told)
 
-    def _entries(self, job: Job, firings: list[Firing], missed: Range | None, now: datetime) -> list[Entry]:
+    def _entries(
+        self, job: Job, firings: list[Firing], missed: Range | None, replaced: tuple[str, ...], now: datetime
+    ) -> list[Entry]:
         entries: list[Entry] = []
 
         def give_up(slots: Range | None) -> None:
@@ -178,7 +187,7 @@ class Slots:
             # Nobody asked for it: every run begins a trace of its own.
             with continue_trace(None):
                 give_up(each.missed)
-                trigger = _trigger(job, each, now, job.version + len(entries) + 1)
+                trigger = _trigger(job, each, replaced, now, job.version + len(entries) + 1)
                 entries.append(self._outbox.entry(events.JOB_TRIGGERED, trigger, fact_id=UUID(each.run_id)))
         with continue_trace(None):
             give_up(missed)
@@ -191,7 +200,7 @@ class Slots:
 _ALIVE = 0
 
 
-def _trigger(job: Job, fired: Firing, now: datetime, version: int) -> TriggerState:
+def _trigger(job: Job, fired: Firing, replaced: tuple[str, ...], now: datetime, version: int) -> TriggerState:
     occasion = Occasion(run_id=fired.run_id, now=now, slot=fired.slot, index=fired.index)
     experiment = next((each for each in job.references if each.type is ResourceType.EXPERIMENT), None)
     return TriggerState(
@@ -211,6 +220,7 @@ def _trigger(job: Job, fired: Firing, now: datetime, version: int) -> TriggerSta
         parameters=tuple(ParameterValue(name=each.name, value=expand(each.value, occasion)) for each in job.parameters),
         service_account=job.service_account,
         engine=job.engine.value,
+        replaces=tuple(states.RunId(each) for each in replaced),
         created_by=job.created_by,
     )
 

@@ -21,6 +21,7 @@ from .domain import (
     Missed,
     ObjectName,
     OneOff,
+    Overlap,
     Parameter,
     PeriodicTrigger,
     Reference,
@@ -34,7 +35,7 @@ OBJECT_NAME_KEY = "jobs_object_name_key"
 
 _COLUMNS = (
     "id, object_name, name, description, is_enabled, no_catchup, max_concurrency, trigger_kind, cron, "
-    "interval_seconds, starts_at, ends_at, time_zone, missed, missed_window_seconds, pause_on_failures, "
+    "interval_seconds, starts_at, ends_at, time_zone, missed, missed_window_seconds, pause_on_failures, overlap, "
     "experiment_id, namespace, resource_references, pipeline_id, pipeline_name, pipeline_version_id, "
     "referred_job_id, service_account, parameters, manifest_digest, engine, reported_status, next_slot_at, last_slot, "
     "last_index, active_runs, error, failures, pause_reason, version, created_by, created_at, updated_at"
@@ -85,10 +86,11 @@ async def insert(tx: Transaction, job: Job) -> Job:
             id, object_name, name, description, is_enabled, no_catchup, max_concurrency, trigger_kind, cron,
             interval_seconds, starts_at, ends_at, experiment_id, namespace, resource_references, pipeline_id,
             pipeline_name, pipeline_version_id, referred_job_id, service_account, parameters, manifest_digest, engine,
-            created_by, time_zone, missed, missed_window_seconds, pause_on_failures, created_at, updated_at
+            created_by, time_zone, missed, missed_window_seconds, pause_on_failures, overlap, created_at,
+            updated_at
         )
         select $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22,
-            $23, $24, $25, $26, $27, $28, now, now
+            $23, $24, $25, $26, $27, $28, $29, now, now
         from now
         returning {_COLUMNS}
         """,  # noqa: S608
@@ -120,6 +122,7 @@ async def insert(tx: Transaction, job: Job) -> Job:
         job.missed,
         job.missed_window_seconds,
         job.pause_on_failures,
+        job.overlap,
     )
     assert row is not None
     return to_job(row)
@@ -243,7 +246,7 @@ async def update(tx: Transaction, job: Job) -> Job:
             name = $2, description = $3, max_concurrency = $4, no_catchup = $5, trigger_kind = $6, cron = $7,
             interval_seconds = $8, starts_at = $9, ends_at = $10, time_zone = $11, missed = $12,
             missed_window_seconds = $13, parameters = $14, last_slot = $15, next_slot_at = $16,
-            pause_on_failures = $17,
+            pause_on_failures = $17, overlap = $18,
             updated_at = clock_timestamp(), version = version + 1
         where id = $1
         returning {_COLUMNS}
@@ -265,6 +268,7 @@ async def update(tx: Transaction, job: Job) -> Job:
         job.last_slot,
         job.next_slot_at,
         job.pause_on_failures,
+        job.overlap,
     )
     assert row is not None, "the caller holds its lock"
     return to_job(row)
@@ -315,7 +319,7 @@ async def lock_due(tx: Transaction, limit: int) -> tuple[datetime, list[Job]]:
         with clock as materialized (select clock_timestamp() as now)
         select clock.now, {_COLUMNS} from clock left join lateral (
             select {_COLUMNS} from jobs
-            where is_enabled and active_runs < max_concurrency and next_slot_at is not null
+            where is_enabled and (active_runs < max_concurrency or overlap <> 'queue') and next_slot_at is not null
               and next_slot_at <= clock.now
             order by next_slot_at, id limit $1 for no key update skip locked
         ) as due on true
@@ -330,7 +334,7 @@ async def seconds_until_due(connection: Connection) -> float | None:
     seconds: float | None = await connection.fetchval(
         """
         select extract(epoch from next_slot_at - clock_timestamp())::float8 from jobs
-        where is_enabled and active_runs < max_concurrency and next_slot_at is not null
+        where is_enabled and (active_runs < max_concurrency or overlap <> 'queue') and next_slot_at is not null
         order by next_slot_at limit 1
         """
     )
@@ -359,6 +363,29 @@ async def insert_slots(tx: Transaction, slots: Sequence[OpenedSlot]) -> set[str]
         [each.run_id for each in slots],
     )
     return {row["run_id"] for row in rows}
+
+
+async def replace_oldest(tx: Transaction, job_id: JobId, but: int) -> tuple[str, ...]:
+    """The runs of open slots that have to go, so that only so many stay; those that have to go already do not count."""
+    rows = await tx.fetch(
+        """
+        update slots set replaced_at = clock_timestamp()
+        where job_id = $1 and slot in (
+            select slot from slots where job_id = $1 and ended_at is null and replaced_at is null
+            order by slot desc offset $2
+        )
+        returning slot, run_id
+        """,
+        job_id,
+        but,
+    )
+    return tuple(row["run_id"] for row in sorted(rows, key=lambda row: row["slot"]))
+
+
+async def is_replaced(connection: Connection, job_id: str, slot: datetime) -> bool:
+    """Whether the slot's run had to go for that of a later one."""
+    at = await connection.fetchval("select replaced_at from slots where job_id = $1 and slot = $2", job_id, slot)
+    return at is not None
 
 
 class Advance(msgspec.Struct, frozen=True, kw_only=True):
@@ -413,7 +440,8 @@ async def close_slot(tx: Transaction, job_id: str, slot: datetime, run_id: str, 
     was_waiting: bool | None = await tx.fetchval(
         """
         with job as materialized (
-            select id, is_enabled and next_slot_at is not null and active_runs >= max_concurrency as was_waiting
+            select id, is_enabled and next_slot_at is not null and active_runs >= max_concurrency and overlap = 'queue'
+                as was_waiting
             from jobs where id = $1 for no key update
         ), closed as (
             update slots set ended_at = clock_timestamp(), run_version = coalesce($4, run_version) from job
@@ -439,7 +467,9 @@ async def reopen_slot(tx: Transaction, job_id: str, slot: datetime, run_id: str,
         with job as materialized (
             select id from jobs where id = $1 for no key update
         ), opened as (
-            update slots set ended_at = null, run_version = $4, checked_at = clock_timestamp() from job
+            update slots set
+                ended_at = null, replaced_at = null, run_version = $4, checked_at = clock_timestamp()
+            from job
             where job_id = job.id and slot = $2 and run_id = $3 and ended_at is not null and run_version < $4
             returning job_id
         )
@@ -558,6 +588,7 @@ def to_job(row: Row) -> Job:
         missed=Missed(row["missed"]) if row["missed"] else None,
         missed_window_seconds=row["missed_window_seconds"],
         pause_on_failures=row["pause_on_failures"],
+        overlap=Overlap(row["overlap"]),
         experiment_id=row["experiment_id"],
         namespace=row["namespace"],
         references=_references(row["resource_references"]),

@@ -325,6 +325,7 @@ class Jobs:
             missed=asked.missed,
             missed_window_seconds=asked.missed_window_seconds or None,
             pause_on_failures=asked.pause_on_failures,
+            overlap=asked.overlap,
             experiment_id=experiment.id,
             namespace=self._installation.namespace,
             references=tuple(sorted(references, key=lambda reference: reference.type.value)),

@@ -24,6 +24,7 @@ from .domain import (
     NewJob,
     ObjectName,
     OneOff,
+    Overlap,
     Parameter,
     PeriodicTrigger,
     Reference,
@@ -90,6 +91,7 @@ class WireExtendedJob(WireJob, frozen=True, kw_only=True):
     missed: Missed | None = None
     missed_window_seconds: int = 0
     pause_on_failures: int = 0
+    overlap: Overlap = Overlap.QUEUE
     next_slot_at: datetime | None = None
     """Read only, as are all that follow."""
     last_slot_at: datetime | None = None
@@ -109,6 +111,7 @@ class WireJobChange(msgspec.Struct, frozen=True, kw_only=True):
     missed: Missed | None = None
     missed_window_seconds: int | None = None
     pause_on_failures: int | None = None
+    overlap: Overlap | None = None
     parameters: tuple[WireParameter, ...] | None = None
 
 
@@ -231,6 +234,7 @@ def to_new_job(wire: WireExtendedJob) -> NewJob:
         missed=wire.missed,
         missed_window_seconds=wire.missed_window_seconds,
         pause_on_failures=wire.pause_on_failures,
+        overlap=wire.overlap,
         service_account=wire.service_account,
         pipeline_id=spec.pipeline_id,
         manifest=spec.workflow_manifest,
@@ -267,6 +271,7 @@ def extended(view: View) -> WireExtendedJob:
         missed=job.missed,
         missed_window_seconds=job.missed_window_seconds or 0,
         pause_on_failures=job.pause_on_failures,
+        overlap=job.overlap,
         next_slot_at=job.next_slot_at,
         last_slot_at=job.last_slot,
         runs_made=job.last_index,
@@ -285,6 +290,7 @@ def to_change(wire: WireJobChange) -> JobChange:
         missed=wire.missed,
         missed_window_seconds=wire.missed_window_seconds,
         pause_on_failures=wire.pause_on_failures,
+        overlap=wire.overlap,
         parameters=None
         if wire.parameters is None
         else tuple(Parameter(name=each.name, value=each.value) for each in wire.parameters),

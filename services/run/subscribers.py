@@ -50,6 +50,8 @@ def handlers(runs: Runs) -> Mapping[FactKind[Any], Handler]:
 
         async def make(tx: Transaction) -> Outcome:
             await runs.make_of_slot(tx, run, refusal)
+            for replaced in fact.state.replaces:
+                await runs.follow_replacement(tx, replaced)
             return Done()
 
         return make

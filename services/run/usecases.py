@@ -297,6 +297,10 @@ class Runs:
         never_was = msgspec.structs.replace(run, status=domain.Status.ERROR, error=refusal, finished_at=run.created_at)
         await self._outbox.add(tx, events.RUN_REJECTED, to_state(never_was))
 
+    async def follow_replacement(self, tx: Transaction, run_id: str) -> None:
+        """Its job has another run in its place. Harmless where it is over."""
+        await self._terminate(tx, run_id)
+
     async def forget_job(self, tx: Transaction, job_id: str) -> None:
         await store.forget_job(tx, job_id)
 

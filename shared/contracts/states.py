@@ -144,6 +144,8 @@ class TriggerState(State, frozen=True, kw_only=True, omit_defaults=True):
     engine: str = "embedded"
     created_by: str = ""
     """Of the job."""
+    replaces: tuple[RunId, ...] = ()
+    """Runs of the job that have to go for this one."""
 
 
 class MissedState(State, frozen=True, kw_only=True, omit_defaults=True):

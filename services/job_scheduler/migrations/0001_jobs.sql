@@ -19,6 +19,8 @@ create table jobs (
     missed_window_seconds bigint,
     -- After how many failed runs in a row it is disabled; 0 is never.
     pause_on_failures   integer     not null default 0,
+    -- What becomes of a slot that comes while as many runs are alive as may be.
+    overlap             text        not null default 'queue',
     experiment_id       text        not null,
     namespace           text        not null,
     -- What the record meant when it was made, in the order that replies use.
@@ -65,6 +67,7 @@ create table jobs (
     constraint jobs_window_check check (trigger_kind <> 'one-off' or (starts_at is null and ends_at is null)),
     constraint jobs_missed_check check (missed in ('all', 'latest', 'none')),
     constraint jobs_missed_window_seconds_check check (missed_window_seconds > 0),
+    constraint jobs_overlap_check check (overlap in ('queue', 'skip', 'replace')),
     constraint jobs_pause_on_failures_check check (pause_on_failures >= 0),
     constraint jobs_failures_check check (failures >= 0),
     constraint jobs_pause_reason_check check (pause_reason = '' or not is_enabled),
@@ -85,7 +88,7 @@ create index jobs_name_trgm_idx on jobs using gin (name gin_trgm_ops);
 
 -- What may be fired, the first one first. Neither what is disabled is in it, nor what waits for one of its runs to end.
 create index jobs_due_idx on jobs (next_slot_at, id)
-    where is_enabled and active_runs < max_concurrency and next_slot_at is not null;
+    where is_enabled and (active_runs < max_concurrency or overlap <> 'queue') and next_slot_at is not null;
 
 -- The slots that have come, each with the run that was ordered for it. Open while the run is alive; of those that are
 -- not, the newest are kept for each job.
@@ -96,6 +99,8 @@ create table slots (
     run_id      text        not null,
     fired_at    timestamptz not null default clock_timestamp(),
     ended_at    timestamptz,
+    -- When its run had to go for that of a later one.
+    replaced_at timestamptz,
     -- The newest that is known of the run.
     run_version bigint      not null default 0,
     -- When somebody last made sure that an open one's run is alive.

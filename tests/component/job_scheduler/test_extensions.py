@@ -61,6 +61,7 @@ UNTHINKABLE: list[tuple[dict[str, Any], str]] = [
     ({"missed_window_seconds": -1}, "The window for missed slots is out of range."),
     ({"missed_window_seconds": 2**31 - 1}, "The window for missed slots is out of range."),
     ({"missed": "some"}, "some"),
+    ({"overlap": "some"}, "some"),
     ({"pause_on_failures": -1}, "The number of failures to pause on is out of range."),
 ]
 
@@ -323,3 +324,43 @@ async def test_failures_do_not_matter_to_a_job_that_does_not_say_so(world: World
         await end(world, (await world.triggered(job["id"], nth))[-1], RunStatus.FAILED)
     assert len(await world.triggered(job["id"], 4)) == 4
     assert (await world.extended(job["id"]))["failures"] == 3
+
+
+# Overlap.
+
+
+async def open_slots(world: World, job_id: str) -> Any:
+    return await world.database.fetchval("select count(*) from slots where job_id = $1 and ended_at is null", job_id)
+
+
+async def test_a_slot_that_finds_no_room_is_given_up_where_the_job_skips(world: World) -> None:
+    job = await job_of(world, trigger=periodic(slots=6), max_concurrency="2", overlap="skip")
+    first, second = await world.triggered(job["id"], 2)
+    (missed,) = await told(world, job["id"])
+    assert (missed.count, missed.first, missed.last) == (4, slot(3), slot(6))
+    await end(world, first, RunStatus.SUCCEEDED)
+    await end(world, second, RunStatus.SUCCEEDED)
+    assert await world.facts(job["id"]) == ["created", "triggered", "triggered", "missed"]
+
+
+async def test_the_oldest_run_goes_for_a_slot_that_finds_no_room_where_the_job_replaces(world: World) -> None:
+    every_second = {"periodic_schedule": {"interval_second": "1"}}
+    job = await job_of(world, trigger=every_second, max_concurrency="2", overlap="replace", pause_on_failures=1)
+    triggers = await world.triggered(job["id"], 4)
+    assert [each.replaces for each in triggers[:4]] == [(), (), (triggers[0].run_id,), (triggers[1].run_id,)]
+
+    # A run that had to go has not failed.
+    await end(world, triggers[0], RunStatus.FAILED)
+    shown = await world.extended(job["id"])
+    assert shown["enabled"] is True
+    assert "failures" not in shown
+    await world.client.post(f"/jobs/{job['id']}/disable")
+    assert await open_slots(world, job["id"]) == (await world.row(job["id"]))["active_runs"] >= 3
+
+
+async def test_of_several_slots_that_are_due_only_the_latest_replaces(world: World) -> None:
+    job = await job_of(world, trigger=periodic(slots=6), max_concurrency="1", overlap="replace")
+    (only,) = await world.triggered(job["id"], 1)
+    assert (only.slot, only.replaces) == (slot(6), ())
+    (missed,) = await told(world, job["id"])
+    assert missed.count == 5

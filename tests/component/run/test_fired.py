@@ -175,3 +175,15 @@ async def test_many_slots_are_made_at_once_and_those_told_again_make_no_other(wo
     assert await world.database.fetchval("select count(*) from runs") == 60
     assert (await world.client.call("GET", "/runs")).body["total_size"] == 60
     assert await rejections(world) == []
+
+
+async def test_a_run_goes_for_the_one_that_has_its_place_whether_that_is_made_or_not(world: World) -> None:
+    first = await ordered(world, index=1)
+    second = await ordered(world, index=2, replaces=(first.run_id, RunId("nobody")))
+    refused = await ordered(world, index=3, manifest_digest="gone", replaces=(second.run_id, first.run_id))
+    await tell(world, first, second, second, refused)
+
+    assert await world.facts(first.run_id) == ["created", "terminating"]
+    assert await world.facts(second.run_id) == ["created", "terminating"]
+    assert [each.id for each in await rejections(world)] == [refused.run_id]
+    assert (await world.client.get(first.run_id))["status"] == "Terminating"

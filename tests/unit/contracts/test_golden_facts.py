@@ -139,12 +139,13 @@ EXAMPLES: dict[type[State], tuple[State, bytes]] = {
             service_account="miller",
             engine="external",
             created_by="token:ci",
+            replaces=(RunId("q"),),
         ),
         b'{"id":"j","version":5,"run_id":"r","slot":"2024-05-06T07:08:09.123456Z","index":7,"name":"nightly",'
         b'"workflow_name":"nightly-7-1","namespace":"kubeflow","experiment_id":"e","experiment_name":"mill",'
         b'"pipeline_id":"p","pipeline_version_id":"v","manifest_digest":"abc",'
         b'"parameters":[{"name":"day","value":"20240506"}],"service_account":"miller","engine":"external",'
-        b'"created_by":"token:ci"}',
+        b'"created_by":"token:ci","replaces":["q"]}',
     ),
     MissedState: (
         MissedState(

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from services.job_scheduler.domain import Job, JobId, Missed, ObjectName, PeriodicTrigger
+from services.job_scheduler.domain import Job, JobId, Missed, ObjectName, Overlap, PeriodicTrigger
 from services.job_scheduler.firing import Plan, first_slot, plan, run_id
 
 CREATED = datetime(2024, 5, 6, 10, 0, tzinfo=UTC)
@@ -75,3 +75,38 @@ def test_what_is_given_up_for_nothing_moves_the_schedule_on() -> None:
     assert (planned.last_slot, planned.last_index, planned.next_slot_at) == (minute(20), 0, minute(21))
     moved = msgspec.structs.replace(job, last_slot=planned.last_slot)
     assert first_slot(moved) == planned.next_slot_at
+
+
+def test_what_finds_no_room_waits_goes_or_takes_anothers_place() -> None:
+    full = a_job(active_runs=3, last_slot=minute(4), last_index=4)
+    assert plan(full, minute(20)).firings == ()
+    assert plan(full, minute(20)).missed is None
+
+    skipped = plan(msgspec.structs.replace(full, overlap=Overlap.SKIP), minute(20))
+    assert skipped.firings == ()
+    assert skipped.missed is not None
+    assert (skipped.missed.count, skipped.missed.first, skipped.missed.last) == (16, minute(5), minute(20))
+    assert (skipped.last_slot, skipped.last_index, skipped.next_slot_at) == (minute(20), 4, minute(21))
+
+    replaced = plan(msgspec.structs.replace(full, overlap=Overlap.REPLACE), minute(20))
+    assert fired(replaced) == [(minute(20), 5)]
+    assert [each.replaces for each in replaced.firings] == [True]
+    assert (replaced.last_slot, replaced.missed, replaced.next_slot_at) == (minute(20), None, minute(21))
+
+
+def test_what_finds_room_fires_first_however_the_rest_is_treated() -> None:
+    job = a_job(active_runs=1, last_slot=minute(4), last_index=4)
+    skipped = plan(msgspec.structs.replace(job, overlap=Overlap.SKIP), minute(20))
+    assert fired(skipped) == [(minute(5), 5), (minute(6), 6)]
+    assert skipped.missed is not None
+    assert (skipped.missed.count, skipped.next_slot_at) == (14, minute(21))
+    on_time = plan(msgspec.structs.replace(job, overlap=Overlap.SKIP), minute(5))
+    assert (fired(on_time), on_time.missed) == ([(minute(5), 5)], None)
+    replaced = plan(msgspec.structs.replace(job, overlap=Overlap.REPLACE), minute(5))
+    assert [each.replaces for each in replaced.firings] == [False]
+
+
+@pytest.mark.parametrize("overlap", list(Overlap))
+def test_a_job_that_rests_gives_nothing_up(overlap: Overlap) -> None:
+    job = a_job(is_enabled=False, active_runs=3, overlap=overlap, last_slot=minute(4), last_index=4)
+    assert plan(job, minute(20)).last_slot == minute(4)
