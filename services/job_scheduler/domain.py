@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import NewType, assert_never
 
@@ -33,6 +33,8 @@ ObjectName = NewType("ObjectName", str)
 
 MOST_CONCURRENT = 10
 MOST_FAILURES = 1000
+MOST_SLOTS = 1000
+LONGEST_RANGE = timedelta(days=3660)
 LONGEST_WINDOW_SECONDS = 10 * 366 * 86_400
 
 _NAME_LETTERS = "bcdfghjklmnpqrstvwxz2456789"
@@ -136,6 +138,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     last_index: int = 0
     """How many slots have come so far."""
     active_runs: int = 0
+    pending_slots: int = 0
+    """How many slots of the past have been asked for and wait for room."""
     error: str = ""
     """Why the last slot has no run."""
     failures: int = 0
@@ -357,6 +361,24 @@ def check_interval_floor(seconds: int | None, floor_seconds: int) -> None:
 def check_foreseen(count: int, most: int) -> None:
     if not 0 <= count <= most:
         raise InvalidInput(f"The number of slots is out of range. Support 1-{most}. Received {count}.")
+
+
+def check_range(since: datetime | None, until: datetime, now: datetime) -> datetime:
+    """Where it begins."""
+    if since is None:
+        raise InvalidInput("Please specify from when on slots are asked for.")
+    if since > until:
+        raise InvalidInput("The range of slots ends before it begins.")
+    if until > now:
+        raise InvalidInput("The range of slots ends in the future: what comes is fired by the schedule.")
+    if until - since > LONGEST_RANGE:
+        raise InvalidInput(f"The range of slots is longer than {LONGEST_RANGE.days} days.")
+    return since
+
+
+def check_number_of_slots(number: int) -> None:
+    if number > MOST_SLOTS:
+        raise InvalidInput(f"The range holds {number} slots. At most {MOST_SLOTS} may be asked for at once.")
 
 
 def check_is_scheduled(trigger: Trigger | None) -> None:

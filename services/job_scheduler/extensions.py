@@ -61,6 +61,36 @@ class Extensions:
         await self._get(job_id)
         return await store.list_revisions(self._database, job_id)
 
+    async def backfill(
+        self, job_id: str, since: datetime | None, until: datetime | None, *, is_dry: bool
+    ) -> tuple[Job, tuple[datetime, ...]]:
+        """Ask for the slots of a time that has passed. Returns those that will have a run: not those that have had one
+        lately, nor those that wait already. They wait for room, whether the job is enabled or not."""
+        async with self._database.transaction() as tx:
+            job = await store.lock(tx, job_id)
+            if job is None:
+                raise domain.unknown(job_id)
+            if job.engine is EngineName.EXTERNAL:
+                raise domain.fired_elsewhere(job.id)
+            now = await store.now(tx)
+            until = until or now
+            since = domain.check_range(since, until, now)
+            standing = firing.standing_of(job)
+            domain.check_number_of_slots(schedule.count_between(standing, since, until))
+            slots = schedule.slots_between(standing, since, until, domain.MOST_SLOTS)
+            if is_dry:
+                return job, await store.without_known(tx, job.id, slots)
+            tx.after_commit(self._wake)
+            return job, await store.insert_pending(tx, job.id, slots)
+
+    async def give_up_backfill(self, job_id: str) -> None:
+        """What has not fired yet is not fired any more."""
+        async with self._database.transaction() as tx:
+            job = await store.lock(tx, job_id)
+            if job is None:
+                raise domain.unknown(job_id)
+            await store.delete_pending(tx, job.id)
+
     async def _check(self, job: Job, change: JobChange) -> None:
         if job.engine is EngineName.EXTERNAL:
             raise domain.fired_elsewhere(job.id)

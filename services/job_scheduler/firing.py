@@ -5,6 +5,7 @@ Knows the schedule, and that only so many runs of a job may be alive; knows no d
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from uuid import UUID, uuid5
 
@@ -68,6 +69,21 @@ def plan(job: Job, now: datetime) -> Plan:
         missed=missed,
         next_slot_at=schedule.next_slot(standing),
         last_slot=standing.last_slot,
+        last_index=job.last_index + len(firings),
+    )
+
+
+def plan_backfill(job: Job, slots: Sequence[datetime]) -> Plan:
+    """Slots of the past, for which there is room; the schedule stands where it stood."""
+    firings = tuple(
+        Firing(slot=slot, index=index, run_id=run_id(job.id, slot))
+        for index, slot in enumerate(slots, start=job.last_index + 1)
+    )
+    return Plan(
+        firings=firings,
+        missed=None,
+        next_slot_at=job.next_slot_at,
+        last_slot=job.last_slot,
         last_index=job.last_index + len(firings),
     )
 

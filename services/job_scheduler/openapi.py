@@ -11,6 +11,7 @@ from shared.pipeline_spec import WireRuntimeConfig, WireRuntimeValue
 from . import store
 from .wire import (
     PreviewQuery,
+    WireBackfill,
     WireExtendedJob,
     WireFieldChange,
     WireHistory,
@@ -44,6 +45,7 @@ NAMES: Final = {
     WireFieldChange: "headraceFieldChange",
     WireRevision: "headraceRevision",
     WireHistory: "headraceJobHistory",
+    WireBackfill: "headraceBackfill",
     WirePreview: "headraceJobPreview",
     WireJobs: "apiListJobsResponse",
     WireMode: "JobMode",
@@ -167,5 +169,27 @@ OPERATIONS: Final = (
         query=PreviewQuery,
         answer=WirePreview,
         example=f"{_NEW}curl -sS '{_OURS}:preview?count=5'",
+    ),
+    Operation(
+        id="BackfillJob",
+        method="POST",
+        path=f"{_EXTENDED}:backfill",
+        tag=_TAG,
+        summary="Makes runs for slots of a time that has passed; answers with those that will have one.",
+        notes="At most 1000 slots at once. They wait for room among the job's runs, whether it is enabled or not. "
+        "`end_time` is now, unless it is given.",
+        body=WireBackfill,
+        body_example={"start_time": "2026-01-01T00:00:00Z", "end_time": "2026-01-03T00:00:00Z", "dry_run": True},
+        answer=WirePreview,
+        example=f"{_NEW}curl -sS {_OURS}:backfill "
+        """-d '{"start_time":"2026-01-01T00:00:00Z","end_time":"2026-01-03T00:00:00Z","dry_run":true}'""",
+    ),
+    Operation(
+        id="GiveUpBackfill",
+        method="DELETE",
+        path=f"{_EXTENDED}:backfill",
+        tag=_TAG,
+        summary="Drops the slots of the past that still wait for room.",
+        example=f"{_NEW}curl -sS -X DELETE {_OURS}:backfill",
     ),
 )

@@ -21,6 +21,7 @@ from .extensions import Extensions
 from .usecases import Jobs
 from .wire import (
     PreviewQuery,
+    WireBackfill,
     WireExtendedJob,
     WireJobChange,
     WireJobs,
@@ -119,6 +120,20 @@ async def preview_job(request: Req, job_id: FromPath[str], extensions: NamedDepe
     return reply(WirePreview(slots=slots, time_zone=job.time_zone))
 
 
+@post("/apis/headrace/v1/jobs/{job_id:str}/:backfill")
+async def backfill_job(request: Req, job_id: FromPath[str], extensions: NamedDependency[Extensions]) -> Response[bytes]:
+    asked = protojson.decode(await request.body(), WireBackfill)
+    with layer("Backfill job failed"):
+        job, slots = await extensions.backfill(job_id, asked.start_time, asked.end_time, is_dry=asked.dry_run)
+    return reply(WirePreview(slots=slots, time_zone=job.time_zone))
+
+
+@delete("/apis/headrace/v1/jobs/{job_id:str}/:backfill")
+async def give_up_backfill(job_id: FromPath[str], extensions: NamedDependency[Extensions]) -> Response[bytes]:
+    await extensions.give_up_backfill(job_id)
+    return reply()
+
+
 def _encoded(view: View) -> bytes:
     return protojson.encode(from_view(view))
 
@@ -135,4 +150,6 @@ ROUTES = (
     update_job,
     list_job_history,
     preview_job,
+    backfill_job,
+    give_up_backfill,
 )

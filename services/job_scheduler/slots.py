@@ -53,6 +53,24 @@ class Slots:
                 await self._fire(tx, now, planned)
         return len(jobs)
 
+    async def fire_backfills(self, limit: int) -> int:
+        """Fire slots of the past that were asked for, of at most so many jobs, as far as there is room. Returns of how
+        many."""
+        async with self._database.transaction() as tx:
+            now, jobs = await store.lock_backfilling(tx, limit)
+            planned = [
+                (
+                    job,
+                    firing.plan_backfill(
+                        job, await store.take_pending(tx, job.id, job.max_concurrency - job.active_runs)
+                    ),
+                )
+                for job in jobs
+            ]
+            if planned:
+                await self._fire(tx, now, planned)
+        return len(jobs)
+
     async def seconds_until_due(self) -> float | None:
         """Not positive where something is due already; None where nothing is going to be."""
         return await store.seconds_until_due(self._database)

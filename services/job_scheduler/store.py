@@ -38,7 +38,7 @@ _COLUMNS = (
     "interval_seconds, starts_at, ends_at, time_zone, missed, missed_window_seconds, pause_on_failures, overlap, "
     "experiment_id, namespace, resource_references, pipeline_id, pipeline_name, pipeline_version_id, "
     "referred_job_id, service_account, parameters, manifest_digest, engine, reported_status, next_slot_at, last_slot, "
-    "last_index, active_runs, error, failures, pause_reason, version, created_by, created_at, updated_at"
+    "last_index, active_runs, pending_slots, error, failures, pause_reason, version, created_by, created_at, updated_at"
 )
 
 _PIPELINE_ID = Column("coalesce(pipeline_id, '')")
@@ -213,6 +213,8 @@ async def delete(tx: Transaction, job_id: str) -> Job | None:
         f"""
         with freed as (
             delete from slots where job_id = $1
+        ), given_up as (
+            delete from pending_slots where job_id = $1
         ), forgotten as (
             delete from revisions where job_id = $1
         ), unmentioned as (
@@ -333,9 +335,14 @@ async def seconds_until_due(connection: Connection) -> float | None:
     """By the database's clock; not positive where something is due already, None where nothing is going to be."""
     seconds: float | None = await connection.fetchval(
         """
-        select extract(epoch from next_slot_at - clock_timestamp())::float8 from jobs
-        where is_enabled and (active_runs < max_concurrency or overlap <> 'queue') and next_slot_at is not null
-        order by next_slot_at limit 1
+        (
+            select 0::float8 as seconds from jobs
+            where pending_slots > 0 and active_runs < max_concurrency and pause_reason = '' limit 1
+        ) union all (
+            select extract(epoch from next_slot_at - clock_timestamp())::float8 from jobs
+            where is_enabled and (active_runs < max_concurrency or overlap <> 'queue') and next_slot_at is not null
+            order by next_slot_at limit 1
+        ) order by seconds limit 1
         """
     )
     return seconds
@@ -363,6 +370,85 @@ async def insert_slots(tx: Transaction, slots: Sequence[OpenedSlot]) -> set[str]
         [each.run_id for each in slots],
     )
     return {row["run_id"] for row in rows}
+
+
+async def without_known(connection: Connection, job_id: JobId, slots: Sequence[datetime]) -> tuple[datetime, ...]:
+    """Those that have not come yet and that nobody has asked for, in their order."""
+    rows = await connection.fetch(
+        """
+        select slot from unnest($2::timestamptz[]) with ordinality as asked (slot, nth)
+        where not exists (select 1 from slots where slots.job_id = $1 and slots.slot = asked.slot)
+          and not exists (select 1 from pending_slots as other where other.job_id = $1 and other.slot = asked.slot)
+        order by nth
+        """,
+        job_id,
+        list(slots),
+    )
+    return tuple(row["slot"] for row in rows)
+
+
+async def insert_pending(tx: Transaction, job_id: JobId, slots: Sequence[datetime]) -> tuple[datetime, ...]:
+    """Those that have not come yet and that nobody has asked for, the oldest first."""
+    rows = await tx.fetch(
+        """
+        with added as (
+            insert into pending_slots (job_id, slot)
+            select $1, slot from unnest($2::timestamptz[]) as asked (slot)
+            where not exists (select 1 from slots where slots.job_id = $1 and slots.slot = asked.slot)
+            on conflict do nothing
+            returning slot
+        ), counted as (
+            update jobs set pending_slots = pending_slots + (select count(*) from added) where id = $1
+        )
+        select slot from added order by slot
+        """,
+        job_id,
+        list(slots),
+    )
+    return tuple(row["slot"] for row in rows)
+
+
+async def delete_pending(tx: Transaction, job_id: JobId) -> None:
+    await tx.execute(
+        """
+        with gone as (delete from pending_slots where job_id = $1)
+        update jobs set pending_slots = 0 where id = $1
+        """,
+        job_id,
+    )
+
+
+async def lock_backfilling(tx: Transaction, limit: int) -> tuple[datetime, list[Job]]:
+    """Now, and jobs that have room for slots of the past; not those that another holds."""
+    rows = await tx.fetch(
+        f"""
+        select {_COLUMNS} from jobs
+        where pending_slots > 0 and active_runs < max_concurrency and pause_reason = ''
+        order by id limit $1 for no key update skip locked
+        """,  # noqa: S608
+        limit,
+    )
+    return await now(tx), [to_job(row) for row in rows]
+
+
+async def take_pending(tx: Transaction, job_id: JobId, limit: int) -> tuple[datetime, ...]:
+    """The oldest ones, which are not pending any more."""
+    rows = await tx.fetch(
+        """
+        with taken as (
+            delete from pending_slots where job_id = $1 and slot in (
+                select slot from pending_slots where job_id = $1 order by slot limit $2
+            )
+            returning slot
+        ), counted as (
+            update jobs set pending_slots = pending_slots - (select count(*) from taken) where id = $1
+        )
+        select slot from taken order by slot
+        """,
+        job_id,
+        limit,
+    )
+    return tuple(row["slot"] for row in rows)
 
 
 async def replace_oldest(tx: Transaction, job_id: JobId, but: int) -> tuple[str, ...]:
@@ -440,8 +526,9 @@ async def close_slot(tx: Transaction, job_id: str, slot: datetime, run_id: str, 
     was_waiting: bool | None = await tx.fetchval(
         """
         with job as materialized (
-            select id, is_enabled and next_slot_at is not null and active_runs >= max_concurrency and overlap = 'queue'
-                as was_waiting
+            select id, active_runs >= max_concurrency and (
+                pending_slots > 0 or is_enabled and next_slot_at is not null and overlap = 'queue'
+            ) as was_waiting
             from jobs where id = $1 for no key update
         ), closed as (
             update slots set ended_at = clock_timestamp(), run_version = coalesce($4, run_version) from job
@@ -605,6 +692,7 @@ def to_job(row: Row) -> Job:
         last_slot=row["last_slot"],
         last_index=row["last_index"],
         active_runs=row["active_runs"],
+        pending_slots=row["pending_slots"],
         error=row["error"],
         failures=row["failures"],
         pause_reason=row["pause_reason"],

@@ -51,7 +51,10 @@ async def _fire_all(slots: Slots) -> int:
     total = 0
     while (fired := await slots.fire(_BATCH)) == _BATCH:
         total += fired
-    return total + fired
+    total += fired
+    while past := await slots.fire_backfills(_BATCH):
+        total += past
+    return total
 
 
 async def check(slots: Slots, *, every_seconds: float) -> None:

@@ -97,6 +97,7 @@ class WireExtendedJob(WireJob, frozen=True, kw_only=True):
     last_slot_at: datetime | None = None
     runs_made: Int64 = 0
     failures: int = 0
+    pending_slots: int = 0
 
 
 class WireJobChange(msgspec.Struct, frozen=True, kw_only=True):
@@ -134,6 +135,13 @@ class WireHistory(msgspec.Struct, frozen=True, kw_only=True):
 
 class PreviewQuery(msgspec.Struct, frozen=True, kw_only=True):
     count: int = 0
+
+
+class WireBackfill(msgspec.Struct, frozen=True, kw_only=True):
+    start_time: datetime | None = None
+    end_time: datetime | None = None
+    """Now, where it is absent."""
+    dry_run: bool = False
 
 
 class WirePreview(msgspec.Struct, frozen=True, kw_only=True):
@@ -276,6 +284,7 @@ def extended(view: View) -> WireExtendedJob:
         last_slot_at=job.last_slot,
         runs_made=job.last_index,
         failures=job.failures,
+        pending_slots=job.pending_slots,
     )
 
 

@@ -41,6 +41,8 @@ create table jobs (
     last_index          bigint      not null default 0,
     -- How many of its slots are open. A retried run opens its slot again, so it may exceed the concurrency.
     active_runs         integer     not null default 0,
+    -- How many slots of the past have been asked for and wait for room.
+    pending_slots       integer     not null default 0,
     -- Why the last slot has no run.
     error               text        not null default '',
     failures            integer     not null default 0,
@@ -72,8 +74,7 @@ create table jobs (
     constraint jobs_failures_check check (failures >= 0),
     constraint jobs_pause_reason_check check (pause_reason = '' or not is_enabled),
     constraint jobs_next_slot_at_check check (engine = 'embedded' or next_slot_at is null),
-    -- Slots that were given up have no index.
-    constraint jobs_last_slot_check check (last_index = 0 or last_slot is not null),
+    constraint jobs_pending_slots_check check (pending_slots >= 0),
     constraint jobs_order_check check (next_slot_at > last_slot),
     constraint jobs_active_runs_check check (active_runs >= 0),
     constraint jobs_version_check check (version > 0)
@@ -89,6 +90,16 @@ create index jobs_name_trgm_idx on jobs using gin (name gin_trgm_ops);
 -- What may be fired, the first one first. Neither what is disabled is in it, nor what waits for one of its runs to end.
 create index jobs_due_idx on jobs (next_slot_at, id)
     where is_enabled and (active_runs < max_concurrency or overlap <> 'queue') and next_slot_at is not null;
+
+create index jobs_backfilling_idx on jobs (id)
+    where pending_slots > 0 and active_runs < max_concurrency and pause_reason = '';
+
+-- Slots of the past that somebody has asked for.
+create table pending_slots (
+    job_id text        not null,
+    slot   timestamptz not null,
+    constraint pending_slots_pkey primary key (job_id, slot)
+);
 
 -- The slots that have come, each with the run that was ordered for it. Open while the run is alive; of those that are
 -- not, the newest are kept for each job.

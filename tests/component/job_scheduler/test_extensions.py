@@ -364,3 +364,73 @@ async def test_of_several_slots_that_are_due_only_the_latest_replaces(world: Wor
     assert (only.slot, only.replaces) == (slot(6), ())
     (missed,) = await told(world, job["id"])
     assert missed.count == 5
+
+
+# Backfills.
+
+
+async def backfill(world: World, job_id: str, **fields: Any) -> list[datetime]:
+    answer = await world.replica.call("POST", f"{JOBS}/{job_id}:backfill", json=fields)
+    assert answer.status == 200, answer.body
+    return [datetime.fromisoformat(each) for each in answer.json.get("slots", [])]
+
+
+WEEK = {"start_time": "2024-01-01T00:00:00Z", "end_time": "2024-01-07T23:59:59Z"}
+
+
+def night(day: int) -> datetime:
+    return datetime(2024, 1, day, 2, 30, tzinfo=UTC)
+
+
+async def test_slots_of_the_past_are_fired_as_far_as_there_is_room_and_the_schedule_goes_its_way(world: World) -> None:
+    job = await world.create(trigger=NIGHTLY, max_concurrency="2")
+    before = await world.extended(job["id"])
+    week = [night(day) for day in range(1, 8)]
+    assert await backfill(world, job["id"], **WEEK, dry_run=True) == week
+    assert await world.triggers(job["id"]) == []
+    assert await backfill(world, job["id"], **WEEK) == week
+    assert await backfill(world, job["id"], **WEEK) == []
+
+    triggers = await world.triggered(job["id"], 2)
+    await eventually(lambda: _waits(world, job["id"], 5))
+    for nth in range(3, 8):
+        await end(world, triggers[-2], RunStatus.SUCCEEDED)
+        triggers = await world.triggered(job["id"], nth)
+    assert [(each.slot, each.index) for each in triggers] == [(night(day), day) for day in range(1, 8)]
+    after = await world.extended(job["id"])
+    assert after["next_slot_at"] == before["next_slot_at"]
+    assert not {"last_slot_at", "pending_slots"} & set(after)
+    assert after["runs_made"] == "7"
+
+
+async def _waits(world: World, job_id: str, number: int) -> bool:
+    return bool((await world.row(job_id))["pending_slots"] == number)
+
+
+async def test_what_waits_for_room_can_be_dropped_and_goes_with_its_job(world: World) -> None:
+    job = await world.create(trigger=NIGHTLY, max_concurrency="1")
+    await backfill(world, job["id"], **WEEK)
+    (first,) = await world.triggered(job["id"], 1)
+    answer = await world.client.call("DELETE", f"{JOBS}/{job['id']}:backfill")
+    assert (answer.status, answer.json) == (200, {})
+    await end(world, first, RunStatus.SUCCEEDED)
+    assert await _waits(world, job["id"], 0)
+    assert await backfill(world, job["id"], **WEEK, dry_run=True) == [night(day) for day in range(2, 8)]
+    await world.client.delete(f"/jobs/{job['id']}")
+    assert await world.database.fetchval("select count(*) from pending_slots") == 0
+
+
+async def test_a_range_that_cannot_be_meant_is_refused(world: World) -> None:
+    often = await world.create(trigger={"cron_schedule": {"cron": "* * * * * *"}})
+    for fields, message in (
+        ({}, "Please specify from when on"),
+        ({"start_time": "2024-01-02T00:00:00Z", "end_time": "2024-01-01T00:00:00Z"}, "ends before it begins"),
+        ({"start_time": "2024-01-02T00:00:00Z", "end_time": "2924-01-01T00:00:00Z"}, "ends in the future"),
+        ({"start_time": "0001-01-02T00:00:00Z"}, "longer than 3660 days"),
+        (WEEK, "The range holds 604800 slots. At most 1000"),
+    ):
+        answer = await world.client.call("POST", f"{JOBS}/{often['id']}:backfill", json=fields)
+        assert (answer.status, message in answer.json["error"]) == (400, True), answer.json
+    for method in ("POST", "DELETE"):
+        answer = await world.client.call(method, f"{JOBS}/nobody:backfill", json={})
+        assert answer.status == 404

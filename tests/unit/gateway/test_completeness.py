@@ -115,6 +115,7 @@ def test_everything_that_is_not_the_original_s_is_told_apart_by_its_path() -> No
         "/apis/headrace/v1/runs/{}/events",
         "/apis/headrace/v1/jobs/{}",
         "/apis/headrace/v1/jobs/{}/history",
+        "/apis/headrace/v1/jobs/{}:backfill",
         "/apis/headrace/v1/jobs/{}:preview",
         "/apis/headrace/v1/runs/{}/nodes/{}/artifacts/{}",
     }
