@@ -1,0 +1,116 @@
+"""What `headrace jobs` asks the gateway for, and what it makes of the answers."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from infra.cli import main
+
+
+class _Gateway(BaseHTTPRequestHandler):
+    """Answers everything with the same, and keeps what it was asked."""
+
+    def do_GET(self) -> None:
+        length = int(self.headers.get("Content-Length") or 0)
+        body = json.loads(self.rfile.read(length)) if length else None
+        server: Any = self.server
+        server.asked = (self.command, self.path, body)
+        status, answer = server.answer
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(json.dumps(answer).encode())
+
+    do_POST = do_PATCH = do_DELETE = do_GET  # noqa: N815 - names that the library knows
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.fixture
+def gateway() -> Iterator[Any]:
+    with HTTPServer(("127.0.0.1", 0), _Gateway) as server:
+        answering = threading.Thread(target=server.serve_forever)
+        answering.start()
+        yield server
+        server.shutdown()
+        answering.join()
+
+
+def _jobs(gateway: Any, answer: Any, *arguments: str, status: int = 200) -> Result:
+    gateway.answer = (status, answer)
+    variables = {"HEADRACE_URL": f"http://127.0.0.1:{gateway.server_port}", "HEADRACE_TOKEN": ""}
+    return CliRunner().invoke(main, ["jobs", *arguments], env=variables)
+
+
+SLOTS = {"time_zone": "Asia/Kolkata", "slots": ["2026-01-01T21:00:00Z", "2026-01-02T21:00:00Z"]}
+
+
+def test_slots_are_printed_on_the_clock_of_the_jobs_zone(gateway: Any) -> None:
+    result = _jobs(gateway, SLOTS, "preview", "a/b", "-n", "2")
+    assert gateway.asked == ("GET", "/apis/headrace/v1/jobs/a%2Fb:preview?count=2", None)
+    assert result.stdout.splitlines() == ["2026-01-02T02:30:00+05:30", "2026-01-03T02:30:00+05:30"]
+    assert _jobs(gateway, {"time_zone": "UTC"}, "preview", "a").stdout == ""
+
+
+def test_a_backfill_says_its_range_and_whether_it_is_meant(gateway: Any) -> None:
+    result = _jobs(gateway, SLOTS, "backfill", "a", "--from", "2026-01-01T00:00:00Z", "--dry-run")
+    assert gateway.asked[:2] == ("POST", "/apis/headrace/v1/jobs/a:backfill")
+    assert gateway.asked[2] == {"start_time": "2026-01-01T00:00:00Z", "dry_run": True}
+    assert len(result.stdout.splitlines()) == 2
+    assert _jobs(gateway, {}, "backfill", "a", "--give-up").exit_code == 0
+    assert gateway.asked == ("DELETE", "/apis/headrace/v1/jobs/a:backfill", None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "change"),
+    [
+        (["--name", "new"], {"name": "new"}),
+        (
+            ["--cron", "0 0 3 * * *", "--end", "2027-01-01T00:00:00Z"],
+            {"trigger": {"cron_schedule": {"cron": "0 0 3 * * *", "end_time": "2027-01-01T00:00:00Z"}}},
+        ),
+        (["--every", "90"], {"trigger": {"periodic_schedule": {"interval_second": "90"}}}),
+        (
+            ["--time-zone", "UTC", "--missed", "none", "--window", "0", "--overlap", "skip"],
+            {"time_zone": "UTC", "missed": "none", "missed_window_seconds": 0, "overlap": "skip"},
+        ),
+        (["--max-concurrency", "2", "--pause-on-failures", "3"], {"max_concurrency": 2, "pause_on_failures": 3}),
+        (
+            ["--parameter", "a=b=c", "--parameter", "d="],
+            {"parameters": [{"name": "a", "value": "b=c"}, {"name": "d", "value": ""}]},
+        ),
+    ],
+)
+def test_only_what_is_named_is_changed(gateway: Any, arguments: list[str], change: Any) -> None:
+    result = _jobs(gateway, {"id": "a", "name": "é"}, "update", "a", *arguments)
+    assert gateway.asked == ("PATCH", "/apis/headrace/v1/jobs/a", change)
+    assert json.loads(result.stdout) == {"id": "a", "name": "é"}
+
+
+@pytest.mark.parametrize("arguments", [["--cron", "x", "--every", "1"], ["--start", "2026-01-01T00:00:00Z"]])
+def test_half_a_schedule_is_none(gateway: Any, arguments: list[str]) -> None:
+    assert _jobs(gateway, {}, "update", "a", *arguments).exit_code == 2
+
+
+def test_a_history_tells_who_changed_what(gateway: Any) -> None:
+    fields = [{"field": "name", "before": "old", "after": "new"}, {"field": "description", "after": "x"}]
+    revision = {"version": "2", "changed_at": "2026-01-01T00:00:00Z", "changed_by": "token:ci", "fields": fields}
+    result = _jobs(gateway, {"revisions": [revision]}, "history", "a")
+    assert result.stdout.splitlines() == [
+        "2026-01-01T00:00:00Z by token:ci",
+        "  name: old -> new",
+        "  description:  -> x",
+    ]
+    assert _jobs(gateway, {}, "history", "a").stdout == ""
+
+
+def test_a_refusal_is_one_line(gateway: Any) -> None:
+    refusal = {"details": [{"error_message": "Job a not found."}]}
+    result = _jobs(gateway, refusal, "show", "a", status=404)
+    assert (result.exit_code, result.stderr) == (1, "headrace jobs show: Job a not found.\n")
