@@ -241,6 +241,13 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
         unknown=Ask("GET", f"{_ARTIFACTS}/nothing", 404),
     ),
     "engine": Operation(refused=_TAKES_NO_INPUT, unknown=_REFERS_TO_NOTHING),
+    "events": Operation(
+        refused=Ask("GET", f"{EXTENSION_PREFIX}events?since=yesterday", 400), unknown=_REFERS_TO_NOTHING
+    ),
+    "run-events": Operation(
+        refused=Ask("GET", f"{EXTENSION_PREFIX}runs/{{run}}/events?until=never", 400),
+        unknown=Ask("GET", f"{EXTENSION_PREFIX}runs/{NOBODY}/events", 404),
+    ),
 }
 
 _BESIDE: Final[Mapping[str, str]] = {
@@ -252,6 +259,8 @@ _BESIDE: Final[Mapping[str, str]] = {
 _EXTENSIONS: Final = {
     "artifact": re.compile(f"{EXTENSION_PREFIX}runs/[^/]*/nodes/[^/]*/artifacts/[^/]*"),
     "engine": re.compile(f"{EXTENSION_PREFIX}engine"),
+    "events": re.compile(f"{EXTENSION_PREFIX}events"),
+    "run-events": re.compile(f"{EXTENSION_PREFIX}runs/[^/]*/events"),
 }
 
 

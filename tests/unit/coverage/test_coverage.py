@@ -14,7 +14,7 @@ from tests.coverage.operations import CLIENTS, OPERATIONS, name_of
 from tests.coverage.plugin import Collector
 from tests.coverage.resources import counts
 
-NO_OPERATION = {"livez", "readyz", "startupz", "docs", "openapi"}
+NO_OPERATION = {"livez", "readyz", "startupz", "docs", "openapi", "asyncapi"}
 """Routes of the gateway that the specification does not have."""
 
 
