@@ -13,7 +13,7 @@ from shared.identity import caller_subject
 from shared.outbox import Outbox
 
 from . import domain, firing, schedule, store
-from .domain import EngineName, FieldChange, Job, JobChange, Revision, View
+from .domain import CronTrigger, EngineName, FieldChange, Job, JobChange, Revision, View
 from .usecases import Jobs, check_trigger, check_zone, to_state, wake_tickers
 
 REVISIONS_KEPT = 100
@@ -22,7 +22,6 @@ MOST_FORESEEN = 100
 """How many slots are foreseen at once."""
 
 _USUALLY_FORESEEN = 10
-_RESCHEDULING = frozenset({"trigger", "time_zone"})
 
 
 class Extensions:
@@ -53,7 +52,7 @@ class Extensions:
             after = domain.changed(before, change)
             fields = domain.differences(before, after)
             if fields:
-                await self._write(tx, after, fields)
+                await self._write(tx, before, after, fields)
         return await self._jobs.get(job_id)
 
     async def history(self, job_id: str) -> tuple[Revision, ...]:
@@ -109,8 +108,10 @@ class Extensions:
             domain.check_parameters_size(change.parameters)
             await self._jobs.check_parameters(change.parameters, job.manifest_digest)
 
-    async def _write(self, tx: Transaction, job: Job, fields: tuple[FieldChange, ...]) -> None:
-        if _RESCHEDULING & {each.field for each in fields}:
+    async def _write(self, tx: Transaction, before: Job, job: Job, fields: tuple[FieldChange, ...]) -> None:
+        # A zone means nothing to what is no expression.
+        is_moved = isinstance(job.trigger, CronTrigger) and before.time_zone != job.time_zone
+        if is_moved or before.trigger != job.trigger:
             now = (await store.now(tx)).astimezone(UTC).replace(microsecond=0)
             job = msgspec.structs.replace(job, last_slot=max(now, job.last_slot or now))
         job = await store.update(tx, msgspec.structs.replace(job, next_slot_at=firing.first_slot(job)))

@@ -108,7 +108,8 @@ class Jobs:
             domain.check_parameters_size(asked.parameters)
             domain.check_max_concurrency(asked.max_concurrency)
             check_trigger(asked.trigger, self._installation.shortest_interval_seconds)
-            check_zone(asked.time_zone)
+            if asked.time_zone:
+                check_zone(asked.time_zone)
             domain.check_missed_window(asked.missed_window_seconds)
             domain.check_pause_on_failures(asked.pause_on_failures)
         with layer("Create job failed"):
@@ -404,7 +405,7 @@ def check_trigger(trigger: Trigger, shortest_interval_seconds: int) -> None:
 
 def check_zone(name: str) -> None:
     try:
-        cron.find_zone(name or "UTC")
+        cron.find_zone(name)
     except cron.UnknownZone as error:
         raise domain.unknown_zone(name) from error
 

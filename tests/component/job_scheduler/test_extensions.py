@@ -217,6 +217,17 @@ async def test_a_changed_schedule_counts_from_the_change_on(world: World) -> Non
     assert await world.facts(job["id"]) == ["created", "updated", "enabled"]
 
 
+async def test_a_zone_means_nothing_to_what_is_no_expression(world: World) -> None:
+    once = await world.create(enabled=False, trigger={})
+    late = await world.create(enabled=False, trigger=periodic(slots=3))
+    for job in (once, late):
+        before = await world.extended(job["id"])
+        after = await change(world, job["id"], time_zone="Asia/Tokyo")
+        assert after["next_slot_at"] == before["next_slot_at"]
+    await world.client.post(f"/jobs/{once['id']}/enable")
+    assert len(await world.triggered(once["id"], 1)) == 1
+
+
 async def test_a_change_wakes_who_waits_for_a_later_slot_and_leaves_runs_that_are_alive_alone(world: World) -> None:
     job = await job_of(world, trigger=periodic(slots=1), max_concurrency="1")
     await world.triggered(job["id"], 1)
@@ -231,6 +242,7 @@ async def test_a_change_wakes_who_waits_for_a_later_slot_and_leaves_runs_that_ar
 UNCHANGEABLE: list[tuple[dict[str, Any], str]] = [
     *UNTHINKABLE,
     ({"max_concurrency": "11"}, "The max concurrency of the job is out of range."),
+    ({"time_zone": ""}, "Unknown time zone"),
     ({"trigger": {}}, "A job that has been created keeps a trigger"),
     ({"trigger": {"cron_schedule": {"cron": "x"}}}, "Schedule cron is not a supported format"),
     ({"trigger": {"periodic_schedule": {}}}, "Found invalid period schedule interval 0."),
