@@ -37,6 +37,7 @@ _CREATE: Final = (
 ) % _MANIFEST.replace('"', '\\"')
 _NEW: Final = captured("JOB", _CREATE) + "\n"
 _OURS: Final = f"{HOST}/apis/headrace/v1/jobs/$JOB"
+_VERB: Final = f"{HOST}/apis/headrace/v1/jobs/${{JOB}}"
 _ONE: Final = f"{HOST}{_COLLECTION}/$JOB"
 
 NAMES: Final = {
@@ -168,7 +169,7 @@ OPERATIONS: Final = (
         notes="`count` is 10 unless it is given, and 100 at most.",
         query=PreviewQuery,
         answer=WirePreview,
-        example=f"{_NEW}curl -sS '{_OURS}:preview?count=5'",
+        example=f'{_NEW}curl -sS "{_VERB}:preview?count=5"',
     ),
     Operation(
         id="BackfillJob",
@@ -181,7 +182,7 @@ OPERATIONS: Final = (
         body=WireBackfill,
         body_example={"start_time": "2026-01-01T00:00:00Z", "end_time": "2026-01-03T00:00:00Z", "dry_run": True},
         answer=WirePreview,
-        example=f"{_NEW}curl -sS {_OURS}:backfill "
+        example=f"{_NEW}curl -sS {_VERB}:backfill "
         """-d '{"start_time":"2026-01-01T00:00:00Z","end_time":"2026-01-03T00:00:00Z","dry_run":true}'""",
     ),
     Operation(
@@ -190,6 +191,6 @@ OPERATIONS: Final = (
         path=f"{_EXTENDED}:backfill",
         tag=_TAG,
         summary="Drops the slots of the past that still wait for room.",
-        example=f"{_NEW}curl -sS -X DELETE {_OURS}:backfill",
+        example=f"{_NEW}curl -sS -X DELETE {_VERB}:backfill",
     ),
 )

@@ -143,7 +143,7 @@ def test_the_commands_of_the_page_of_extensions_work_when_pasted(stack: Stack, t
         )
 
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    assert len(blocks) == 10
+    assert len(blocks) == 16
     _, end = json.JSONDecoder().raw_decode(done.stdout)
     assert done.stdout[end : 2 * end] == done.stdout[:end], "the second creation is not answered as the first"
     assert {"E1", "P6", "R1", "R2", "R3", "X7", "artifact", "engine"} <= {each.operation for each in recorder.exchanges}
@@ -158,6 +158,10 @@ def test_every_example_of_a_body_is_accepted(api: Api, document: Any) -> None:
         "/apis/v1beta1/runs",
         document["paths"]["/apis/v1beta1/runs"]["post"]["requestBody"]["content"]["application/json"]["example"],
     )
+    job = api.post(
+        "/apis/v1beta1/jobs",
+        document["paths"]["/apis/v1beta1/jobs"]["post"]["requestBody"]["content"]["application/json"]["example"],
+    )
     ids = {"the pipeline's id": pipeline["id"]}
     tried = 0
     for method, path, operation in operations_of(document):
@@ -167,11 +171,12 @@ def test_every_example_of_a_body_is_accepted(api: Api, document: Any) -> None:
         body = json.dumps(content["example"])
         for placeholder, identity in ids.items():
             body = body.replace(placeholder, identity)
-        answer = api.call(method.upper(), path.replace("{run_id}", run["run"]["id"]), body=body)
+        path = path.replace("{run_id}", run["run"]["id"]).replace("{id}", job["id"])
+        answer = api.call(method.upper(), path, body=body)
         assert answer.status == 200, (operation["operationId"], answer.body)
         tried += 1
 
-    assert tried == 6
+    assert tried == 8
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
