@@ -5,6 +5,7 @@ Only events write a copy. A copy may say yes; before refusing, ask the owner.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TypeVar
 
 import msgspec
@@ -37,12 +38,12 @@ async def keep(tx: Transaction, kind: str, state: State, *, is_deleted: bool = F
     return written is not None
 
 
-async def is_deleted(connection: Connection, kind: str, identity: str) -> bool:
-    """Whether its owner has told of its end: that is the owner's no, for who cannot wait for another."""
-    found = await connection.fetchval(
-        "select 1 from replicas where kind = $1 and id = $2 and is_deleted", kind, identity
+async def deleted_among(connection: Connection, kind: str, identities: Collection[str]) -> set[str]:
+    """Those of whose end their owner has told: that is its no, for who cannot wait for another."""
+    rows = await connection.fetch(
+        "select id from replicas where kind = $1 and id = any($2::text[]) and is_deleted", kind, list(identities)
     )
-    return found is not None
+    return {row["id"] for row in rows}
 
 
 async def find(connection: Connection, kind: str, identity: str, type_: type[S]) -> S | None:

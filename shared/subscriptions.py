@@ -76,9 +76,10 @@ Applying = Callable[[Transaction], Awaitable[Outcome]]
 @dataclass(frozen=True, slots=True)
 class Fetching:
     """A handler that needs something of others: `fetch` gets it before the transaction opens, and what it returns
-    applies the fact. It may fetch for a fact that is then found to be applied already."""
+    applies the facts. It is given as many as follow each other, and may fetch for some that are then found to be
+    applied already."""
 
-    fetch: Callable[[Fact[Any]], Awaitable[Applying]]
+    fetch: Callable[[Sequence[Fact[Any]]], Awaitable[Applying]]
 
 
 Handler = Callable[[Transaction, Fact[Any]], Awaitable[Outcome]] | Fetching
@@ -217,21 +218,24 @@ class Subscriber:
     async def _apply_batch(self, owner: str, lease: Lease, messages: Sequence[Message]) -> int:
         """Apply messages in one transaction, up to a gap in the positions. Returns how many that were."""
         count = 0
-        applying = [await self._applying(message) for message in messages]
+        groups = [(group, await self._applying(group)) for group in self._groups(messages)]
         async with self._database.transaction() as tx:
             cursor = await self._fenced_cursor(tx, owner, lease)
-            for message, apply in zip(messages, applying, strict=True):
-                if message.position < 1:
+            for group, apply in groups:
+                first, last = group[0], group[-1]
+                if first.position < 1:
                     raise _NotYet(Dead("it has no position"))
-                if message.position > cursor + 1:
+                if first.position > cursor + 1:
                     break
-                if message.position > cursor:
-                    with continue_trace(message.traceparent):
+                if last.position > cursor:
+                    if first.position <= cursor:
+                        raise _NotYet(Later(0))  # Some of them are applied: one by one it shows which.
+                    with continue_trace(first.traceparent):
                         outcome = await apply(tx)
                     if not isinstance(outcome, Done):
                         raise _NotYet(outcome)
-                    cursor = message.position
-                count += 1
+                    cursor = last.position
+                count += len(group)
             await self._move_cursor(tx, owner, cursor)
             if self._before_commit is not None:
                 await self._before_commit()
@@ -313,20 +317,33 @@ class Subscriber:
             return position
         return answer.position
 
-    async def _applying(self, message: Message) -> Applying:
-        known = self._handlers.get(message.type)
+    def _groups(self, messages: Sequence[Message]) -> list[list[Message]]:
+        """What is applied together: facts of one kind that follow each other, where their handler takes several."""
+        groups: list[list[Message]] = []
+        for message in messages:
+            before = groups[-1][-1] if groups else None
+            is_next = before is not None and (before.type, before.position + 1) == (message.type, message.position)
+            if is_next and isinstance(self._handlers.get(message.type, (None, None))[1], Fetching):
+                groups[-1].append(message)
+            else:
+                groups.append([message])
+        return groups
+
+    async def _applying(self, group: Sequence[Message]) -> Applying:
+        known = self._handlers.get(group[0].type)
         if known is None:
             return _settled(Done())
         kind, handler = known
         try:
-            state = msgspec.json.decode(message.body, type=kind.body)
+            facts = [
+                Fact(kind=kind, state=msgspec.json.decode(message.body, type=kind.body), message=message)
+                for message in group
+            ]
         except (msgspec.DecodeError, msgspec.ValidationError) as error:
             return _settled(Dead(f"the body does not read as {kind.type}: {error}"))
-        fact = Fact(kind=kind, state=state, message=message)
         if isinstance(handler, Fetching):
-            with continue_trace(message.traceparent):
-                return await handler.fetch(fact)
-        plain = handler
+            return await handler.fetch(facts)
+        plain, (fact,) = handler, facts
         return lambda tx: plain(tx, fact)
 
     async def _put_aside(self, owner: str, lease: Lease, message: Message, reason: str, tries: int) -> bool:

@@ -3,7 +3,7 @@
 owns: recurring runs ("jobs")
 emits: created, enabled, disabled, updated, triggered, missed, deleted
 listens to: experiment: created, archived, unarchived, deleted;
-    run: created, succeeded, failed, error, skipped, retried, deleted, rejected
+    run: succeeded, failed, error, skipped, retried, deleted, rejected
 answers: get, applied, repeat
 
 Rooms of its own: `cron.py`, what an expression matches, which knows croniter beside; `schedule.py`, when a job fires;

@@ -91,14 +91,10 @@ class Slots:
             await store.reopen_slot(tx, run.job_id, run.scheduled_at, run.id, run.version)
 
     async def reject(self, tx: Transaction, run: RunState) -> None:
-        """There will be no run. Its job tells why, until there is another one."""
+        """There will be no run. Its job tells why, until the next slot comes."""
         await self.free(tx, run)
         if run.job_id is not None:
             await store.set_error(tx, run.job_id, run.error)
-
-    async def accept(self, tx: Transaction, run: RunState) -> None:
-        if run.job_id is not None and run.scheduled_at is not None:
-            await store.set_error(tx, run.job_id, "")
 
     async def check(self, older_than_seconds: float) -> int:
         """Free slots whose runs are over or unknown, though nobody has told. Returns how many.

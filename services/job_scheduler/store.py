@@ -492,7 +492,8 @@ async def advance(tx: Transaction, advances: Sequence[Advance]) -> None:
         """
         update jobs set
             next_slot_at = moved.next_slot_at, last_slot = moved.last_slot, last_index = moved.last_index,
-            active_runs = active_runs + moved.opened, version = version + moved.facts
+            active_runs = active_runs + moved.opened, version = version + moved.facts,
+            error = case when moved.opened > 0 then '' else error end
         from unnest($1::text[], $2::timestamptz[], $3::timestamptz[], $4::bigint[], $5::integer[], $6::integer[])
             as moved (job_id, next_slot_at, last_slot, last_index, opened, facts)
         where jobs.id = moved.job_id

@@ -26,10 +26,6 @@ def handlers(jobs: Jobs, slots: Slots) -> Mapping[FactKind[Any], Handler]:
         await jobs.disable_of_experiment(tx, fact.state.id)
         return Done()
 
-    async def accept(tx: Transaction, fact: Fact[RunState]) -> Outcome:
-        await slots.accept(tx, fact.state)
-        return Done()
-
     async def free(tx: Transaction, fact: Fact[RunState]) -> Outcome:
         await slots.free(tx, fact.state)
         return Done()
@@ -47,7 +43,6 @@ def handlers(jobs: Jobs, slots: Slots) -> Mapping[FactKind[Any], Handler]:
         events.EXPERIMENT_ARCHIVED: disable_with_experiment,
         events.EXPERIMENT_UNARCHIVED: keep_experiment,
         events.EXPERIMENT_DELETED: keep_experiment,
-        events.RUN_CREATED: accept,
         events.RUN_SUCCEEDED: free,
         events.RUN_FAILED: free,
         events.RUN_ERROR: free,

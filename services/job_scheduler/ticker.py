@@ -14,7 +14,7 @@ from shared.errors import Unavailable
 
 from .slots import Slots
 
-_BATCH = 200
+_BATCH = 100
 _CONTENDED_SECONDS = 0.01
 """How long to wait for what another replica is firing, at first."""
 _RETRY_SECONDS = 0.5

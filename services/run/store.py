@@ -81,8 +81,14 @@ LISTING = Listing(
 # Runs.
 
 
-def _insertion(on_conflict: str = "") -> str:
-    return f"""
+async def insert(connection: Connection, run: Run, created: Entry, *, created_at: datetime | None = None) -> datetime:
+    """The run, its share of the kept counts, and the fact that it was created; one statement, so all or nothing.
+
+    Returns when it was created, which is now unless somebody knows better: the run and the fact as they are given do
+    not. Raises ConstraintViolated(WORKFLOW_NAME_KEY) where the workflow's name is taken.
+    """
+    inserted_at: datetime = await connection.fetchval(
+        """
         with inserted as (
             insert into runs (
                 id, name, description, experiment_id, namespace, resource_references, pipeline_id, pipeline_name,
@@ -93,10 +99,9 @@ def _insertion(on_conflict: str = "") -> str:
                 $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18,
                 coalesce($24, clock_timestamp())
             )
-            {on_conflict}
             returning created_at
         ), counted as (
-            insert into run_count_deltas (experiment_id, storage_state, delta) select $4, 'available', 1 from inserted
+            insert into run_count_deltas (experiment_id, storage_state, delta) values ($4, 'available', 1)
         ), told as (
             insert into outbox (type, owner, what, resource_id, body, traceparent)
             select $19, $20, $21, $1,
@@ -104,30 +109,7 @@ def _insertion(on_conflict: str = "") -> str:
             from inserted
         )
         select created_at from inserted
-        """  # noqa: S608
-
-
-_INSERTION = _insertion()
-_INSERTION_UNLESS_THERE = _insertion("on conflict do nothing")
-
-
-async def insert(connection: Connection, run: Run, created: Entry, *, created_at: datetime | None = None) -> datetime:
-    """The run, its share of the kept counts, and the fact that it was created; one statement, so all or nothing.
-
-    Returns when it was created, which is now unless somebody knows better: the run and the fact as they are given do
-    not. Raises ConstraintViolated(WORKFLOW_NAME_KEY) where the workflow's name is taken.
-    """
-    inserted_at: datetime = await connection.fetchval(_INSERTION, *_inserted(run, created), created_at)
-    return inserted_at
-
-
-async def insert_unless_there(tx: Transaction, run: Run, created: Entry) -> bool:
-    """As `insert`, now. False, with nothing written, where its id or its workflow's name is there already."""
-    return await tx.fetchval(_INSERTION_UNLESS_THERE, *_inserted(run, created), None) is not None
-
-
-def _inserted(run: Run, created: Entry) -> tuple[object, ...]:
-    return (
+        """,
         run.id,
         run.name,
         run.description,
@@ -151,7 +133,64 @@ def _inserted(run: Run, created: Entry) -> tuple[object, ...]:
         created.what,
         created.body.decode(),
         created.traceparent,
+        created_at,
     )
+    return inserted_at
+
+
+async def insert_fired(tx: Transaction, runs: Sequence[tuple[Run, Entry]]) -> set[RunId]:
+    """As `insert`, for runs that jobs have fired: those whose id and whose workflow's name were not there before."""
+    rows = await tx.fetch(
+        """
+        with fired as materialized (
+            select * from unnest(
+                $1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[],
+                $9::text[], $10::text[], $11::text[], $12::text[], $13::timestamptz[], $14::text[], $15::text[]
+            ) with ordinality as fired (
+                id, name, experiment_id, namespace, resource_references, job_id, service_account, parameters,
+                manifest_digest, engine, workflow_name, traceparent, scheduled_at, created_by, body, nth
+            )
+        ), inserted as (
+            insert into runs (
+                id, name, experiment_id, namespace, resource_references, job_id, service_account, parameters,
+                manifest_digest, engine, workflow_name, traceparent, scheduled_at, created_by
+            )
+            select id, name, experiment_id, namespace, resource_references::jsonb, job_id, service_account,
+                parameters::jsonb, manifest_digest, engine, workflow_name, traceparent, scheduled_at, created_by
+            from fired order by nth
+            on conflict do nothing
+            returning id, created_at, experiment_id
+        ), counted as (
+            insert into run_count_deltas (experiment_id, storage_state, delta)
+            select experiment_id, 'available', count(*)::integer from inserted group by experiment_id
+        ), told as (
+            insert into outbox (type, owner, what, resource_id, body, traceparent)
+            select $16, $17, $18, inserted.id,
+                convert_to((body::jsonb || jsonb_build_object('created_at', created_at))::text, 'UTF8'), traceparent
+            from inserted join fired using (id) order by nth
+        )
+        select id from inserted
+        """,
+        [run.id for run, _ in runs],
+        [run.name for run, _ in runs],
+        [run.experiment_id for run, _ in runs],
+        [run.namespace for run, _ in runs],
+        [msgspec.json.encode(run.references).decode() for run, _ in runs],
+        [run.job_id for run, _ in runs],
+        [run.service_account for run, _ in runs],
+        [msgspec.json.encode(run.parameters).decode() for run, _ in runs],
+        [run.manifest_digest for run, _ in runs],
+        [run.engine.value for run, _ in runs],
+        [run.workflow_name for run, _ in runs],
+        [run.traceparent for run, _ in runs],
+        [run.scheduled_at for run, _ in runs],
+        [run.created_by for run, _ in runs],
+        [created.body.decode() for _, created in runs],
+        runs[0][1].type,
+        runs[0][1].owner,
+        runs[0][1].what,
+    )
+    return {RunId(row["id"]) for row in rows}
 
 
 async def find(connection: Connection, run_id: str) -> Run | None:

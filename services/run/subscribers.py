@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shared import replica
@@ -45,13 +45,14 @@ def handlers(runs: Runs) -> Mapping[FactKind[Any], Handler]:
         await runs.keep_metrics(tx, run_id, metrics)
         return Done()
 
-    async def draft_of_slot(fact: Fact[TriggerState]) -> Applying:
-        run, refusal = await runs.draft_of_slot(fact.state)
+    async def drafts_of_slots(facts: Sequence[Fact[TriggerState]]) -> Applying:
+        drafts = await runs.drafts_of_slots([(fact.state, fact.message.traceparent) for fact in facts])
 
         async def make(tx: Transaction) -> Outcome:
-            await runs.make_of_slot(tx, run, refusal)
-            for replaced in fact.state.replaces:
-                await runs.follow_replacement(tx, replaced)
+            await runs.make_of_slots(tx, drafts)
+            for fact in facts:
+                for replaced in fact.state.replaces:
+                    await runs.follow_replacement(tx, replaced)
             return Done()
 
         return make
@@ -66,7 +67,7 @@ def handlers(runs: Runs) -> Mapping[FactKind[Any], Handler]:
         events.EXPERIMENT_UNARCHIVED: keep_experiment,
         events.EXPERIMENT_DELETED: keep_experiment,
         events.JOB_DELETED: forget_job,
-        events.JOB_TRIGGERED: Fetching(draft_of_slot),
+        events.JOB_TRIGGERED: Fetching(drafts_of_slots),
         events.METRICS_REPORTED: keep_metrics,
         events.PIPELINE_VERSION_CREATED: keep_version,
         events.PIPELINE_VERSION_DELETED: keep_version,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -41,7 +41,7 @@ from shared.listing import ListRequest, Page
 from shared.outbox import Outbox
 from shared.readers import OverLimit
 from shared.subscriptions import until_published_and_applied
-from shared.telemetry import current_traceparent
+from shared.telemetry import continue_trace, current_traceparent
 
 from . import compose, domain, store
 from .domain import (
@@ -93,6 +93,14 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     manifest_digest: str
     pipeline_name: str | None = None
     """None where nobody has asked for the pipeline."""
+
+
+class Draft(msgspec.Struct, frozen=True, kw_only=True):
+    """A run that a slot asks for."""
+
+    run: Run
+    refusal: str = ""
+    """Why there will be none; empty where nothing speaks against it."""
 
 
 class Artifact(msgspec.Struct, frozen=True, kw_only=True):
@@ -274,28 +282,49 @@ class Runs:
         for run in await store.archive_experiment(tx, experiment_id):
             await self._outbox.add(tx, events.RUN_ARCHIVED, to_state(run))
 
-    async def draft_of_slot(self, trigger: TriggerState) -> tuple[Run, str]:
-        """The run of a job's slot, and why there will be none; empty where nothing speaks against it. Raises
-        Unavailable."""
+    async def drafts_of_slots(self, triggers: Sequence[tuple[TriggerState, str]]) -> Sequence[Draft]:
+        """The runs of jobs' slots, each with why there will be none. Beside each slot is the traceparent of its fact.
+
+        Raises Unavailable.
+        """
+        ids = {trigger.experiment_id for trigger, _ in triggers}
+        gone = await replica.deleted_among(self._database, EXPERIMENT, ids)
+        drafts = []
+        for trigger, traceparent in triggers:
+            with continue_trace(traceparent):
+                drafts.append(await self._draft_of_slot(trigger, gone))
+        return drafts
+
+    async def _draft_of_slot(self, trigger: TriggerState, gone: Collection[str]) -> Draft:
         run = _fired(trigger)
         try:
+            if run.experiment_id in gone:
+                raise domain.experiment_gone(run.experiment_id)
             await self._check_slot(trigger, run)
         except (InvalidInput, NotFound) as refusal:
-            return run, refusal.message[:LARGEST_REFUSAL]
-        return run, ""
+            return Draft(run=run, refusal=refusal.message[:LARGEST_REFUSAL])
+        return Draft(run=run)
 
-    async def make_of_slot(self, tx: Transaction, run: Run, refusal: str) -> None:
-        """Make it, or tell that it is refused. Harmless where it was made before."""
-        if not refusal:
-            created = self._outbox.entry(events.RUN_CREATED, to_state(run))
-            if await store.insert_unless_there(tx, run, created):
-                tx.after_commit(self._outbox.wake)
-                return
-            if await store.exists(tx, run.id):
-                return
-            refusal = domain.workflow_name_taken(run.workflow_name).message
-        never_was = msgspec.structs.replace(run, status=domain.Status.ERROR, error=refusal, finished_at=run.created_at)
-        await self._outbox.add(tx, events.RUN_REJECTED, to_state(never_was))
+    async def make_of_slots(self, tx: Transaction, drafts: Sequence[Draft]) -> None:
+        """Make them, or tell that they are refused. Harmless where one was made before."""
+        # A slot may be told twice in one batch.
+        good = {draft.run.id: draft.run for draft in drafts if not draft.refusal}
+        made: set[RunId] = set()
+        if good:
+            created = [(run, self._outbox.entry(events.RUN_CREATED, to_state(run))) for run in good.values()]
+            made = await store.insert_fired(tx, created)
+            tx.after_commit(self._outbox.wake)
+        for draft in drafts:
+            if draft.run.id not in made and not await store.exists(tx, draft.run.id):
+                await self._reject(tx, draft)
+
+    async def _reject(self, tx: Transaction, draft: Draft) -> None:
+        reason = draft.refusal or domain.workflow_name_taken(draft.run.workflow_name).message
+        never_was = msgspec.structs.replace(
+            draft.run, status=domain.Status.ERROR, error=reason, finished_at=draft.run.created_at
+        )
+        with continue_trace(draft.run.traceparent):
+            await self._outbox.add(tx, events.RUN_REJECTED, to_state(never_was))
 
     async def follow_replacement(self, tx: Transaction, run_id: str) -> None:
         """Its job has another run in its place. Harmless where it is over."""
@@ -587,8 +616,6 @@ class Runs:
     async def _check_slot(self, trigger: TriggerState, run: Run) -> None:
         """What may have become wrong since the job was created."""
         domain.check_workflow_name(run.workflow_name)
-        if await replica.is_deleted(self._database, EXPERIMENT, run.experiment_id):
-            raise domain.experiment_gone(run.experiment_id)
         text = await self._manifests.find(run.manifest_digest)
         if text is None:
             raise domain.manifest_gone(trigger.name)

@@ -145,15 +145,15 @@ async def test_a_job_fires_no_more_runs_than_may_be_alive_and_goes_on_as_they_en
     assert [each.slot for each in await world.triggers(job["id"])] == [slot(nth) for nth in range(1, 7)]
 
 
-async def test_a_refused_run_frees_its_slot_and_the_job_tells_why_until_there_is_another(world: World) -> None:
+async def test_a_refused_run_frees_its_slot_and_the_job_tells_why_until_the_next_slot_comes(world: World) -> None:
     job = await job_of(world, trigger=periodic(slots=2), max_concurrency="1")
     (first,) = await world.triggered(job["id"], 1)
     await world.tell_of_run(events.RUN_REJECTED, first, 1, status=RunStatus.ERROR, error="No such manifest.")
     second = (await world.triggered(job["id"], 2))[-1]
-    assert (await world.get(job["id"]))["error"] == "No such manifest."
-    assert (await world.replica.get("/jobs"))["jobs"][0]["error"] == "No such manifest."
-    await world.tell_of_run(events.RUN_CREATED, second, 1)
     assert "error" not in await world.get(job["id"])
+    await world.tell_of_run(events.RUN_REJECTED, second, 1, status=RunStatus.ERROR, error="No such experiment.")
+    assert (await world.get(job["id"]))["error"] == "No such experiment."
+    assert (await world.replica.get("/jobs"))["jobs"][0]["error"] == "No such experiment."
 
 
 async def test_what_a_disabled_job_missed_comes_when_it_is_enabled(world: World) -> None:

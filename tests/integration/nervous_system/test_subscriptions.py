@@ -2,7 +2,7 @@
 
 import asyncio
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -108,20 +108,22 @@ async def test_what_a_handler_fetches_is_there_before_its_transaction_and_an_out
     fetched: list[int] = []
     is_out = True
 
-    async def fetch(fact: Fact[Any]) -> Applying:
+    async def fetch(facts: Sequence[Fact[Any]]) -> Applying:
         nonlocal is_out
-        if fact.message.position == 3 and is_out:
+        positions = [fact.message.position for fact in facts]
+        if 3 in positions and is_out:
             is_out = False
             raise Unavailable("The store does not answer.")
         open_transactions = await house.listener.fetchval(
             "select count(*) from pg_stat_activity where state = 'idle in transaction' and usename = current_user"
         )
         assert open_transactions == 0
-        fetched.append(fact.message.position)
+        fetched.extend(positions)
 
         async def apply(tx: Transaction) -> Outcome:
-            assert fact.message.position in fetched
-            return await record_effect(tx, fact)
+            for fact in facts:
+                await record_effect(tx, fact)
+            return Done()
 
         return apply
 
@@ -131,6 +133,12 @@ async def test_what_a_handler_fetches_is_there_before_its_transaction_and_an_out
     await house.subscriber({EXPERIMENT_CREATED: Fetching(fetch)})
     await house.applied_each_once(5)
     assert not is_out
+    assert fetched[-5:] == [1, 2, 3, 4, 5]
+
+    # They come together, also where some of them come a second time.
+    await house.change(times=40)
+    await publish_again(house.owner, house.owner_bus, position=5)
+    await house.applied_each_once(45)
 
 
 async def test_what_a_leaving_replica_holds_goes_to_the_next_at_once(house: House) -> None:
