@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from typing import Any
 
 import uvicorn
 
+from shared.web import DRAIN_LIMIT_SECONDS, KEEP_ALIVE_SECONDS
+
 _TICK_SECONDS = 0.005
 _TICKS_A_DAY = 864_000
+
+
+def as_in_production(app: Any, **how: Any) -> uvicorn.Config:
+    """A configuration with the time limits of `shared.web.run_server`: a connection must not end under its client."""
+    return uvicorn.Config(
+        app, timeout_keep_alive=KEEP_ALIVE_SECONDS, timeout_graceful_shutdown=DRAIN_LIMIT_SECONDS, **how
+    )
 
 
 class PromptServer(uvicorn.Server):

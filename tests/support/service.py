@@ -13,13 +13,12 @@ from typing import Any
 
 import aiohttp
 import msgspec
-import uvicorn
 from yarl import URL
 
 from infra.embedded.ports import LOOPBACK, free_ports
 from shared.web import Service
 from tests.support.hooks import aiohttp_session
-from tests.support.prompt_server import PromptServer
+from tests.support.prompt_server import PromptServer, as_in_production
 
 V1 = "/apis/v1beta1"
 
@@ -81,7 +80,7 @@ async def status_without_the_body(url: str, path: str) -> int:
 async def serving(app: Service) -> AsyncIterator[Client]:
     """The application behind a server, started and stopped with its lifespan."""
     (port,) = free_ports(1)
-    config = uvicorn.Config(
+    config = as_in_production(
         app, host=LOOPBACK, port=port, http="httptools", ws="none", lifespan="on", log_config=None, access_log=False
     )
     server = PromptServer(config)

@@ -42,7 +42,7 @@ from shared.errors import InvalidInput, NotFound
 from shared.outbox import Outbox
 from shared.readers import Readers
 from tests.support.hooks import aiohttp_session
-from tests.support.prompt_server import PromptServer
+from tests.support.prompt_server import PromptServer, as_in_production
 from tests.support.servers import ObjectStoreAccess
 
 V1 = "/apis/v1beta1"
@@ -284,7 +284,7 @@ async def world(
         (port,) = free_ports(1)
         app = create_app(msgspec.structs.replace(settings, **further))
         server = PromptServer(
-            uvicorn.Config(app, host="127.0.0.1", port=port, log_config=None, lifespan="on", ws="none")
+            as_in_production(app, host="127.0.0.1", port=port, log_config=None, lifespan="on", ws="none")
         )
         task = asyncio.create_task(server.serve())
         servers.append((server, task))
