@@ -26,6 +26,9 @@ _restarts = Counter(
     registry=telemetry.metrics,
 )
 
+_CANCEL_AGAIN_SECONDS = 2.0
+"""Longer than what a task puts in order takes: that is not to be interrupted."""
+
 Work = Callable[[], Awaitable[None]]
 
 
@@ -76,8 +79,10 @@ class Tasks:
         self._stopping = True
         deadline = time.monotonic() + within_seconds
         for name, task in reversed(self._running.items()):
-            task.cancel()
-            await asyncio.wait([task], timeout=max(0.0, deadline - time.monotonic()))
+            while not task.done() and (seconds := deadline - time.monotonic()) > 0:
+                # Again and again: `asyncio.wait_for` loses a cancellation that comes together with what is waited for.
+                task.cancel()
+                await asyncio.wait([task], timeout=min(_CANCEL_AGAIN_SECONDS, seconds))
             if not task.done():
                 _log.warning("task %s did not stop within %g s", name, within_seconds)
             elif not task.cancelled() and (error := task.exception()):

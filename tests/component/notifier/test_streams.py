@@ -18,6 +18,7 @@ from services.notifier.streams import Streams
 from shared.bus import EVENTS_STREAM, Bus
 from shared.contracts.events import EXPERIMENT_CREATED, RUN_CREATED, RUN_STARTED, RUN_SUCCEEDED
 from shared.contracts.states import ExperimentState
+from shared.tasks import Tasks
 from tests.component.notifier.conftest import Owners, Replica, run_state
 from tests.support.eventually import eventually
 from tests.support.facts import LONG_AGO
@@ -251,7 +252,8 @@ async def test_a_client_that_does_not_keep_up_is_cut_off_and_misses_nothing(
 ) -> None:
     bus = await Bus(nats_urls["notifier"], name="notifier").open()
     streams = Streams(bus, ask_seconds=2, heartbeat_seconds=15, most_unsent=10)
-    hub = asyncio.create_task(streams.run())
+    tasks = Tasks()
+    tasks.spawn("streams", streams.run)
     try:
         slow = await streams.open(Wanted(), None)
         assert await anext(slow) == b"retry: 2000\n\n"
@@ -266,8 +268,7 @@ async def test_a_client_that_does_not_keep_up_is_cut_off_and_misses_nothing(
         again = await streams.open(Wanted(), Behind(cursor={"run": 1}))
         assert await _told_until(again, 31) == list(range(2, 32))
     finally:
-        hub.cancel()
-        await asyncio.wait([hub])
+        await tasks.stop()
         await bus.close()
 
 
@@ -289,7 +290,8 @@ async def _told_until(stream: AsyncIterator[bytes], position: int) -> list[int]:
 async def test_a_process_that_ends_lets_go_of_its_readers(owners: Owners, nats_urls: Mapping[str, str]) -> None:
     bus = await Bus(nats_urls["notifier"], name="notifier").open()
     streams = Streams(bus, ask_seconds=2, heartbeat_seconds=15, most_unsent=10)
-    hub = asyncio.create_task(streams.run())
+    tasks = Tasks()
+    tasks.spawn("streams", streams.run)
     try:
         stream = await streams.open(Wanted(), None)
         await anext(stream)
@@ -298,8 +300,7 @@ async def test_a_process_that_ends_lets_go_of_its_readers(owners: Owners, nats_u
         async with asyncio.timeout(20):
             assert await waiting == b""
     finally:
-        hub.cancel()
-        await asyncio.wait([hub])
+        await tasks.stop()
         await bus.close()
 
 

@@ -142,6 +142,28 @@ async def test_tasks_stop_in_the_reverse_of_the_order_they_were_spawned_in() -> 
         tasks.spawn("late", lambda: work("late"))
 
 
+async def test_a_task_that_lost_its_cancellation_is_stopped_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
+    cancellations = 0
+    started = asyncio.Event()
+
+    async def lose_one() -> None:
+        nonlocal cancellations
+        while True:
+            started.set()
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                cancellations += 1
+                if cancellations > 1:
+                    raise
+
+    tasks = Tasks()
+    tasks.spawn("streams", lose_one)
+    await asyncio.wait_for(started.wait(), 5)
+    await asyncio.wait_for(tasks.stop(), 9)
+    assert (cancellations, caplog.text) == (2, "")
+
+
 async def test_stop_does_not_wait_for_ever(caplog: pytest.LogCaptureFixture) -> None:
     started, release = asyncio.Event(), asyncio.Event()
 
