@@ -559,9 +559,7 @@ class Consumer:
         with contextlib.suppress(*_UNREACHABLE, nats.errors.Error):
             await self.leave()
             while self._subscription.pending_msgs:
-                message = await self._subscription.next_msg(timeout=1)
-                if _STATUS not in (message.headers or {}):
-                    await message.nak()
+                await self._give_back([await self._subscription.next_msg(timeout=1)])
 
     async def leave(self) -> None:
         await self._subscription.unsubscribe()
@@ -575,7 +573,16 @@ class Consumer:
                 messages.append(await self._subscription.next_msg(timeout=1))
         except (TimeoutError, nats.errors.TimeoutError):
             return []
+        # The client waits by `asyncio.wait_for`, which loses a cancellation that comes together with a message.
+        if (task := asyncio.current_task()) is not None and task.cancelling():
+            await self._give_back(messages)
+            raise asyncio.CancelledError
         return messages
+
+    async def _give_back(self, messages: Sequence[Msg]) -> None:
+        for message in messages:
+            if _STATUS not in (message.headers or {}):
+                await message.nak()
 
     async def _keep_standing(self, most: int, seconds: float) -> None:
         if not self._connection.is_connected:

@@ -207,10 +207,10 @@ class Relay:
     async def _pinged(self) -> bool:
         """Whether a ping came within the poll interval."""
         try:
-            await asyncio.wait_for(self._woken.wait(), timeout=_POLL_SECONDS)
+            async with asyncio.timeout(_POLL_SECONDS):
+                return await self._woken.wait()
         except TimeoutError:
             return False
-        return True
 
     async def _has_work(self) -> bool:
         """Only reads: an idle relay writes nothing but its lease."""

@@ -146,7 +146,8 @@ class Subscriber:
                     async with progress.moved:
                         try:
                             # The active replica may be another process: look at the row now and then.
-                            await asyncio.wait_for(progress.moved.wait(), timeout=0.02)
+                            async with asyncio.timeout(0.02):
+                                await progress.moved.wait()
                         except TimeoutError:
                             continue
         except (TimeoutError, Unavailable):

@@ -43,7 +43,8 @@ async def fire(slots: Slots, woken: asyncio.Event, *, poll_seconds: float) -> No
         if contended_rounds:
             seconds = min(_CONTENDED_SECONDS * 2 ** min(contended_rounds - 1, 6), poll_seconds)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(woken.wait(), timeout=max(seconds, 0))
+            async with asyncio.timeout(max(seconds, 0)):
+                await woken.wait()
 
 
 async def _fire_all(slots: Slots) -> int:

@@ -22,6 +22,7 @@ async def erase_objects(pipelines: Pipelines, woken: asyncio.Event, *, poll_seco
         except Unavailable as outage:
             _log.warning("erasing objects waits: %s", outage)
         try:
-            await asyncio.wait_for(woken.wait(), timeout=poll_seconds)
+            async with asyncio.timeout(poll_seconds):
+                await woken.wait()
         except TimeoutError:
             continue

@@ -111,7 +111,8 @@ class Controller:
             if not due.is_empty:
                 continue
             try:
-                await asyncio.wait_for(self._woken.wait(), timeout=self._poll_seconds)
+                async with asyncio.timeout(self._poll_seconds):
+                    await self._woken.wait()
             except TimeoutError:
                 continue
 

@@ -319,7 +319,8 @@ class StepRunner:
                 return
             else:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(attempt.over.wait(), _LOG_POLL_SECONDS)
+                    async with asyncio.timeout(_LOG_POLL_SECONDS):
+                        await attempt.over.wait()
 
     def _states(self) -> list[Event]:
         return [attempt.state for attempt in self._attempts.values() if attempt.state is not None]
