@@ -14,6 +14,8 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 
+from shared.addresses import Reach
+
 S = TypeVar("S", bound=msgspec.Struct)
 
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535, title="port")]
@@ -37,6 +39,26 @@ class ServiceSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The most connections one process opens; ten keep two cores busy."""
     applied_wait_seconds: float = 1.0
     """How long a route waits for other services to apply its change before it answers all the same."""
+
+
+class ReachSettings(ServiceSettings, frozen=True, kw_only=True):
+    """For the services that connect to where others say."""
+
+    fetch_allowed_networks: tuple[str, ...] = ()
+    """Networks (`10.0.0.0/8`, comma separated) that pipelines may be fetched from and webhooks sent to beside public
+    addresses: where a cluster keeps its own. Whoever may create a pipeline or a webhook can make a process of ours
+    connect there."""
+    fetch_any_network: bool = False
+    """Whether pipelines may be fetched from anywhere, and webhooks sent to it, this machine included. For an API that
+    only this machine reaches."""
+
+    def check_networks(self) -> None:
+        """Raises ValueError, in words that name the one that is none."""
+        _ = self.reach
+
+    @property
+    def reach(self) -> Reach:
+        return Reach(self.fetch_allowed_networks, any_network=self.fetch_any_network)
 
 
 class ObjectStoreSettings(msgspec.Struct, frozen=True, kw_only=True):

@@ -33,8 +33,7 @@ def create_app(settings: Settings) -> Service:
     )
     readers = PackageReaders(settings.package_limits, largest_bytes=settings.largest_package_bytes)
     fetcher = Fetcher(
-        allowed_networks=settings.fetch_allowed_networks,
-        any_network=settings.fetch_any_network,
+        reach=settings.reach,
         largest_bytes=settings.largest_package_bytes,
         seconds=settings.fetch_seconds,
         at_a_time=settings.fetches,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from datetime import datetime
 from typing import Final, NewType
-from urllib.parse import urlsplit
 
 import msgspec
 
+from shared.addresses import is_of_the_web
 from shared.errors import AlreadyExists, InvalidInput, NotFound
 from shared.lengths import check_length
 
@@ -95,16 +95,8 @@ def check_url(url: str) -> None:
     """API specification, section 8.5: of the kinds of URL, those of the web."""
     if not url:
         raise InvalidInput("Pipeline URL is empty. Please specify a valid URL.")
-    if not url.isprintable() or url != url.strip() or not _is_of_the_web(url):
+    if not is_of_the_web(url):
         raise InvalidInput(f"Invalid Pipeline URL {url}. Please specify a valid URL")
-
-
-def _is_of_the_web(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # A port beyond all ports, or a bracket without its other half.
-        return False
 
 
 def last_element(url: str) -> str:

@@ -1,24 +1,20 @@
 """A package on its way in from a URL that a client names: untrusted in where it leads and in what it says.
 
-The one place of the service that speaks HTTP as a client. It knows addresses, and nothing of what the bytes mean.
-
-Whoever can name a URL can make this process connect to it. Therefore the address is checked where a socket is made for
-it, which is after every resolution, for every redirect and for every address that is tried: no name that changes its
-mind between a check and its use gets through. Without a setting only public addresses pass.
+The one place of the service that speaks HTTP as a client. Where that may lead is for `shared.addresses` to say; what
+the bytes mean it does not know.
 """
 
 from __future__ import annotations
 
 import asyncio
 import importlib
-import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
-from typing import TYPE_CHECKING, Any, BinaryIO, Final
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 import msgspec
 
+from shared.addresses import FORBIDDEN, Guard, Reach
 from shared.errors import InvalidInput, Unavailable
 
 from .domain import check_url, last_element
@@ -31,13 +27,6 @@ if TYPE_CHECKING:
 MOST_REDIRECTS: Final = 10
 _CONNECT_SECONDS: Final = 10.0
 _CHUNK_BYTES: Final = 64 * 1024
-_TRANSLATED: Final = IPv6Network("64:ff9b::/96")
-_PUBLIC_IN_NAME_ONLY: Final = (
-    ip_network("192.0.0.0/24"),  # Assigned to protocols; some clouds keep their metadata there.
-    ip_network("168.63.129.16/32"),  # Azure's, from inside of its machines.
-)
-
-Address = IPv4Address | IPv6Address
 
 
 class Download(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,18 +41,16 @@ class Fetcher:
     def __init__(
         self,
         *,
-        allowed_networks: Sequence[str],
-        any_network: bool,
+        reach: Reach,
         largest_bytes: int,
         seconds: float,
         at_a_time: int,
         resolver: AbstractResolver | None = None,
     ) -> None:
-        """`allowed_networks` pass beside what is public; with `any_network` every address does. `seconds` bound a
-        download from the first resolution to the last byte, and before it the wait for one of `at_a_time` turns.
+        """`seconds` bound a download from the first resolution to the last byte, and before it the wait for one of
+        `at_a_time` turns.
         """
-        self._allowed = tuple(ip_network(network) for network in allowed_networks)
-        self._any_network = any_network
+        self._reach = reach
         self._largest_bytes = largest_bytes
         self._seconds = seconds
         self._turns = asyncio.Semaphore(at_a_time)
@@ -85,18 +72,12 @@ class Fetcher:
         finally:
             self._turns.release()
 
-    def passes(self, address: Address) -> bool:
-        inner = _inside(address)
-        if self._any_network or any(each in network for each in (address, inner) for network in self._allowed):
-            return True
-        return is_public(inner)
-
     async def _download(self, url: str, spool: Spool) -> None:
         # Most processes never fetch, and importing takes long for an event loop.
         await asyncio.to_thread(importlib.import_module, "aiohttp")
         import aiohttp
 
-        guard = _Guard(self)
+        guard = Guard(self._reach)
         try:
             async with asyncio.timeout(self._seconds), self._session(guard) as session:
                 await _receive(session, url, spool)
@@ -107,7 +88,7 @@ class Fetcher:
                 raise _forbidden(url) from error
             raise _failed(url, _reason(error)) from error
 
-    def _session(self, guard: _Guard) -> aiohttp.ClientSession:
+    def _session(self, guard: Guard) -> aiohttp.ClientSession:
         import aiohttp
 
         return aiohttp.ClientSession(
@@ -122,21 +103,6 @@ class Fetcher:
         )
 
 
-class _Guard:
-    """Makes the sockets of one download, and remembers whether it would not make one."""
-
-    def __init__(self, fetcher: Fetcher) -> None:
-        self._fetcher = fetcher
-        self.has_refused = False
-
-    def socket_for(self, info: tuple[Any, Any, int, str, tuple[Any, ...]]) -> socket.socket:
-        family, kind, protocol, _, target = info
-        if not self._fetcher.passes(ip_address(target[0])):
-            self.has_refused = True
-            raise OSError("the address is not allowed")
-        return socket.socket(family, kind, protocol)
-
-
 async def _receive(session: aiohttp.ClientSession, url: str, spool: Spool) -> None:
     async with session.get(url, max_redirects=MOST_REDIRECTS + 1) as answer:
         if answer.status != 200:
@@ -145,25 +111,6 @@ async def _receive(session: aiohttp.ClientSession, url: str, spool: Spool) -> No
             await spool.write(chunk)
             if spool.is_over:
                 return
-
-
-def is_public(address: Address) -> bool:
-    """Whether everyone reaches the same host there; nothing of a machine, a link, a site or a cloud."""
-    return (
-        address.is_global
-        and not (address.is_multicast or address.is_reserved)
-        and not (isinstance(address, IPv6Address) and address.is_site_local)
-        and not any(address in network for network in _PUBLIC_IN_NAME_ONLY)
-    )
-
-
-def _inside(address: Address) -> Address:
-    """The IPv4 address that an IPv6 address stands for, where it does."""
-    if isinstance(address, IPv4Address):
-        return address
-    if address in _TRANSLATED:
-        return IPv4Address(int(address) & 0xFFFFFFFF)
-    return address.ipv4_mapped or address.sixtofour or address
 
 
 def _failed(url: str, cause: str) -> InvalidInput:
@@ -175,11 +122,7 @@ def _failed(url: str, cause: str) -> InvalidInput:
 
 
 def _forbidden(url: str) -> InvalidInput:
-    """Says nothing of the address: what names mean inside of a network is not for everyone to ask."""
-    return InvalidInput(
-        f"Invalid Pipeline URL {url}. Please specify a valid URL",
-        cause="it leads to an address that is not public; HEADRACE_FETCH_ALLOWED_NETWORKS may list its network",
-    )
+    return InvalidInput(f"Invalid Pipeline URL {url}. Please specify a valid URL", cause=FORBIDDEN)
 
 
 def _reason(error: Exception) -> str:

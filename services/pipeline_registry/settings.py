@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_network
-
 from shared.readers import Limits
-from shared.settings import ServiceSettings
+from shared.settings import ReachSettings
 
 from .domain import LARGEST_PACKAGE_BYTES
 
 
-class Settings(ServiceSettings, frozen=True, kw_only=True):
+class Settings(ReachSettings, frozen=True, kw_only=True):
     object_store_url: str
     """`http://host:port`, or https: where packages and manifests are kept. Any S3 server serves."""
     object_store_access_key: str
@@ -31,12 +29,6 @@ class Settings(ServiceSettings, frozen=True, kw_only=True):
     """The most address space of a process that reads packages; the interpreter alone takes a tenth."""
     package_queue_seconds: float = 60.0
     """How long an upload waits for a process to read it before it is a 503."""
-    fetch_allowed_networks: tuple[str, ...] = ()
-    """Networks (`10.0.0.0/8`, comma separated) that pipelines may be fetched from beside public addresses: where a
-    cluster keeps its own packages. Whoever may create a pipeline can make this process connect there."""
-    fetch_any_network: bool = False
-    """Whether pipelines may be fetched from anywhere, this machine included. For an API that only this machine
-    reaches."""
     fetch_seconds: float = 60.0
     """The longest that fetching one pipeline may take, redirects included."""
     fetches: int = 16
@@ -58,7 +50,6 @@ class Settings(ServiceSettings, frozen=True, kw_only=True):
         )
 
     def __post_init__(self) -> None:
-        for network in self.fetch_allowed_networks:
-            ip_network(network)  # Raises ValueError, in words that name it.
+        self.check_networks()
         if self.largest_package_bytes <= 0 or self.fetches <= 0:
             raise ValueError("largest_package_bytes and fetches must be above 0")

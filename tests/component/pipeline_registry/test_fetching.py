@@ -14,6 +14,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 
 from infra.embedded.ports import LOOPBACK
 from services.pipeline_registry.fetching import MOST_REDIRECTS, Fetcher
+from shared.addresses import Reach
 from shared.blobs import Blobs
 from shared.database import Database
 from shared.errors import InvalidInput
@@ -225,8 +226,7 @@ class _Fickle(AbstractResolver):
 @asynccontextmanager
 async def fetched_as(site: Site, path: str, *answers: Sequence[str]) -> AsyncIterator[bytes]:
     fetcher = Fetcher(
-        allowed_networks=[f"{LOOPBACK}/32"],
-        any_network=False,
+        reach=Reach([f"{LOOPBACK}/32"]),
         largest_bytes=SMALL,
         seconds=10,
         at_a_time=1,

@@ -4,15 +4,9 @@ from ipaddress import ip_address
 
 import pytest
 
-from services.pipeline_registry.fetching import Fetcher, is_public
 from services.pipeline_registry.settings import Settings
-from shared.settings import SettingsError, load
-
-
-def fetcher(*allowed_networks: str, any_network: bool = False) -> Fetcher:
-    return Fetcher(
-        allowed_networks=allowed_networks, any_network=any_network, largest_bytes=1, seconds=1.0, at_a_time=1
-    )
+from shared.addresses import Reach, is_public
+from shared.settings import ReachSettings, SettingsError, load
 
 
 @pytest.mark.parametrize(
@@ -54,19 +48,19 @@ def fetcher(*allowed_networks: str, any_network: bool = False) -> Fetcher:
     ],
 )
 def test_what_belongs_to_a_machine_a_link_a_site_or_a_cloud_does_not_pass(address: str) -> None:
-    assert not fetcher().passes(ip_address(address))
-    assert fetcher(any_network=True).passes(ip_address(address))
+    assert not Reach().passes(ip_address(address))
+    assert Reach(any_network=True).passes(ip_address(address))
 
 
 @pytest.mark.parametrize(
     "address", ["8.8.8.8", "151.101.1.6", "2606:4700::6810:1", "::ffff:8.8.8.8", "64:ff9b::8.8.8.8", "2002:808:808::"]
 )
 def test_what_is_public_passes(address: str) -> None:
-    assert fetcher().passes(ip_address(address))
+    assert Reach().passes(ip_address(address))
 
 
 def test_a_listed_network_passes_and_its_neighbours_do_not() -> None:
-    some = fetcher("10.1.0.0/16", "fd00:1::/32")
+    some = Reach(("10.1.0.0/16", "fd00:1::/32"))
     for address in ("10.1.2.3", "::ffff:10.1.2.3", "fd00:1::9", "8.8.8.8"):
         assert some.passes(ip_address(address))
     for address in ("10.2.0.1", "127.0.0.1", "fd00:2::9", "169.254.169.254"):
@@ -78,7 +72,16 @@ def test_only_the_outermost_form_is_judged_by_what_it_stands_for() -> None:
     assert not is_public(ip_address("64:ff9b::8.8.8.8")), "by itself it is no address of anybody"
 
 
-def test_a_network_that_is_none_is_refused_at_the_start() -> None:
+def test_an_address_in_a_url_is_seen_and_a_name_is_not() -> None:
+    for url in ("http://127.0.0.1/x", "https://[::1]:8080/", "http://10.0.0.1"):
+        assert not Reach().passes_as_written(url)
+        assert Reach(any_network=True).passes_as_written(url)
+    for url in ("http://8.8.8.8/x", "https://localhost/"):
+        assert Reach().passes_as_written(url)
+
+
+@pytest.mark.parametrize("settings", [Settings])
+def test_a_network_that_is_none_is_refused_at_the_start(settings: type[ReachSettings]) -> None:
     environment = {
         "HEADRACE_DATABASE_URL": "x",
         "HEADRACE_NATS_URL": "x",
@@ -86,8 +89,8 @@ def test_a_network_that_is_none_is_refused_at_the_start() -> None:
         "HEADRACE_OBJECT_STORE_ACCESS_KEY": "x",
         "HEADRACE_OBJECT_STORE_SECRET_KEY": "x",
     }
-    loaded = load(Settings, environment | {"HEADRACE_FETCH_ALLOWED_NETWORKS": "10.0.0.0/8, fd00::/8"})
+    loaded = load(settings, environment | {"HEADRACE_FETCH_ALLOWED_NETWORKS": "10.0.0.0/8, fd00::/8"})
     assert loaded.fetch_allowed_networks == ("10.0.0.0/8", "fd00::/8")
     assert not loaded.fetch_any_network
     with pytest.raises(SettingsError, match=r"10\.0\.0\.0/99"):
-        load(Settings, environment | {"HEADRACE_FETCH_ALLOWED_NETWORKS": "10.0.0.0/99"})
+        load(settings, environment | {"HEADRACE_FETCH_ALLOWED_NETWORKS": "10.0.0.0/99"})
