@@ -172,6 +172,7 @@ EXTENSIONS: dict[str, Route] = {
     for segment, owner in {
         "runs": Owner.RUN,
         "events": Owner.NOTIFIER,
+        "webhooks": Owner.NOTIFIER,
         "engine": Owner.RUN,
         "jobs": Owner.JOB_SCHEDULER,
         "pipelines": Owner.PIPELINE_REGISTRY,

@@ -230,7 +230,7 @@ class _Stack:
         return self._row(name, credentials | self._fetching() | self._identity() | self._listens(name))
 
     def _fetching(self) -> dict[str, str]:
-        """Only this machine reaches the gateway, and its users' pipelines may lie next to them, unless they say not."""
+        """Only this machine reaches the gateway; what its users name may lie next to them, unless they say not."""
         variables = ("HEADRACE_FETCH_ANY_NETWORK", "HEADRACE_FETCH_ALLOWED_NETWORKS")
         return {} if any(name in os.environ for name in variables) else {variables[0]: "true"}
 

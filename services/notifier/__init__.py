@@ -1,10 +1,18 @@
 """The notifier.
 
-owns: nothing yet
+owns: webhooks, their deliveries
 emits: nothing
-listens to: nothing
-answers: repeat
+listens to: experiment: created, archived, unarchived, deleted;
+    pipeline-registry: created, deleted, version-created, version-deleted, default-changed;
+    run: created, started, succeeded, failed, error, skipped, terminating, retried, archived, unarchived, deleted,
+    lost, rejected;
+    job-scheduler: created, enabled, disabled, deleted, triggered, missed; metrics: reported
+answers: applied, repeat
 
-A room of its own: `streams.py`, facts as they happen, for clients that follow them over HTTP. Whoever follows keeps
-the place in the stream; no replica remembers a client.
+Rooms of its own: `streams.py`, facts as they happen, for clients that follow them over HTTP. Whoever follows keeps
+the place in the stream; no replica remembers a client. `telling.py`, a fact as those outside are told of it.
+`deliveries.py`, the verbs of events and of time: what a webhook wants is written down, and sent until it is taken;
+`sending.py`, one attempt at that.
+
+Of what became of deliveries it tells nobody by facts: a webhook that wants everything would be sent its own.
 """

@@ -4,11 +4,34 @@ from __future__ import annotations
 
 from typing import Final
 
-from shared.openapi import A_RUN, HOST, Operation
+from shared.listing import ListRequest
+from shared.openapi import A_RUN, HOST, Operation, captured
 
-from .wire import EventsQuery, RunEventsQuery
+from . import store
+from .wire import (
+    EventsQuery,
+    RunEventsQuery,
+    WireDeliveries,
+    WireDelivery,
+    WireNewWebhook,
+    WireResult,
+    WireSecret,
+    WireWebhook,
+    WireWebhookChange,
+    WireWebhooks,
+)
 
-NAMES: Final[dict[type, str]] = {}
+NAMES: Final[dict[type, str]] = {WireResult: "apiWebhookTestResult", WireSecret: "apiWebhookSecret"}
+
+_TAG: Final = "WebhookService"
+_WEBHOOKS: Final = "/apis/headrace/v1/webhooks"
+_ONE: Final = f"{_WEBHOOKS}/{{webhook_id}}"
+_CREATE: Final = (
+    f"""curl -sS {HOST}{_WEBHOOKS} """
+    """-d '{"name":"pager","url":"https://hooks.example/headrace","resources":["run"],"facts":["failed","error"]}'"""
+)
+_NEW: Final = captured("WEBHOOK", _CREATE) + "\n"
+_URL: Final = f"{HOST}{_WEBHOOKS}/$WEBHOOK"
 
 _NOTES: Final = (
     "Server-sent events; the data of each is one CloudEvent in JSON. The id of an event says up to where its client "
@@ -39,5 +62,130 @@ OPERATIONS: Final = (
         query=RunEventsQuery,
         answers_events=True,
         example=f"{A_RUN}\ncurl -sS -N '{HOST}/apis/headrace/v1/runs/'$RUN'/events?until=final'",
+    ),
+    Operation(
+        id="CreateWebhook",
+        method="POST",
+        path=_WEBHOOKS,
+        tag=_TAG,
+        summary="Has events sent to a URL, from now on.",
+        notes=(
+            "Each event that passes the filters is a POST of one CloudEvent in JSON, signed by the Standard Webhooks "
+            "scheme. It is tried twelve times over 26 hours until the receiver answers 2xx; what happens to one "
+            "resource comes in order. Receivers may get an event twice, with the same `webhook-id`. With the format "
+            "`slack`, it is a text for people instead. The `secret` is told in this answer and never again."
+        ),
+        may_be_repeated=True,
+        body=WireNewWebhook,
+        body_example={
+            "name": "pager",
+            "url": "https://hooks.example/headrace",
+            "resources": ["run"],
+            "facts": ["failed", "error"],
+        },
+        answer=WireWebhook,
+        example=_CREATE,
+    ),
+    Operation(
+        id="ListWebhooks",
+        method="GET",
+        path=_WEBHOOKS,
+        tag=_TAG,
+        summary="Lists webhooks.",
+        query=ListRequest,
+        query_without=frozenset({"resource_key", "resource_reference_key"}),
+        lists=store.WEBHOOKS,
+        answer=WireWebhooks,
+        example=f"curl -sS '{HOST}{_WEBHOOKS}?page_size=5'",
+    ),
+    Operation(
+        id="GetWebhook",
+        method="GET",
+        path=_ONE,
+        tag=_TAG,
+        summary="Shows a webhook, and whether it is paused and why.",
+        answer=WireWebhook,
+        example=f"{_NEW}curl -sS {_URL}",
+    ),
+    Operation(
+        id="ChangeWebhook",
+        method="PATCH",
+        path=_ONE,
+        tag=_TAG,
+        summary="Changes what a webhook wants, or where it leads; what is absent stays.",
+        notes="What waits already is sent to the new URL.",
+        body=WireWebhookChange,
+        body_example={"facts": ["failed", "error", "succeeded"]},
+        answer=WireWebhook,
+        example=f'{_NEW}curl -sS -X PATCH {_URL} -d \'{{"facts":["succeeded"]}}\'',
+    ),
+    Operation(
+        id="DeleteWebhook",
+        method="DELETE",
+        path=_ONE,
+        tag=_TAG,
+        summary="Deletes a webhook and its deliveries.",
+        example=f"{_NEW}curl -sS -X DELETE {_URL}",
+    ),
+    Operation(
+        id="PauseWebhook",
+        method="POST",
+        path=f"{_ONE}:pause",
+        tag=_TAG,
+        summary="Sends nothing until it is resumed; what happens meanwhile waits, as long as deliveries are kept.",
+        example=f"{_NEW}curl -sS -X POST {_URL}:pause",
+    ),
+    Operation(
+        id="ResumeWebhook",
+        method="POST",
+        path=f"{_ONE}:resume",
+        tag=_TAG,
+        summary="Sends what waits, and what happens from now on.",
+        example=f"{_NEW}curl -sS -X POST {_URL}:resume",
+    ),
+    Operation(
+        id="RotateWebhookSecret",
+        method="POST",
+        path=f"{_ONE}:rotate",
+        tag=_TAG,
+        summary="Gives a webhook a new secret; for 24 hours the former one signs as well.",
+        answer=WireSecret,
+        example=f"{_NEW}curl -sS -X POST {_URL}:rotate",
+    ),
+    Operation(
+        id="TestWebhook",
+        method="POST",
+        path=f"{_ONE}:test",
+        tag=_TAG,
+        summary="Sends one event of the type kfp.webhook.test.v1 now, and tells how that went.",
+        answer=WireResult,
+        example=f"{_NEW}curl -sS -X POST {_URL}:test",
+    ),
+    Operation(
+        id="ListDeliveries",
+        method="GET",
+        path=f"{_ONE}/deliveries",
+        tag=_TAG,
+        summary="Lists what was sent to a webhook and what waits for it.",
+        query=ListRequest,
+        query_without=frozenset({"resource_key", "resource_reference_key"}),
+        lists=store.DELIVERIES,
+        answer=WireDeliveries,
+        example=f'{_NEW}curl -sS "{_URL}/deliveries?sort_by=created_at%20desc"',
+    ),
+    Operation(
+        id="GetDelivery",
+        method="GET",
+        path=f"{_ONE}/deliveries/{{delivery_id}}",
+        tag=_TAG,
+        summary="Shows a delivery, with its event and its latest attempts.",
+        answer=WireDelivery,
+    ),
+    Operation(
+        id="Redeliver",
+        method="POST",
+        path=f"{_ONE}/deliveries/{{delivery_id}}:redeliver",
+        tag=_TAG,
+        summary="Sends it again, or now where it waits.",
     ),
 )

@@ -1,27 +1,50 @@
-"""The HTTP door of the notifier: what happens, beyond the API of the original."""
+"""The HTTP door of the notifier: what happens, and who is told of it, beyond the API of the original."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any, Final
 
-from litestar import Request
+from litestar import Request, Response
 from litestar.di import NamedDependency
 from litestar.params import FromPath
 from litestar.response import Stream
 
-from shared import protojson
+from shared import idempotency, protojson
 from shared.clock import now
-from shared.web import get
+from shared.idempotency import Answers
+from shared.listing import ListRequest
+from shared.web import delete, get, patch, post, reply
 
-from .domain import Behind
+from .domain import Behind, Webhook
 from .streams import Streams
-from .wire import EventsQuery, RunEventsQuery, to_start, to_until, to_wanted
+from .usecases import Webhooks
+from .wire import (
+    EventsQuery,
+    RunEventsQuery,
+    WireDeliveries,
+    WireNewWebhook,
+    WireSecret,
+    WireWebhookChange,
+    WireWebhooks,
+    changed,
+    from_delivery,
+    from_result,
+    from_webhook,
+    from_whole_delivery,
+    to_new_webhook,
+    to_start,
+    to_until,
+    to_wanted,
+)
 
 Req = Request[Any, Any, Any]
 
 _HEADERS: Final = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 _LAST_EVENT_ID: Final = "last-event-id"
+_WEBHOOKS: Final = "/apis/headrace/v1/webhooks"
+_ONE: Final = f"{_WEBHOOKS}/{{webhook_id:str}}"
 
 
 @get("/apis/headrace/v1/events")
@@ -45,4 +68,117 @@ def _stream(pieces: AsyncIterator[bytes]) -> Stream:
     return Stream(pieces, media_type="text/event-stream", headers=_HEADERS)
 
 
-ROUTES = (follow_events, follow_run)
+@post(_WEBHOOKS)
+async def create_webhook(
+    request: Req, webhooks: NamedDependency[Webhooks], answers: NamedDependency[Answers]
+) -> Response[bytes]:
+    body = await request.body()
+    asked = to_new_webhook(protojson.decode(body, WireNewWebhook))
+    keyed = idempotency.keyed("POST /webhooks", request.headers.get(idempotency.HEADER), body)
+    return reply(await answers.once(keyed, partial(webhooks.create, asked), _encoded))
+
+
+@get(_WEBHOOKS)
+async def list_webhooks(request: Req, webhooks: NamedDependency[Webhooks]) -> Response[bytes]:
+    page = await webhooks.list(protojson.query(ListRequest, request.scope["query_string"]))
+    return reply(
+        WireWebhooks(
+            webhooks=tuple(from_webhook(webhook) for webhook in page.rows),
+            total_size=page.total_size,
+            next_page_token=page.next_page_token,
+        )
+    )
+
+
+@get(_ONE)
+async def get_webhook(webhook_id: FromPath[str], webhooks: NamedDependency[Webhooks]) -> Response[bytes]:
+    return reply(from_webhook(await webhooks.get(webhook_id)))
+
+
+@patch(_ONE)
+async def change_webhook(
+    request: Req, webhook_id: FromPath[str], webhooks: NamedDependency[Webhooks]
+) -> Response[bytes]:
+    change = protojson.decode(await request.body(), WireWebhookChange)
+    return reply(from_webhook(await webhooks.change(webhook_id, lambda webhook: changed(webhook, change))))
+
+
+@delete(_ONE)
+async def delete_webhook(webhook_id: FromPath[str], webhooks: NamedDependency[Webhooks]) -> Response[bytes]:
+    await webhooks.delete(webhook_id)
+    return reply()
+
+
+@post(f"{_ONE}/:pause")
+async def pause_webhook(webhook_id: FromPath[str], webhooks: NamedDependency[Webhooks]) -> Response[bytes]:
+    await webhooks.pause(webhook_id)
+    return reply()
+
+
+@post(f"{_ONE}/:resume")
+async def resume_webhook(webhook_id: FromPath[str], webhooks: NamedDependency[Webhooks]) -> Response[bytes]:
+    await webhooks.resume(webhook_id)
+    return reply()
+
+
+@post(f"{_ONE}/:rotate")
+async def rotate_secret(webhook_id: FromPath[str], webhooks: NamedDependency[Webhooks]) -> Response[bytes]:
+    return reply(WireSecret(secret=await webhooks.rotate(webhook_id)))
+
+
+@post(f"{_ONE}/:test")
+async def test_webhook(webhook_id: FromPath[str], webhooks: NamedDependency[Webhooks]) -> Response[bytes]:
+    return reply(from_result(await webhooks.test(webhook_id)))
+
+
+@get(f"{_ONE}/deliveries")
+async def list_deliveries(
+    request: Req, webhook_id: FromPath[str], webhooks: NamedDependency[Webhooks]
+) -> Response[bytes]:
+    asked = protojson.query(ListRequest, request.scope["query_string"])
+    page = await webhooks.list_deliveries(webhook_id, asked)
+    return reply(
+        WireDeliveries(
+            deliveries=tuple(from_delivery(delivery) for delivery in page.rows),
+            total_size=page.total_size,
+            next_page_token=page.next_page_token,
+        )
+    )
+
+
+@get(f"{_ONE}/deliveries/{{delivery_id:str}}")
+async def get_delivery(
+    webhook_id: FromPath[str], delivery_id: FromPath[str], webhooks: NamedDependency[Webhooks]
+) -> Response[bytes]:
+    return reply(from_whole_delivery(*await webhooks.get_delivery(webhook_id, delivery_id)))
+
+
+@post(f"{_ONE}/deliveries/{{delivery_id:str}}/:redeliver")
+async def redeliver(
+    webhook_id: FromPath[str], delivery_id: FromPath[str], webhooks: NamedDependency[Webhooks]
+) -> Response[bytes]:
+    await webhooks.redeliver(webhook_id, delivery_id)
+    return reply()
+
+
+def _encoded(created: tuple[Webhook, str]) -> bytes:
+    webhook, secret = created
+    return protojson.encode(from_webhook(webhook, secret=secret))
+
+
+ROUTES = (
+    follow_events,
+    follow_run,
+    create_webhook,
+    list_webhooks,
+    get_webhook,
+    change_webhook,
+    delete_webhook,
+    pause_webhook,
+    resume_webhook,
+    rotate_secret,
+    test_webhook,
+    list_deliveries,
+    get_delivery,
+    redeliver,
+)

@@ -13,7 +13,7 @@ import logging
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import aclosing
-from datetime import UTC, datetime
+from datetime import datetime
 
 import msgspec
 
@@ -22,13 +22,14 @@ from shared.contracts.events import FACTS
 from shared.contracts.questions import GET_RUN, ById
 from shared.errors import Unavailable
 
-from .domain import About, Behind, Cursor, Since, Start, Until, Wanted, about_of, write_cursor
+from . import telling
+from .domain import Behind, Cursor, Since, Start, Until, Wanted, write_cursor
+from .telling import Told
 
 _log = logging.getLogger(__name__)
 
 RUN_OWNERS = frozenset({"run", "metrics"})
 """Whose facts carry the id of a run as their own."""
-_ENDS = frozenset({"succeeded", "failed", "error", "skipped", "deleted"})
 
 _OWNERS = tuple(sorted({kind.owner for kind in FACTS.values()}))
 _EVERYTHING = ("kfp.event.>",)
@@ -42,24 +43,6 @@ _RECONNECT = b"retry: 2000\n\n"
 _BEHIND = b": too far behind; come back with the last id\n\n"
 _END = b"event: end\ndata: {}\n\n"
 """Event sources come back to a stream that ends, unless they are told that it is over."""
-
-_about = msgspec.json.Decoder(About).decode
-
-
-class Told(msgspec.Struct, frozen=True, kw_only=True):
-    """One fact, ready to be sent."""
-
-    owner: str
-    what: str
-    resource_id: str
-    position: int
-    about: About
-    event: bytes
-    """A CloudEvent in JSON, with the owner's position as an extension attribute."""
-
-    @property
-    def is_final(self) -> bool:
-        return self.owner == "run" and self.what in _ENDS
 
 
 class Streams:
@@ -115,7 +98,7 @@ class Streams:
             return
         self._seen[message.owner] = message.position
         if self._followers:
-            told = _told(message)
+            told = telling.told(message)
             for follower in self._followers:
                 follower.take(told)
 
@@ -339,7 +322,7 @@ def _batch(wanted: Wanted, messages: Iterable[Message], passed: dict[str, int]) 
     for message in messages:
         if message.position > passed.get(message.owner, 0):
             passed[message.owner] = message.position
-            told = _told(message)
+            told = telling.told(message)
             if wanted.takes(told.owner, told.what, told.resource_id, told.about):
                 news.append(told)
     return _Batch(news=tuple(news), cursor=dict(passed))
@@ -348,36 +331,3 @@ def _batch(wanted: Wanted, messages: Iterable[Message], passed: dict[str, int]) 
 def _advance(cursor: dict[str, int], by: Cursor) -> None:
     for owner, position in by.items():
         cursor[owner] = max(position, cursor.get(owner, 0))
-
-
-def _told(message: Message) -> Told:
-    try:
-        said = _about(message.body)
-    except msgspec.MsgspecError:
-        said = About()
-    return Told(
-        owner=message.owner,
-        what=message.what,
-        resource_id=message.resource_id,
-        position=message.position,
-        about=about_of(message.owner, message.what, message.resource_id, said),
-        event=_cloud_event(message),
-    )
-
-
-def _cloud_event(message: Message) -> bytes:
-    """CloudEvents 1.0, JSON format."""
-    return msgspec.json.encode(
-        {
-            "specversion": "1.0",
-            "id": message.id,
-            "type": message.type,
-            "source": f"/headrace/{message.owner}",
-            "subject": message.resource_id,
-            "time": message.time.astimezone(UTC),
-            "datacontenttype": "application/json",
-            "traceparent": message.traceparent,
-            "position": message.position,
-            "data": msgspec.Raw(message.body),
-        }
-    )

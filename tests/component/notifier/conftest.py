@@ -12,10 +12,17 @@ from services.notifier.app import create_app
 from services.notifier.settings import Settings
 from shared.contracts.questions import GET_RUN, ById
 from shared.contracts.states import ExperimentId, RunState
+from shared.database import Database
 from shared.errors import NotFound
 from tests.support.facts import LONG_AGO
 from tests.support.peers import Peer, open_buses
 from tests.support.service import Client, serving
+
+from .receiver import Receiver, serving_receiver
+
+HOUR_SECONDS = 3600.0
+TRIES = 3
+"""After which no attempt but one is left; none of them comes while a test runs, unless the test moves the time."""
 
 
 class Owners:
@@ -35,9 +42,14 @@ class Owners:
         return run_state(question.id)
 
 
-def run_state(run_id: str, *, experiment_id: str = "e", version: int = 1) -> RunState:
+def run_state(run_id: str, *, experiment_id: str = "e", version: int = 1, error: str = "") -> RunState:
     return RunState(
-        id=run_id, version=version, name=run_id, experiment_id=ExperimentId(experiment_id), created_at=LONG_AGO
+        id=run_id,
+        version=version,
+        name=run_id,
+        error=error,
+        experiment_id=ExperimentId(experiment_id),
+        created_at=LONG_AGO,
     )
 
 
@@ -56,7 +68,13 @@ async def owners(nats_urls: Mapping[str, str]) -> AsyncIterator[Owners]:
 
 @pytest.fixture
 def settings(database_urls: Mapping[str, str], nats_urls: Mapping[str, str]) -> Settings:
-    return Settings(database_url=database_urls["notifier"], nats_url=nats_urls["notifier"])
+    return Settings(
+        database_url=database_urls["notifier"],
+        nats_url=nats_urls["notifier"],
+        fetch_any_network=True,
+        delivery_poll_seconds=0.1,
+        delivery_delays_seconds=(HOUR_SECONDS,) * TRIES,
+    )
 
 
 Replica = Callable[..., AbstractAsyncContextManager[Client]]
@@ -71,3 +89,17 @@ def replica(settings: Settings) -> Replica:
 async def notifier(owners: Owners, replica: Replica) -> AsyncIterator[Client]:
     async with replica() as client:
         yield client
+
+
+@pytest.fixture
+async def rows(notifier: Client, database_urls: Mapping[str, str]) -> AsyncIterator[Database]:
+    """The notifier's own, for tests that move its times."""
+    database = await Database(database_urls["notifier"], name="test").open()
+    yield database
+    await database.close()
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    async with serving_receiver() as receiver:
+        yield receiver

@@ -4,6 +4,7 @@ from ipaddress import ip_address
 
 import pytest
 
+from services.notifier.settings import Settings as NotifierSettings
 from services.pipeline_registry.settings import Settings
 from shared.addresses import Reach, is_public
 from shared.settings import ReachSettings, SettingsError, load
@@ -80,7 +81,7 @@ def test_an_address_in_a_url_is_seen_and_a_name_is_not() -> None:
         assert Reach().passes_as_written(url)
 
 
-@pytest.mark.parametrize("settings", [Settings])
+@pytest.mark.parametrize("settings", [Settings, NotifierSettings])
 def test_a_network_that_is_none_is_refused_at_the_start(settings: type[ReachSettings]) -> None:
     environment = {
         "HEADRACE_DATABASE_URL": "x",
