@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from openapi_spec_validator import validate
 
+from infra.embedded.ports import free_ports
 from services.experiment.openapi import OPERATIONS as OF_EXPERIMENTS
 from services.job_scheduler.openapi import OPERATIONS as OF_JOBS
 from services.metrics.openapi import OPERATIONS as OF_METRICS
@@ -132,8 +133,9 @@ def test_the_commands_of_the_page_of_extensions_work_when_pasted(stack: Stack, t
         page = Api(recorder.url).call("GET", "/docs/extensions.md").body.decode()
         blocks = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
         pasted = "".join(blocks).replace(stack.url, recorder.url).replace("curl -sS", "curl -sS --fail-with-body")
+        pasted = pasted.replace("9099", f"{free_ports(1)[0]}")
         done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", pasted],
+            ["bash", "-euo", "pipefail", "-c", f"trap 'kill $(jobs -p) || true' EXIT\n{pasted}"],
             capture_output=True,
             text=True,
             timeout=90,
@@ -145,11 +147,13 @@ def test_the_commands_of_the_page_of_extensions_work_when_pasted(stack: Stack, t
         )
 
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    assert len(blocks) == 16
+    assert len(blocks) == 19
     _, end = json.JSONDecoder().raw_decode(done.stdout)
     assert done.stdout[end : 2 * end] == done.stdout[:end], "the second creation is not answered as the first"
     assert {"E1", "P6", "R1", "R2", "R3", "X7", "artifact", "engine"} <= {each.operation for each in recorder.exchanges}
     assert {each.status for each in recorder.exchanges} <= {200, 206}
+    received = (tmp_path / "received.txt").read_text()
+    assert re.search("^kfp.run.succeeded.v1 ", received, re.MULTILINE), received
 
 
 def test_every_example_of_a_body_is_accepted(api: Api, document: Any) -> None:
