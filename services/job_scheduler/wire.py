@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import IntEnum
 from typing import assert_never
 
@@ -36,6 +36,7 @@ from .domain import (
 )
 
 _LONGEST_QUOTE = 1_000
+_ZERO_TIME = datetime(1, 1, 1, tzinfo=UTC)
 
 
 @named("Job.Mode")
@@ -325,12 +326,19 @@ def _to_trigger(wire: WireTrigger) -> Trigger:
     if cron is not None and periodic is not None:
         raise InvalidInput("A trigger is either a cron schedule or a periodic schedule, not both.")
     if cron is not None:
-        return CronTrigger(cron=cron.cron, starts_at=cron.start_time, ends_at=cron.end_time)
+        return CronTrigger(cron=cron.cron, starts_at=_set(cron.start_time), ends_at=_set(cron.end_time))
     if periodic is not None:
         return PeriodicTrigger(
-            interval_seconds=periodic.interval_second, starts_at=periodic.start_time, ends_at=periodic.end_time
+            interval_seconds=periodic.interval_second,
+            starts_at=_set(periodic.start_time),
+            ends_at=_set(periodic.end_time),
         )
     return OneOff()
+
+
+def _set(at: datetime | None) -> datetime | None:
+    """The original's scheduler takes Go's zero time for none. Our database driver takes it for minus infinity."""
+    return None if at == _ZERO_TIME else at
 
 
 def _from_trigger(trigger: Trigger) -> WireTrigger:

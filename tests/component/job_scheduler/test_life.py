@@ -16,6 +16,7 @@ from shared.errors import NotFound
 from tests.component.job_scheduler.conftest import DEFAULT_EXPERIMENT, JOB, MANIFEST, World, reference
 
 MILLENNIUM = "2000-01-01T00:00:00Z"
+ZERO_TIME = "0001-01-01T00:00:00Z"
 
 
 def shown(job: dict[str, Any]) -> dict[str, Any]:
@@ -72,6 +73,14 @@ TRIGGERS: dict[str, tuple[Any, Any]] = {
     "the epoch is a time, and shown": (
         {"periodic_schedule": {"interval_second": 1, "start_time": "1970-01-01T00:00:00Z"}},
         {"periodic_schedule": {"interval_second": "1", "start_time": "1970-01-01T00:00:00Z"}},
+    ),
+    "Go's zero time is none": (
+        {"cron_schedule": {"cron": "@daily", "start_time": ZERO_TIME, "end_time": ZERO_TIME}},
+        {"cron_schedule": {"cron": "@daily"}},
+    ),
+    "a second later is one": (
+        {"periodic_schedule": {"interval_second": 1, "end_time": "0001-01-01T00:00:01Z"}},
+        {"periodic_schedule": {"interval_second": "1", "end_time": "0001-01-01T00:00:01Z"}},
     ),
 }
 
