@@ -35,8 +35,9 @@ HORIZON_YEARS: Final = 5
 
 _SECOND: Final = timedelta(seconds=1)
 _DAY: Final = timedelta(days=1)
-_EARLIEST: Final = datetime(1970, 1, 1, tzinfo=UTC)
+EARLIEST: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _LATEST: Final = datetime(9990, 1, 1, tzinfo=UTC)
+_CALENDAR_SECONDS: Final = 10_000 * 366 * 86_400
 
 
 class CronError(Exception):
@@ -76,7 +77,7 @@ def next_match(expression: Expression, after: datetime, zone: tzinfo = UTC) -> d
             return later(after, seconds)
         case Fields():
             # There is no second before the first: the calendar of earlier times is nobody's schedule.
-            return None if after > _LATEST else _next(expression, max(after + _SECOND, _EARLIEST), zone)
+            return None if after > _LATEST else _next(expression, max(after + _SECOND, EARLIEST), zone)
         case _ as unreachable:
             assert_never(unreachable)
 
@@ -85,7 +86,7 @@ def latest_match(expression: Expression, first: datetime, until: datetime, zone:
     """The last match up to a time, given an earlier one."""
     match expression:
         case Every(seconds=seconds):
-            return until - (until - first) % timedelta(seconds=seconds)
+            return until - (until - first) % interval(seconds)
         case Fields():
             return _latest(expression, first, min(until, max(first, _LATEST)), zone)
         case _ as unreachable:
@@ -96,7 +97,7 @@ def count_matches(expression: Expression, first: datetime, last: datetime, zone:
     """How many there are from one match to another, both counted; the same effort whether they are few or millions."""
     match expression:
         case Every(seconds=seconds):
-            return (last - first) // timedelta(seconds=seconds) + 1
+            return (last - first) // interval(seconds) + 1
         case Fields():
             return sum(
                 _count(expression, since + offset, until + offset)
@@ -118,10 +119,15 @@ def smallest_gap_seconds(expression: Expression) -> int | None:
             assert_never(unreachable)
 
 
+def interval(seconds: int) -> timedelta:
+    """Those that are longer than the calendar are all the same."""
+    return timedelta(seconds=min(seconds, _CALENDAR_SECONDS))
+
+
 def later(moment: datetime, seconds: int) -> datetime | None:
     """None beyond the calendar."""
     try:
-        return moment + timedelta(seconds=seconds)
+        return moment + interval(seconds)
     except OverflowError:
         return None
 
@@ -242,7 +248,7 @@ def _matches(text: str, is_either_day: bool) -> croniter:
     """
     return croniter(
         text,
-        _EARLIEST,
+        EARLIEST,
         day_or=is_either_day,
         max_years_between_matches=HORIZON_YEARS,
         second_at_beginning=True,

@@ -12,10 +12,12 @@ from typing import Final, assert_never
 import msgspec
 
 from .cron import (
+    EARLIEST,
     Every,
     Expression,
     count_matches,
     find_zone,
+    interval,
     later,
     latest_match,
     next_match,
@@ -240,11 +242,11 @@ def _expression(trigger: CronTrigger | PeriodicTrigger) -> Expression:
 
 
 def _first_from(job: Slot, trigger: CronTrigger | PeriodicTrigger, since: datetime) -> datetime | None:
-    since = _up_to_whole_seconds(since)
+    since = _up_to_whole_seconds(max(since, EARLIEST))
     match _expression(trigger):
         case Every(seconds=seconds):
             # In a calendar that ends, a long interval may have no slot left.
-            wait = (_base(job, trigger.starts_at) - since) % timedelta(seconds=seconds)
+            wait = (_base(job, trigger.starts_at) - since) % interval(seconds)
             return later(since, wait // _SECOND)
         case expression:
             return next_match(expression, since - _SECOND, find_zone(job.time_zone))

@@ -443,6 +443,8 @@ async def test_a_range_that_cannot_be_meant_is_refused(world: World) -> None:
     ):
         answer = await world.client.call("POST", f"{JOBS}/{often['id']}:backfill", json=fields)
         assert (answer.status, message in answer.json["error"]) == (400, True), answer.json
+    first_day = {"start_time": "0001-01-01T00:00:00Z", "end_time": "0001-01-02T00:00:00Z"}
+    assert await backfill(world, often["id"], **first_day) == []
     for method in ("POST", "DELETE"):
         answer = await world.client.call(method, f"{JOBS}/nobody:backfill", json={})
         assert answer.status == 404

@@ -79,6 +79,11 @@ NEXT: dict[str, tuple[Any, str | None, str | None]] = {
     "periodic: none beyond the end": (periodic(60, end="10:00:59"), None, None),
     "periodic: a moved start beyond the end": (periodic(60, start="12:00:00", end="11:00:00"), "09:30:00", None),
     "periodic: longer than the calendar": (periodic(2**62), None, None),
+    "periodic: longer than the calendar, and a start later than the last slot": (
+        periodic(2**62, start="12:00:00"),
+        "09:30:00",
+        "12:00:00",
+    ),
     "every: longer than what is left of it": (cron("@every 2562047h"), None, "09:00:00"),
 }
 
@@ -236,6 +241,8 @@ def test_a_preview_begins_with_what_is_due_and_goes_on_as_if_nobody_were_late() 
         (periodic(3600, start="09:30:00"), None, "06:30:00", "08:31:00", "06:30:00 07:30:00 08:30:00"),
         (periodic(3600, start="09:30:00"), "11:15:00", "06:30:00", "08:31:00", "07:15:00 08:15:00"),
         (periodic(7200), None, "06:30:00", "07:30:00", ""),
+        (periodic(2**63 - 1), None, "06:30:00", "10:30:00", "10:00:00"),
+        (periodic(2**63 - 1), None, "10:30:00", "11:30:00", ""),
         (cron(), None, "07:30:00", "06:30:00", ""),
         (OneOff(), None, "00:00:00", "23:00:00", ""),
     ],
