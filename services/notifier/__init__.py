@@ -2,11 +2,7 @@
 
 owns: webhooks, their deliveries
 emits: nothing
-listens to: experiment: created, archived, unarchived, deleted;
-    pipeline-registry: created, deleted, version-created, version-deleted, default-changed;
-    run: created, started, succeeded, failed, error, skipped, terminating, retried, archived, unarchived, deleted,
-    lost, rejected;
-    job-scheduler: created, enabled, disabled, deleted, triggered, missed; metrics: reported
+listens to: everything
 answers: applied, repeat
 
 Rooms of its own: `streams.py`, facts as they happen, for clients that follow them over HTTP. Whoever follows keeps

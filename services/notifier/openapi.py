@@ -28,7 +28,7 @@ _WEBHOOKS: Final = "/apis/headrace/v1/webhooks"
 _ONE: Final = f"{_WEBHOOKS}/{{webhook_id}}"
 _CREATE: Final = (
     f"""curl -sS {HOST}{_WEBHOOKS} """
-    """-d '{"name":"pager","url":"https://hooks.example/headrace","resources":["run"],"facts":["failed","error"]}'"""
+    """-d '{"name":"on-call","url":"https://hooks.example/headrace","resources":["run"],"facts":["failed","error"]}'"""
 )
 _NEW: Final = captured("WEBHOOK", _CREATE) + "\n"
 _URL: Final = f"{HOST}{_WEBHOOKS}/$WEBHOOK"
@@ -78,7 +78,7 @@ OPERATIONS: Final = (
         may_be_repeated=True,
         body=WireNewWebhook,
         body_example={
-            "name": "pager",
+            "name": "on-call",
             "url": "https://hooks.example/headrace",
             "resources": ["run"],
             "facts": ["failed", "error"],

@@ -100,6 +100,7 @@ _NO_PIPELINE: Final = [{"key": {"type": "PIPELINE", "id": NOBODY}, "relationship
 _GONE: Final = "{package_url}.gone"
 
 _ARTIFACTS: Final = f"{EXTENSION_PREFIX}runs/{{run}}/nodes/{{node}}/artifacts"
+_WEBHOOKS: Final = f"{EXTENSION_PREFIX}webhooks"
 
 
 def _log(prefix: str) -> Operation:
@@ -248,6 +249,18 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
         refused=Ask("GET", f"{EXTENSION_PREFIX}runs/{{run}}/events?until=never", 400),
         unknown=Ask("GET", f"{EXTENSION_PREFIX}runs/{NOBODY}/events", 404),
     ),
+    "webhooks": Operation(
+        refused=Ask("POST", _WEBHOOKS, 400, {"name": "hook", "url": "ftp://hooks.example/"}),
+        unknown=_REFERS_TO_NOTHING,
+    ),
+    "webhook": Operation(
+        refused=Ask("PATCH", f"{_WEBHOOKS}/{{webhook}}", 400, {"facts": ["suceeded"]}),
+        unknown=Ask("POST", f"{_WEBHOOKS}/{NOBODY}:test", 404),
+    ),
+    "deliveries": Operation(
+        refused=Ask("GET", f"{_WEBHOOKS}/{{webhook}}/deliveries?page_size=-1", 400),
+        unknown=Ask("POST", f"{_WEBHOOKS}/{{webhook}}/deliveries/{NOBODY}:redeliver", 404),
+    ),
 }
 
 _BESIDE: Final[Mapping[str, str]] = {
@@ -260,6 +273,9 @@ _EXTENSIONS: Final = {
     "artifact": re.compile(f"{EXTENSION_PREFIX}runs/[^/]*/nodes/[^/]*/artifacts/[^/]*"),
     "engine": re.compile(f"{EXTENSION_PREFIX}engine"),
     "events": re.compile(f"{EXTENSION_PREFIX}events"),
+    "webhooks": re.compile(_WEBHOOKS),
+    "webhook": re.compile(f"{_WEBHOOKS}/[^/]*"),
+    "deliveries": re.compile(f"{_WEBHOOKS}/[^/]*/deliveries(/[^/]*)?"),
     "run-events": re.compile(f"{EXTENSION_PREFIX}runs/[^/]*/events"),
 }
 

@@ -27,7 +27,7 @@ _OF_OPERATIONS: Final[Mapping[str, str]] = {
     "reports of agents": r"X[23]",
     "visualizations": r"X4.*",
     "health, access, figures": r"X[158]|engine|livez|readyz|startupz",
-    "events": r"events|run-events",
+    "events": r"events|run-events|webhooks?|deliveries",
     "documentation": r"docs|openapi|asyncapi",
 }
 _OF_FOLDERS: Final[Mapping[str, str]] = {
@@ -36,7 +36,7 @@ _OF_FOLDERS: Final[Mapping[str, str]] = {
     "runs": "unit/run|component/run",
     "metrics": "component/metrics",
     "recurring runs (jobs)": "unit/job_scheduler|component/job_scheduler",
-    "events": "component/notifier",
+    "events": "unit/notifier|component/notifier",
     "engine and its steps": "unit/engine|contract/engine|integration/runtime",
     "gateway": "unit/gateway|integration/gateway",
     "facts, questions, lists, wire format": "unit/(shared|contracts|test_)|integration/(shared|nervous_system)",

@@ -26,7 +26,7 @@ _NO_ID = "%00%27%22%20%FF"
 
 @pytest.fixture(scope="module")
 def names(stack: Stack) -> Iterator[dict[str, str]]:
-    """What the table's targets name: two pipelines, a run of the first that has ended, and a step of it."""
+    """What the table's targets name: two pipelines, a run of the first that has ended, a step of it, and a webhook."""
     api = Api(stack.url)
     content = _PACKAGE.read_bytes()
     pipeline, foreign = [
@@ -36,12 +36,14 @@ def names(stack: Stack) -> Iterator[dict[str, str]]:
     run = api.post(f"{V1}/runs", {"name": "operations", "pipeline_spec": spec})["run"]["id"]
     detail = api.run_when(run, within_seconds=60, statuses=frozenset({"Succeeded"}))
     nodes = workflow_of(detail)["status"]["nodes"].values()
+    hook = {"name": "operations", "url": "https://hooks.example/", "facts": ["lost"]}
     with serving_packages(_PACKAGE.parent) as folder:
         yield {
             "pipeline": pipeline["id"],
             "foreign_version": foreign["default_version"]["id"],
             "run": run,
             "node": next(each["id"] for each in nodes if each["displayName"] == "train"),
+            "webhook": api.post("/apis/headrace/v1/webhooks", hook)["id"],
             "package_url": folder + _PACKAGE.name,
         }
 

@@ -1,6 +1,7 @@
 """What the map and each service's card say of facts and questions, against what is declared and what is done.
 
-Words: `owner: what, what; owner: what`; where there is one owner only and it is the service itself, without it.
+Words: `owner: what, what; owner: what`; where there is one owner only and it is the service itself, without it. Who
+listens to `everything` hears of every fact that is declared.
 """
 
 from __future__ import annotations
@@ -150,6 +151,10 @@ def _said(text: str, service: str) -> Said:
     if text in ("nothing", "–"):
         return {}
     said: Said = {}
+    if text == "everything":
+        for kind in FACTS.values():
+            said.setdefault(kind.owner, set()).add(kind.what)
+        return said
     for part in text.split("; "):
         owner, _, what = part.rpartition(": ")
         said[owner or _owner(service)] = set(what.split(", "))
