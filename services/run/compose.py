@@ -398,6 +398,21 @@ def _outputs(prepared: Prepared, nodes: Sequence[tuple[str, str]]) -> dict[str, 
     return {kind: list(found.values()) for kind, found in exported.items() if found}
 
 
+def output_parameters(nodes: Sequence[tuple[str, str]]) -> dict[tuple[str, str], set[str]]:
+    """The values of each output parameter, by the node's name as it is shown or by its id, and the parameter's name.
+
+    Several nodes may be called the same, such as those of a loop.
+    """
+    values: dict[tuple[str, str], set[str]] = {}
+    for _, body in nodes:
+        node = msgspec.json.decode(body)
+        for output in (node.get("outputs") or {}).get("parameters") or ():
+            if "value" in output:
+                for called in {node["id"], node.get("displayName") or node["id"]}:
+                    values.setdefault((called, output["name"]), set()).add(output["value"])
+    return values
+
+
 def _progress_labels(run: Run) -> dict[str, str]:
     if run.status is Status.NONE:
         return {}

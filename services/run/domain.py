@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
+from collections.abc import Collection
 from datetime import datetime
 from enum import StrEnum
 from typing import NewType
@@ -112,6 +113,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     traceparent: str = ""
     created_at: datetime
     scheduled_at: datetime | None = None
+    trigger_depth: int = 0
+    """How many runs led to it, each triggered by the end of the one before."""
     started_at: datetime | None = None
     finished_at: datetime | None = None
     retried_at: datetime | None = None
@@ -197,6 +200,27 @@ def unknown(run_id: str) -> NotFound:
 
 def artifact_unknown(run_id: str, node_id: str, artifact_name: str) -> NotFound:
     return NotFound.of("artifact", f"runs/{run_id}/nodes/{node_id}/artifacts/{artifact_name}")
+
+
+def retried_since(run_id: str, attempt: int) -> InvalidInput:
+    return InvalidInput(f"Run {run_id} has been retried since its attempt {attempt}.")
+
+
+def get_output(run_id: str, node: str, name: str, values: Collection[str]) -> str:
+    """The value of an output parameter. Raises InvalidInput where there is none, or more than one."""
+    if len(values) == 1:
+        return next(iter(values))
+    if values:
+        raise InvalidInput(f"Several steps of run {run_id} are called {node}, and their outputs {name} differ.")
+    raise InvalidInput(f"Run {run_id} has no step {node} with an output parameter {name}.")
+
+
+def metric_unknown(run_id: str, name: str) -> InvalidInput:
+    return InvalidInput(f"Run {run_id} has no metric {name}.")
+
+
+def values_too_large(run_id: str, most_bytes: int) -> InvalidInput:
+    return InvalidInput(f"The outputs of run {run_id} that are asked for are larger than {most_bytes} bytes.")
 
 
 def log_unknown(run_id: str, node_id: str) -> NotFound:

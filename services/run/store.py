@@ -31,8 +31,8 @@ ID_KEY = "runs_pkey"
 _COLUMNS = (
     "id, name, description, storage_state, status, error, experiment_id, namespace, resource_references, pipeline_id, "
     "pipeline_name, pipeline_version_id, job_id, service_account, parameters, manifest_digest, engine, workflow_name, "
-    "attempt, version, created_by, traceparent, created_at, scheduled_at, started_at, finished_at, retried_at, "
-    "terminate_requested_at"
+    "attempt, version, created_by, traceparent, created_at, scheduled_at, trigger_depth, started_at, finished_at, "
+    "retried_at, terminate_requested_at"
 )
 
 LISTING = Listing(
@@ -93,19 +93,19 @@ async def insert(connection: Connection, run: Run, created: Entry, *, created_at
             insert into runs (
                 id, name, description, experiment_id, namespace, resource_references, pipeline_id, pipeline_name,
                 pipeline_version_id, job_id, service_account, parameters, manifest_digest, engine, workflow_name,
-                traceparent, scheduled_at, created_by, created_at
+                traceparent, scheduled_at, created_by, trigger_depth, created_at
             )
             values (
-                $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18,
-                coalesce($24, clock_timestamp())
+                $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19,
+                coalesce($25, clock_timestamp())
             )
             returning created_at
         ), counted as (
             insert into run_count_deltas (experiment_id, storage_state, delta) values ($4, 'available', 1)
         ), told as (
             insert into outbox (type, owner, what, resource_id, body, traceparent)
-            select $19, $20, $21, $1,
-                convert_to(($22::jsonb || jsonb_build_object('created_at', created_at))::text, 'UTF8'), $23
+            select $20, $21, $22, $1,
+                convert_to(($23::jsonb || jsonb_build_object('created_at', created_at))::text, 'UTF8'), $24
             from inserted
         )
         select created_at from inserted
@@ -128,6 +128,7 @@ async def insert(connection: Connection, run: Run, created: Entry, *, created_at
         run.traceparent,
         run.scheduled_at,
         run.created_by,
+        run.trigger_depth,
         created.type,
         created.owner,
         created.what,
@@ -736,6 +737,7 @@ def to_run(row: Row) -> Run:
         traceparent=row["traceparent"],
         created_at=row["created_at"],
         scheduled_at=row["scheduled_at"],
+        trigger_depth=row["trigger_depth"],
         started_at=row["started_at"],
         finished_at=row["finished_at"],
         retried_at=row["retried_at"],

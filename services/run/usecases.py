@@ -29,6 +29,8 @@ from shared.contracts.questions import (
     EngineAnswer,
     ManifestAnswer,
     Nothing,
+    ValuesAnswer,
+    ValuesRequest,
     VersionAnswer,
     VersionRequest,
 )
@@ -74,6 +76,10 @@ LARGEST_REFUSAL = 16_384
 """In the answer to a question. The reason may quote names from the manifest, of any length."""
 FOLLOWERS = ("metrics",)
 """Who takes a client's word about a run, and must have heard of its end."""
+
+
+_LARGEST_VALUES_BYTES = 100_000
+"""An answer has to fit into a message. No run takes parameters of that size."""
 
 
 class Installation(msgspec.Struct, frozen=True, kw_only=True):
@@ -221,6 +227,29 @@ class Runs:
 
     async def get_state(self, run_id: str) -> states.RunState:
         return to_state(await self._get(run_id))
+
+    async def get_values(self, asked: ValuesRequest) -> ValuesAnswer:
+        """What a run has left for one that it triggers: all that is asked for, or a refusal that tells what is missing.
+
+        Raises NotFound, and InvalidInput also where the run is in another attempt by now.
+        """
+        run = await self._get(asked.run_id)
+        if run.attempt != asked.attempt:
+            raise domain.retried_since(run.id, asked.attempt)
+        nodes = await store.list_nodes(self._database, run.id) if asked.outputs else []
+        parameters = compose.output_parameters(nodes)
+        outputs = tuple(
+            domain.get_output(run.id, each.node, each.name, parameters.get((each.node, each.name), ()))
+            for each in asked.outputs
+        )
+        if sum(map(len, outputs)) > _LARGEST_VALUES_BYTES:
+            raise domain.values_too_large(run.id, _LARGEST_VALUES_BYTES)
+        reported = await store.list_metrics(self._database, [run.id]) if asked.metrics else []
+        numbers = {each.name: each.number for each in sorted(reported, key=lambda each: each.number)}
+        for name in asked.metrics:
+            if name not in numbers:
+                raise domain.metric_unknown(run.id, name)
+        return ValuesAnswer(outputs=outputs, metrics=tuple(numbers[name] for name in asked.metrics))
 
     async def list(self, asked: ListRequest) -> Page[View]:
         async def count(equalities: Mapping[str, str]) -> int | None:
@@ -731,6 +760,7 @@ def _fired(trigger: TriggerState) -> Run:
         traceparent=current_traceparent(),
         created_at=clock.now(),
         scheduled_at=trigger.slot,
+        trigger_depth=trigger.trigger_depth,
     )
 
 
@@ -763,6 +793,7 @@ def to_state(run: Run, *, is_deleted: bool = False) -> states.RunState:
         created_at=run.created_at,
         created_by=run.created_by,
         scheduled_at=run.scheduled_at,
+        trigger_depth=run.trigger_depth,
         started_at=run.started_at,
         finished_at=run.finished_at,
         is_deleted=is_deleted,

@@ -214,13 +214,13 @@ JOB_TRIGGERED = FactKind(
     "job-scheduler",
     "triggered",
     TriggerState,
-    says="A slot of a recurring run has come. A run follows, or a rejection.",
+    says="A slot of a recurring run has come, or a run that triggers it has ended. A run follows, or a rejection.",
 )
 JOB_MISSED = FactKind(
     "job-scheduler",
     "missed",
     MissedState,
-    says="Slots of a recurring run were passed over.",
+    says="Slots of a recurring run were passed over, or a run that triggers it ended in vain.",
 )
 
 METRICS_REPORTED = FactKind(

@@ -114,6 +114,31 @@ class LogAnswer(Ask, frozen=True, kw_only=True, omit_defaults=True):
     """Some bytes from the offset on; none where there are none yet, or the step is not at hand."""
 
 
+class StepOutput(Ask, frozen=True, kw_only=True):
+    """An output parameter of a step, by the name or the id of its node."""
+
+    node: str
+    name: str
+
+
+class ValuesRequest(Ask, frozen=True, kw_only=True, omit_defaults=True):
+    """What a run that is over has left. Where it has not all of it, InvalidInput tells what is missing."""
+
+    run_id: RunId
+    attempt: int
+    """Another one has other values, and is refused."""
+    outputs: tuple[StepOutput, ...] = ()
+    metrics: tuple[str, ...] = ()
+
+
+class ValuesAnswer(Ask, frozen=True, kw_only=True, omit_defaults=True):
+    """One value for each that was asked for, in that order."""
+
+    outputs: tuple[str, ...] = ()
+    metrics: tuple[float, ...] = ()
+    """Where several steps report one name, the largest."""
+
+
 class EngineAnswer(Ask, frozen=True, kw_only=True, omit_defaults=True):
     """What executes the runs."""
 
@@ -148,6 +173,7 @@ GET_DEFAULT_EXPERIMENT = Question("experiment", "get-default", Nothing, Experime
 GET_VERSION = Question("pipeline-registry", "get-version", VersionRequest, VersionAnswer)
 GET_DEFAULT_VERSION = Question("pipeline-registry", "get-default-version", ById, VersionAnswer)
 GET_RUN = Question("run", "get", ById, RunState)
+GET_RUN_VALUES = Question("run", "get-values", ValuesRequest, ValuesAnswer)
 CHECK_MANIFEST = Question("run", "check-manifest", ManifestRequest, ManifestAnswer)
 GET_JOB = Question("job-scheduler", "get", ById, JobState)
 READ_LOG = Question("run-controller", "log", LogRequest, LogAnswer)

@@ -98,6 +98,8 @@ class RunState(State, frozen=True, kw_only=True, omit_defaults=True):
     created_at: datetime
     created_by: str = ""
     scheduled_at: datetime | None = None
+    trigger_depth: int = 0
+    """How many runs led to it, each triggered by the end of the one before."""
     started_at: datetime | None = None
     finished_at: datetime | None = None
     is_deleted: bool = False
@@ -121,12 +123,13 @@ class ParameterValue(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
 
 class TriggerState(State, frozen=True, kw_only=True, omit_defaults=True):
-    """A slot of a job has come. Everything that its run is made from is here, as it was decided then; `id` is the
-    job's."""
+    """A slot of a job has come, or a run has ended that triggers it. Everything that its run is made from is here, as
+    it was decided then; `id` is the job's."""
 
     run_id: RunId
     slot: datetime
-    """The scheduled time, which is not the time at which this was said."""
+    """The scheduled time, which is not the time at which this was said; of a job that runs trigger, the time at which
+    the end of one of them was told."""
     index: int
     """Which run of its job it is, counted from one."""
     name: str
@@ -146,10 +149,15 @@ class TriggerState(State, frozen=True, kw_only=True, omit_defaults=True):
     """Of the job."""
     replaces: tuple[RunId, ...] = ()
     """Runs of the job that have to go for this one."""
+    cause_run_id: RunId | None = None
+    """The run whose end triggered it."""
+    trigger_depth: int = 0
+    """That its run will have."""
 
 
 class MissedState(State, frozen=True, kw_only=True, omit_defaults=True):
-    """Slots of a job that no run will be made for, because its policy passes over them; `id` is the job's."""
+    """Slots of a job that no run will be made for, because its policy passes over them, or for the given reason; `id`
+    is the job's."""
 
     name: str
     experiment_id: ExperimentId
@@ -157,6 +165,9 @@ class MissedState(State, frozen=True, kw_only=True, omit_defaults=True):
     """How many slots there are from the first to the last."""
     first: datetime
     last: datetime
+    reason: str = ""
+    cause_run_id: RunId | None = None
+    """The run whose end would have triggered one, where it is passed over alone."""
 
 
 class Metric(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

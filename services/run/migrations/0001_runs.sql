@@ -26,6 +26,8 @@ create table runs (
     traceparent            text        not null,
     created_at             timestamptz not null default clock_timestamp(),
     scheduled_at           timestamptz,
+    -- How many runs led to it, each triggered by the end of the one before.
+    trigger_depth          integer     not null default 0,
     started_at             timestamptz,
     finished_at            timestamptz,
     -- The last retry; a deadline of the whole run counts from it.
@@ -44,6 +46,7 @@ create table runs (
     constraint runs_engine_check check (engine in ('embedded', 'external')),
     constraint runs_workflow_name_check check (length(workflow_name) between 1 and 63),
     constraint runs_attempt_check check (attempt > 0),
+    constraint runs_trigger_depth_check check (trigger_depth >= 0),
     constraint runs_retried_check check ((attempt > 1) = (retried_at is not null)),
     constraint runs_version_check check (version > 0),
     -- The state machine, as far as one row can tell: a new run has not started, a running one has, a final one and

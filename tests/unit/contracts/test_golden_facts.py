@@ -92,6 +92,7 @@ EXAMPLES: dict[type[State], tuple[State, bytes]] = {
             created_at=AT,
             created_by="token:ci",
             scheduled_at=AT,
+            trigger_depth=1,
             started_at=AT,
             finished_at=AT,
             is_deleted=True,
@@ -99,7 +100,7 @@ EXAMPLES: dict[type[State], tuple[State, bytes]] = {
         b'{"id":"r","version":7,"name":"run","status":"Failed","error":"broke","storage_state":"archived",'
         b'"experiment_id":"e","pipeline_id":"p","pipeline_version_id":"v","job_id":"j","workflow_name":"run-x",'
         b'"attempt":2,"created_at":"2024-05-06T07:08:09.123456Z","created_by":"token:ci",'
-        b'"scheduled_at":"2024-05-06T07:08:09.123456Z",'
+        b'"scheduled_at":"2024-05-06T07:08:09.123456Z","trigger_depth":1,'
         b'"started_at":"2024-05-06T07:08:09.123456Z","finished_at":"2024-05-06T07:08:09.123456Z","is_deleted":true}',
     ),
     JobState: (
@@ -140,12 +141,14 @@ EXAMPLES: dict[type[State], tuple[State, bytes]] = {
             engine="external",
             created_by="token:ci",
             replaces=(RunId("q"),),
+            cause_run_id=RunId("c"),
+            trigger_depth=2,
         ),
         b'{"id":"j","version":5,"run_id":"r","slot":"2024-05-06T07:08:09.123456Z","index":7,"name":"nightly",'
         b'"workflow_name":"nightly-7-1","namespace":"kubeflow","experiment_id":"e","experiment_name":"mill",'
         b'"pipeline_id":"p","pipeline_version_id":"v","manifest_digest":"abc",'
         b'"parameters":[{"name":"day","value":"20240506"}],"service_account":"miller","engine":"external",'
-        b'"created_by":"token:ci","replaces":["q"]}',
+        b'"created_by":"token:ci","replaces":["q"],"cause_run_id":"c","trigger_depth":2}',
     ),
     MissedState: (
         MissedState(
@@ -156,9 +159,11 @@ EXAMPLES: dict[type[State], tuple[State, bytes]] = {
             count=2,
             first=AT,
             last=AT,
+            reason="it was too late",
+            cause_run_id=RunId("c"),
         ),
         b'{"id":"j","version":6,"name":"nightly","experiment_id":"e","count":2,"first":"2024-05-06T07:08:09.123456Z",'
-        b'"last":"2024-05-06T07:08:09.123456Z"}',
+        b'"last":"2024-05-06T07:08:09.123456Z","reason":"it was too late","cause_run_id":"c"}',
     ),
     MetricsState: (
         MetricsState(
