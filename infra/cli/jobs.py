@@ -60,6 +60,15 @@ def backfill(gateway: Gateway, job: str, start: str | None, end: str | None, dry
 @click.option("--every", type=int, metavar="SECONDS", help="A new schedule.")
 @click.option("--start", metavar="TIME", help="When the new schedule begins.")
 @click.option("--end", metavar="TIME", help="When the new schedule ends.")
+@click.option(
+    "--on",
+    multiple=True,
+    type=click.Choice(["succeeded", "failed", "error", "skipped", "ended"]),
+    help="The end of a run, instead of a schedule; may be repeated.",
+)
+@click.option("--of-pipeline", metavar="ID", help="Whose runs' ends.")
+@click.option("--of-experiment", metavar="ID", help="Whose runs' ends.")
+@click.option("--of-job", metavar="ID", help="Whose runs' ends.")
 @click.option("--time-zone", metavar="ZONE", help="In which the expression is read, such as Europe/Berlin.")
 @click.option("--missed", type=click.Choice(["all", "latest", "none"]), help="What becomes of missed slots.")
 @click.option("--window", type=int, metavar="SECONDS", help="How old a missed slot may be; 0 for any age.")
@@ -75,6 +84,10 @@ def update(
     every: int | None,
     start: str | None,
     end: str | None,
+    on: tuple[str, ...],
+    of_pipeline: str | None,
+    of_experiment: str | None,
+    of_job: str | None,
     window: int | None,
     parameters: tuple[str, ...],
     **fields: Any,
@@ -85,8 +98,13 @@ def update(
         pairs = (parameter.partition("=") for parameter in parameters)
         change["parameters"] = [{"name": name, "value": value} for name, _, value in pairs]
     times = _given(start_time=start, end_time=end)
-    if cron is not None and every is not None:
-        raise click.UsageError("a schedule has either --cron or --every")
+    if sum((cron is not None, every is not None, bool(on))) > 1:
+        raise click.UsageError("a job has one of --cron, --every and --on")
+    runs = _given(pipeline_id=of_pipeline, experiment_id=of_experiment, job_id=of_job)
+    if bool(on) is not bool(runs):
+        raise click.UsageError("--on goes with --of-pipeline, --of-experiment or --of-job")
+    if on:
+        change["on"] = {"facts": list(on), **runs}
     if cron is not None:
         change["trigger"] = {"cron_schedule": {"cron": cron, **times}}
     elif every is not None:

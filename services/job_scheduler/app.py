@@ -16,6 +16,7 @@ from shared.web import create_app as create_service
 from . import ticker
 from .extensions import Extensions
 from .manifests import Manifests
+from .reactions import Reactions
 from .responders import answer_questions
 from .routes import ROUTES
 from .settings import Settings
@@ -58,6 +59,13 @@ def create_app(settings: Settings) -> Service:
         shortest_interval_seconds=settings.shortest_interval_seconds,
     )
     slots = Slots(plumbing.database, plumbing.outbox, plumbing.bus, ask_seconds=settings.ask_seconds)
+    reactions = Reactions(
+        plumbing.database,
+        plumbing.bus,
+        slots,
+        longest_chain=settings.longest_chain,
+        ask_seconds=settings.ask_seconds,
+    )
     woken = asyncio.Event()
 
     async def start() -> None:
@@ -65,9 +73,9 @@ def create_app(settings: Settings) -> Service:
         await blobs.ensure_bucket()
         await answer_questions(plumbing.bus, jobs)
         plumbing.relay()
-        plumbing.subscribe(handlers(jobs, slots))
+        plumbing.subscribe(handlers(jobs, slots, reactions))
         await on_wake(plumbing.bus, woken.set)
-        plumbing.tasks.spawn("slots", partial(ticker.fire, slots, woken, poll_seconds=settings.poll_seconds))
+        plumbing.tasks.spawn("slots", partial(ticker.fire, slots, reactions, woken, poll_seconds=settings.poll_seconds))
         plumbing.tasks.spawn("check", partial(ticker.check, slots, every_seconds=settings.check_slots_seconds))
 
     async def stop() -> None:

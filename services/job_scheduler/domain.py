@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import NewType, assert_never
@@ -97,7 +98,26 @@ class PeriodicTrigger(msgspec.Struct, frozen=True, kw_only=True):
     ends_at: datetime | None = None
 
 
-Trigger = OneOff | CronTrigger | PeriodicTrigger
+class Ending(StrEnum):
+    """How a run may end, and any of it."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    ERROR = "error"
+    SKIPPED = "skipped"
+    ENDED = "ended"
+
+
+class RunTrigger(msgspec.Struct, frozen=True, kw_only=True):
+    """The end of a run, of which all is true that is named here."""
+
+    facts: tuple[Ending, ...]
+    pipeline_id: str | None = None
+    experiment_id: str | None = None
+    job_id: str | None = None
+
+
+Trigger = OneOff | CronTrigger | PeriodicTrigger | RunTrigger
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -124,6 +144,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """What the client sent; a job made from a version reference alone has none."""
     pipeline_name: str | None = None
     pipeline_version_id: str | None = None
+    version_pipeline_id: str | None = None
+    """Of which pipeline the version is, whether the client named that or not."""
     referred_job_id: str | None = None
     service_account: str
     parameters: tuple[Parameter, ...] = ()
@@ -140,6 +162,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     active_runs: int = 0
     pending_slots: int = 0
     """How many slots of the past have been asked for and wait for room."""
+    pending_causes: int = 0
+    """How many runs have ended that trigger it, of which nothing has been made yet."""
     error: str = ""
     """Why the last slot has no run."""
     failures: int = 0
@@ -158,7 +182,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         match self.trigger:
             case OneOff():
                 return Status.SUCCEEDED if self.last_index and not self.active_runs else Status.RUNNING
-            case CronTrigger() | PeriodicTrigger():
+            case CronTrigger() | PeriodicTrigger() | RunTrigger():
                 return Status.ENABLED if self.is_enabled else Status.DISABLED
             case _ as unreachable:
                 assert_never(unreachable)
@@ -379,6 +403,54 @@ def check_range(since: datetime | None, until: datetime, now: datetime) -> datet
 def check_number_of_slots(number: int) -> None:
     if number > MOST_SLOTS:
         raise InvalidInput(f"The range holds {number} slots. At most {MOST_SLOTS} may be asked for at once.")
+
+
+def check_has_slots(trigger: Trigger) -> None:
+    if isinstance(trigger, RunTrigger):
+        raise InvalidInput("The job is triggered by runs: there are no slots to make up for.")
+
+
+def check_run_trigger(trigger: RunTrigger) -> None:
+    if not trigger.facts:
+        raise InvalidInput("Please specify which facts of a run trigger the job.")
+    if not (trigger.pipeline_id or trigger.experiment_id or trigger.job_id):
+        raise InvalidInput("Please specify the pipeline, the experiment or the job whose runs trigger the job.")
+
+
+def triggers_itself(chain: Sequence[str]) -> InvalidInput:
+    return InvalidInput(f"The job would be triggered by its own runs: {' -> '.join(chain)}.")
+
+
+def triggered_here_alone() -> InvalidInput:
+    return InvalidInput("The scheduler of an external engine knows no jobs that runs trigger.")
+
+
+def unknown_value(text: str) -> InvalidInput:
+    return InvalidInput(
+        f"Unknown value of the run that triggers the job: {text}. There are {{{{run.id}}}}, {{{{run.name}}}}, "
+        "{{run.status}}, {{run.error}}, {{run.attempt}}, {{run.experiment_id}}, {{run.workflow_name}}, "
+        "{{run.outputs.parameters.STEP.NAME}} and {{run.metrics.NAME}}."
+    )
+
+
+def check_depth(depth: int, longest_chain: int) -> None:
+    if depth >= longest_chain:
+        raise InvalidInput(f"It is the last of {longest_chain} runs that may trigger one another.")
+
+
+def check_can_be_kept(parameters: Sequence[Parameter]) -> None:
+    """What steps write is anything; no row takes this."""
+    for parameter in parameters:
+        if "\x00" in parameter.value:
+            raise InvalidInput(f"The value of the parameter {parameter.name} would hold a NUL character.")
+
+
+def not_triggered(run_id: str, why: str) -> str:
+    return f"Run {run_id} triggers no other one. {why}"
+
+
+def passed_over(run_id: str) -> str:
+    return not_triggered(run_id, "There was no room, or it was too late.")
 
 
 def check_is_scheduled(trigger: Trigger | None) -> None:

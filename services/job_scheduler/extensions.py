@@ -14,7 +14,7 @@ from shared.outbox import Outbox
 
 from . import domain, firing, schedule, store
 from .domain import CronTrigger, EngineName, FieldChange, Job, JobChange, Revision, View
-from .usecases import Jobs, check_trigger, check_zone, to_state, wake_tickers
+from .usecases import Jobs, check_handover, check_trigger, check_zone, to_state, wake_tickers
 
 REVISIONS_KEPT = 100
 """How many changes of a job are remembered."""
@@ -71,6 +71,7 @@ class Extensions:
                 raise domain.unknown(job_id)
             if job.engine is EngineName.EXTERNAL:
                 raise domain.fired_elsewhere(job.id)
+            domain.check_has_slots(job.trigger)
             now = await store.now(tx)
             until = until or now
             since = domain.check_range(since, until, now)
@@ -107,6 +108,10 @@ class Extensions:
         if change.parameters is not None:
             domain.check_parameters_size(change.parameters)
             await self._jobs.check_parameters(change.parameters, job.manifest_digest)
+        after = domain.changed(job, change)
+        check_handover(after.trigger, after.parameters)
+        if after.trigger != job.trigger:
+            await self._jobs.check_loop(after)
 
     async def _write(self, tx: Transaction, before: Job, job: Job, fields: tuple[FieldChange, ...]) -> None:
         # A zone means nothing to what is no expression.
@@ -114,6 +119,7 @@ class Extensions:
         if is_moved or before.trigger != job.trigger:
             now = (await store.now(tx)).astimezone(UTC).replace(microsecond=0)
             job = msgspec.structs.replace(job, last_slot=max(now, job.last_slot or now))
+            await store.restart_causes(tx, job.id)
         job = await store.update(tx, msgspec.structs.replace(job, next_slot_at=firing.first_slot(job)))
         await store.insert_revision(tx, job, caller_subject(), fields, REVISIONS_KEPT)
         await self._outbox.add(tx, events.JOB_UPDATED, to_state(job))

@@ -12,6 +12,7 @@ from uuid import UUID, uuid5
 import msgspec
 
 from . import schedule
+from .causes import Cause, Handover
 from .domain import Job, Missed, Overlap
 
 
@@ -25,6 +26,8 @@ class Firing(msgspec.Struct, frozen=True, kw_only=True):
     """The slots before it that are given up for it."""
     replaces: bool = False
     """Whether the oldest run that is alive has to go for it."""
+    handover: Handover | None = None
+    """What it is given by the run that has triggered it."""
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,6 +39,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     next_slot_at: datetime | None
     last_slot: datetime | None
     last_index: int
+    given_up: tuple[tuple[Cause, str], ...] = ()
+    """Causes for which there will be no run, and why."""
+    error: str = ""
+    """What the job shows, until there is another run."""
 
 
 def plan(job: Job, now: datetime) -> Plan:
@@ -85,6 +92,37 @@ def plan_backfill(job: Job, slots: Sequence[datetime]) -> Plan:
         next_slot_at=job.next_slot_at,
         last_slot=job.last_slot,
         last_index=job.last_index + len(firings),
+    )
+
+
+def plan_caused(
+    job: Job,
+    handovers: Sequence[Handover],
+    *,
+    passed_over: Sequence[tuple[Cause, str]],
+    refused: Sequence[tuple[Cause, str]],
+) -> Plan:
+    """Runs of a job that others trigger; those are chosen already (`causes.choose`)."""
+    free = job.max_concurrency - job.active_runs
+    firings = tuple(
+        Firing(
+            slot=each.cause.at,
+            index=index,
+            run_id=each.cause.run_id_of(job.id),
+            replaces=free < 1,
+            handover=each,
+        )
+        for index, each in enumerate(handovers, start=job.last_index + 1)
+    )
+    return Plan(
+        firings=firings,
+        missed=None,
+        next_slot_at=None,
+        last_slot=max((each.slot for each in firings), default=job.last_slot),
+        last_index=job.last_index + len(firings),
+        given_up=(*passed_over, *refused),
+        # What a policy passes over is no error.
+        error=refused[-1][1] if refused else "",
     )
 
 

@@ -19,6 +19,7 @@ from .wire import (
     WireJobChange,
     WireJobs,
     WireMode,
+    WireOn,
     WirePreview,
     WireRevision,
 )
@@ -43,6 +44,7 @@ _ONE: Final = f"{HOST}{_COLLECTION}/$JOB"
 NAMES: Final = {
     WireExtendedJob: "headraceJob",
     WireJobChange: "headraceJobChange",
+    WireOn: "headraceJobOn",
     WireFieldChange: "headraceFieldChange",
     WireRevision: "headraceRevision",
     WireHistory: "headraceJobHistory",
@@ -145,7 +147,8 @@ OPERATIONS: Final = (
         path=_EXTENDED,
         tag=_TAG,
         summary="Changes a recurring run; what is absent stays as it is, and so do runs that are alive.",
-        notes="A schedule that is changed counts from now on: it makes up for nothing that was before.",
+        notes="A schedule that is changed counts from now on: it makes up for nothing that was before. With `on`, what "
+        "triggers the job is the end of a run, instead of a schedule.",
         body=WireJobChange,
         body_example={"max_concurrency": "2", "missed": "latest"},
         answer=WireExtendedJob,

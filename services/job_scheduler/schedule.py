@@ -24,7 +24,7 @@ from .cron import (
     parse,
     smallest_gap_seconds,
 )
-from .domain import CronTrigger, Missed, OneOff, PeriodicTrigger, Trigger
+from .domain import CronTrigger, Missed, OneOff, PeriodicTrigger, RunTrigger, Trigger
 
 ON_TIME_SECONDS: Final = 60
 """How late a slot of a job that makes up for nothing may be, unless the job says otherwise."""
@@ -77,6 +77,8 @@ def next_slot(job: Slot) -> datetime | None:
     match trigger:
         case OneOff():
             return _whole_seconds(job.created_at) if job.last_slot is None else None
+        case RunTrigger():
+            return None
         case CronTrigger():
             slot = next_match(parse(trigger.cron), _base(job, trigger.starts_at), find_zone(job.time_zone))
         case PeriodicTrigger(interval_seconds=seconds, starts_at=start):
@@ -128,9 +130,9 @@ def preview(job: Slot, now: datetime, count: int) -> tuple[datetime, ...]:
 def slots_between(job: Slot, since: datetime, until: datetime, most: int) -> tuple[datetime, ...]:
     """The slots from one time to another, both included, whatever the trigger's start and end; a first few of them.
 
-    Intervals are counted from where the job stands, back into the past too. No trigger has none.
+    Intervals are counted from where the job stands, back into the past too. Without a schedule there are none.
     """
-    if isinstance(job.trigger, OneOff):
+    if isinstance(job.trigger, OneOff | RunTrigger):
         return ()
     slots: list[datetime] = []
     expression, zone = _expression(job.trigger), find_zone(job.time_zone)
@@ -143,7 +145,7 @@ def slots_between(job: Slot, since: datetime, until: datetime, most: int) -> tup
 
 def count_between(job: Slot, since: datetime, until: datetime) -> int:
     """How many slots there are from one time to another; cheap, also where they are millions."""
-    if isinstance(job.trigger, OneOff):
+    if isinstance(job.trigger, OneOff | RunTrigger):
         return 0
     first = _first_from(job, job.trigger, since)
     if first is None or first > until:
@@ -154,7 +156,7 @@ def count_between(job: Slot, since: datetime, until: datetime) -> int:
 
 def shortest_interval_seconds(trigger: Trigger) -> int | None:
     """Between two slots, on a clock that nobody moves; None where there are no two."""
-    return None if isinstance(trigger, OneOff) else smallest_gap_seconds(_expression(trigger))
+    return None if isinstance(trigger, OneOff | RunTrigger) else smallest_gap_seconds(_expression(trigger))
 
 
 # How missed slots are made up for. The first one that is due is known here.
@@ -162,7 +164,7 @@ def shortest_interval_seconds(trigger: Trigger) -> int | None:
 
 def _chosen(job: Slot, first: datetime, now: datetime) -> datetime | None:
     """The slot that fires; None where every one is too old."""
-    if isinstance(job.trigger, OneOff):
+    if isinstance(job.trigger, OneOff | RunTrigger):
         # It has no schedule that it could be behind.
         return first
     due = _due(job, job.trigger, first, now)
@@ -184,7 +186,7 @@ def _chosen(job: Slot, first: datetime, now: datetime) -> datetime | None:
 
 def _given_up(job: Slot, first: datetime, fires: datetime | None, now: datetime) -> Range | None:
     """All that are older than the one that fires. A time between two slots stands for the earlier one."""
-    if isinstance(job.trigger, OneOff):
+    if isinstance(job.trigger, OneOff | RunTrigger):
         return None
     due = _due(job, job.trigger, first, now)
     if fires is None:

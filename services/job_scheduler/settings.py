@@ -25,6 +25,9 @@ class Settings(ServiceSettings, frozen=True, kw_only=True):
     `CRON_SCHEDULE_TIMEZONE`. Jobs keep theirs when this changes."""
     shortest_interval_seconds: int = 1
     """How close the slots of a job may be to one another, for jobs that are created or changed from now on."""
+    longest_chain: int = 10
+    """How many runs may trigger one another in a row, the first one included: what ends a loop that no check of the
+    jobs has seen."""
     agent_token_sha256: str = ""
     """The SHA-256 of that agent's token. Empty: nobody reports."""
     ask_seconds: float = 2.0

@@ -7,8 +7,11 @@ whose transaction holds the job's row. That transaction writes the slot and the 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from datetime import datetime
 from uuid import UUID
+
+import msgspec
 
 from shared.bus import Bus
 from shared.contracts import events, states
@@ -22,6 +25,7 @@ from shared.subscriptions import until_applied
 from shared.telemetry import continue_trace
 
 from . import domain, firing, store
+from .causes import Cause
 from .domain import Job, ResourceType
 from .firing import Firing, Plan
 from .schedule import Range
@@ -50,7 +54,7 @@ class Slots:
             now, jobs = await store.lock_due(tx, limit)
             planned = [(job, plan) for job in jobs if (plan := await self._planned(tx, job, now))]
             if planned:
-                await self._fire(tx, now, planned)
+                await self.write(tx, now, planned)
         return len(jobs)
 
     async def fire_backfills(self, limit: int) -> int:
@@ -68,7 +72,7 @@ class Slots:
                 for job in jobs
             ]
             if planned:
-                await self._fire(tx, now, planned)
+                await self.write(tx, now, planned)
         return len(jobs)
 
     async def seconds_until_due(self) -> float | None:
@@ -128,7 +132,7 @@ class Slots:
         if run.status not in (RunStatus.FAILED, RunStatus.ERROR):
             await store.forget_failures(tx, job_id)
             return
-        if await store.is_replaced(tx, job_id, slot):
+        if await store.is_replaced(tx, job_id, slot, run.id):
             return
         job = await store.count_failure(tx, job_id)
         if job is None or not job.is_enabled or not 0 < job.pause_on_failures <= job.failures:
@@ -153,7 +157,8 @@ class Slots:
             await store.set_aside(tx, job.id, f"The schedule cannot be followed: {error!r}")
             return None
 
-    async def _fire(self, tx: Transaction, now: datetime, planned: list[tuple[Job, Plan]]) -> None:
+    async def write(self, tx: Transaction, now: datetime, planned: Sequence[tuple[Job, Plan]]) -> None:
+        """The slots of jobs that this transaction holds, and the facts of them."""
         replaced = {
             job.id: await store.replace_oldest(tx, job.id, job.max_concurrency - 1)
             for job, plan in planned
@@ -171,7 +176,7 @@ class Slots:
         advances: list[store.Advance] = []
         for job, plan in planned:
             firings = [each for each in plan.firings if each.run_id in opened]
-            entries = self._entries(job, firings, plan.missed, replaced.get(job.id, ()), now)
+            entries = self._entries(job, firings, plan, replaced.get(job.id, ()), now)
             told += entries
             advances.append(
                 store.Advance(
@@ -188,7 +193,7 @@ class Slots:
         await self._outbox.add_all(tx, told)
 
     def _entries(
-        self, job: Job, firings: list[Firing], missed: Range | None, replaced: tuple[str, ...], now: datetime
+        self, job: Job, firings: list[Firing], plan: Plan, replaced: tuple[str, ...], now: datetime
     ) -> list[Entry]:
         entries: list[Entry] = []
 
@@ -204,7 +209,10 @@ class Slots:
                 trigger = _trigger(job, each, replaced, now, job.version + len(entries) + 1)
                 entries.append(self._outbox.entry(events.JOB_TRIGGERED, trigger, fact_id=UUID(each.run_id)))
         with continue_trace(None):
-            give_up(missed)
+            give_up(plan.missed)
+        for cause, reason in plan.given_up:
+            state = _given_up(job, cause, reason, job.version + len(entries) + 1)
+            entries.append(self._outbox.entry(events.JOB_MISSED, state))
         return entries
 
     async def _wake(self) -> None:
@@ -215,7 +223,14 @@ _ALIVE = 0
 
 
 def _trigger(job: Job, fired: Firing, replaced: tuple[str, ...], now: datetime, version: int) -> TriggerState:
+    handover = fired.handover
     occasion = Occasion(run_id=fired.run_id, now=now, slot=fired.slot, index=fired.index)
+
+    def value(text: str) -> str:
+        # What a run hands over holds no macros, whatever it looks like.
+        text = expand(text, occasion)
+        return text if handover is None else handover.into(text)
+
     experiment = next((each for each in job.references if each.type is ResourceType.EXPERIMENT), None)
     return TriggerState(
         id=job.id,
@@ -231,10 +246,12 @@ def _trigger(job: Job, fired: Firing, replaced: tuple[str, ...], now: datetime, 
         pipeline_id=states.PipelineId(job.pipeline_id) if job.pipeline_id else None,
         pipeline_version_id=states.PipelineVersionId(job.pipeline_version_id) if job.pipeline_version_id else None,
         manifest_digest=job.manifest_digest,
-        parameters=tuple(ParameterValue(name=each.name, value=expand(each.value, occasion)) for each in job.parameters),
+        parameters=tuple(ParameterValue(name=each.name, value=value(each.value)) for each in job.parameters),
         service_account=job.service_account,
         engine=job.engine.value,
         replaces=tuple(states.RunId(each) for each in replaced),
+        cause_run_id=None if handover is None else states.RunId(handover.cause.run.id),
+        trigger_depth=0 if handover is None else handover.cause.run.trigger_depth + 1,
         created_by=job.created_by,
     )
 
@@ -249,3 +266,8 @@ def _missed(job: Job, slots: Range, version: int) -> MissedState:
         first=slots.first,
         last=slots.last,
     )
+
+
+def _given_up(job: Job, cause: Cause, reason: str, version: int) -> MissedState:
+    state = _missed(job, Range(count=1, first=cause.at, last=cause.at), version)
+    return msgspec.structs.replace(state, reason=reason, cause_run_id=states.RunId(cause.run.id))

@@ -8,12 +8,15 @@ from typing import assert_never
 
 import msgspec
 
+from shared.contracts.states import RunState
 from shared.database import Connection, Row, Transaction
 from shared.listing import Column, Kind, Listing
 from shared.references import ResourceType as KeyType
 
+from .causes import Cause, Link
 from .domain import (
     CronTrigger,
+    Ending,
     EngineName,
     FieldChange,
     Job,
@@ -27,6 +30,7 @@ from .domain import (
     Reference,
     Report,
     Revision,
+    RunTrigger,
     Status,
     Trigger,
 )
@@ -38,7 +42,8 @@ _COLUMNS = (
     "interval_seconds, starts_at, ends_at, time_zone, missed, missed_window_seconds, pause_on_failures, overlap, "
     "experiment_id, namespace, resource_references, pipeline_id, pipeline_name, pipeline_version_id, "
     "referred_job_id, service_account, parameters, manifest_digest, engine, reported_status, next_slot_at, last_slot, "
-    "last_index, active_runs, pending_slots, error, failures, pause_reason, version, created_by, created_at, updated_at"
+    "last_index, active_runs, pending_slots, error, failures, pause_reason, version, created_by, created_at, "
+    "updated_at, on_facts, on_pipeline_id, on_experiment_id, on_job_id, version_pipeline_id, pending_causes"
 )
 
 _PIPELINE_ID = Column("coalesce(pipeline_id, '')")
@@ -78,7 +83,7 @@ async def insert(tx: Transaction, job: Job) -> Job:
 
     Raises ConstraintViolated(OBJECT_NAME_KEY) where the scheduler object's name is taken.
     """
-    kind, cron, interval_seconds, starts_at, ends_at = _trigger_columns(job.trigger)
+    kind, cron, interval_seconds, starts_at, ends_at, *on = _trigger_columns(job.trigger)
     row = await tx.fetchrow(
         f"""
         with now as materialized (select clock_timestamp() as now)
@@ -86,11 +91,11 @@ async def insert(tx: Transaction, job: Job) -> Job:
             id, object_name, name, description, is_enabled, no_catchup, max_concurrency, trigger_kind, cron,
             interval_seconds, starts_at, ends_at, experiment_id, namespace, resource_references, pipeline_id,
             pipeline_name, pipeline_version_id, referred_job_id, service_account, parameters, manifest_digest, engine,
-            created_by, time_zone, missed, missed_window_seconds, pause_on_failures, overlap, created_at,
-            updated_at
+            created_by, time_zone, missed, missed_window_seconds, pause_on_failures, overlap, on_facts, on_pipeline_id,
+            on_experiment_id, on_job_id, version_pipeline_id, on_since, created_at, updated_at
         )
         select $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22,
-            $23, $24, $25, $26, $27, $28, $29, now, now
+            $23, $24, $25, $26, $27, $28, $29, $30, $31, $32, $33, $34, now, now, now
         from now
         returning {_COLUMNS}
         """,  # noqa: S608
@@ -123,6 +128,8 @@ async def insert(tx: Transaction, job: Job) -> Job:
         job.missed_window_seconds,
         job.pause_on_failures,
         job.overlap,
+        *on,
+        job.version_pipeline_id,
     )
     assert row is not None
     return to_job(row)
@@ -175,7 +182,7 @@ async def follow(tx: Transaction, report: Report) -> Job:
 
     Raises ConstraintViolated(OBJECT_NAME_KEY) where the scheduler object's name is another job's.
     """
-    kind, cron, interval_seconds, starts_at, ends_at = _trigger_columns(report.trigger)
+    kind, cron, interval_seconds, starts_at, ends_at, *_ = _trigger_columns(report.trigger)
     row = await tx.fetchrow(
         f"""
         update jobs set
@@ -215,6 +222,8 @@ async def delete(tx: Transaction, job_id: str) -> Job | None:
             delete from slots where job_id = $1
         ), given_up as (
             delete from pending_slots where job_id = $1
+        ), unmade as (
+            delete from causes where job_id = $1
         ), forgotten as (
             delete from revisions where job_id = $1
         ), unmentioned as (
@@ -241,14 +250,15 @@ async def now(connection: Connection) -> datetime:
 
 async def update(tx: Transaction, job: Job) -> Job:
     """The job with what may be changed of it, and where its schedule stands then."""
-    kind, cron, interval_seconds, starts_at, ends_at = _trigger_columns(job.trigger)
+    kind, cron, interval_seconds, starts_at, ends_at, *on = _trigger_columns(job.trigger)
     row = await tx.fetchrow(
         f"""
         update jobs set
             name = $2, description = $3, max_concurrency = $4, no_catchup = $5, trigger_kind = $6, cron = $7,
             interval_seconds = $8, starts_at = $9, ends_at = $10, time_zone = $11, missed = $12,
             missed_window_seconds = $13, parameters = $14, last_slot = $15, next_slot_at = $16,
-            pause_on_failures = $17, overlap = $18,
+            pause_on_failures = $17, overlap = $18, on_facts = $19, on_pipeline_id = $20, on_experiment_id = $21,
+            on_job_id = $22,
             updated_at = clock_timestamp(), version = version + 1
         where id = $1
         returning {_COLUMNS}
@@ -271,6 +281,7 @@ async def update(tx: Transaction, job: Job) -> Job:
         job.next_slot_at,
         job.pause_on_failures,
         job.overlap,
+        *on,
     )
     assert row is not None, "the caller holds its lock"
     return to_job(row)
@@ -338,6 +349,9 @@ async def seconds_until_due(connection: Connection) -> float | None:
         (
             select 0::float8 as seconds from jobs
             where pending_slots > 0 and active_runs < max_concurrency and pause_reason = '' limit 1
+        ) union all (
+            select 0 from jobs
+            where pending_causes > 0 and is_enabled and (active_runs < max_concurrency or overlap <> 'queue') limit 1
         ) union all (
             select extract(epoch from next_slot_at - clock_timestamp())::float8 from jobs
             where is_enabled and (active_runs < max_concurrency or overlap <> 'queue') and next_slot_at is not null
@@ -456,21 +470,23 @@ async def replace_oldest(tx: Transaction, job_id: JobId, but: int) -> tuple[str,
     rows = await tx.fetch(
         """
         update slots set replaced_at = clock_timestamp()
-        where job_id = $1 and slot in (
-            select slot from slots where job_id = $1 and ended_at is null and replaced_at is null
-            order by slot desc offset $2
+        where job_id = $1 and index in (
+            select index from slots where job_id = $1 and ended_at is null and replaced_at is null
+            order by slot desc, index desc offset $2
         )
-        returning slot, run_id
+        returning slot, index, run_id
         """,
         job_id,
         but,
     )
-    return tuple(row["run_id"] for row in sorted(rows, key=lambda row: row["slot"]))
+    return tuple(row["run_id"] for row in sorted(rows, key=lambda row: (row["slot"], row["index"])))
 
 
-async def is_replaced(connection: Connection, job_id: str, slot: datetime) -> bool:
+async def is_replaced(connection: Connection, job_id: str, slot: datetime, run_id: str) -> bool:
     """Whether the slot's run had to go for that of a later one."""
-    at = await connection.fetchval("select replaced_at from slots where job_id = $1 and slot = $2", job_id, slot)
+    at = await connection.fetchval(
+        "select replaced_at from slots where job_id = $1 and slot = $2 and run_id = $3", job_id, slot, run_id
+    )
     return at is not None
 
 
@@ -528,7 +544,8 @@ async def close_slot(tx: Transaction, job_id: str, slot: datetime, run_id: str, 
         """
         with job as materialized (
             select id, active_runs >= max_concurrency and (
-                pending_slots > 0 or is_enabled and next_slot_at is not null and overlap = 'queue'
+                pending_slots > 0
+                or is_enabled and overlap = 'queue' and (next_slot_at is not null or pending_causes > 0)
             ) as was_waiting
             from jobs where id = $1 for no key update
         ), closed as (
@@ -620,12 +637,12 @@ async def take_open_slots(connection: Connection, older_than_seconds: float, lim
     rows = await connection.fetch(
         """
         with old as (
-            select job_id, slot from slots
+            select job_id, slot, run_id from slots
             where ended_at is null and checked_at < clock_timestamp() - make_interval(secs => $1)
             order by checked_at limit $2 for no key update skip locked
         ), taken as (
             update slots set checked_at = clock_timestamp() from old
-            where slots.job_id = old.job_id and slots.slot = old.slot
+            where slots.job_id = old.job_id and slots.slot = old.slot and slots.run_id = old.run_id
             returning slots.job_id, slots.slot, slots.run_id
         )
         select taken.job_id, taken.slot, taken.run_id, coalesce(outbox.position, 0) as position
@@ -637,6 +654,146 @@ async def take_open_slots(connection: Connection, older_than_seconds: float, lim
     )
     return [
         OpenSlot(job_id=JobId(row["job_id"]), slot=row["slot"], run_id=row["run_id"], position=row["position"])
+        for row in rows
+    ]
+
+
+# Causes: ends of runs that trigger jobs. Whoever changes causes of a job holds the job's row first.
+
+# What is not enabled, or has all the runs that it may have and lets others wait, is left alone.
+_IS_CAUSED = "pending_causes > 0 and is_enabled and (active_runs < max_concurrency or overlap <> 'queue')"
+_MOST_CAUSES = 1000
+PIPELINE_VERSION = "pipeline-version"
+"""The kind of the replicas that tell which pipeline a version is of."""
+
+
+async def insert_causes(tx: Transaction, run: RunState, ending: Ending, at: datetime) -> int:
+    """One for each job that the end of the run triggers, unless it is there already. Returns how many there are now.
+
+    A run that a job has made is of the job's pipeline, and one that was made of a version is of the version's.
+    """
+    added: int = await tx.fetchval(
+        """
+        with run as materialized (
+            select coalesce(
+                $4::text, (select version_pipeline_id from jobs where id = $6::text),
+                (select state ->> 'pipeline_id' from replicas where kind = $10 and id = $5::text)
+            ) as pipeline_id
+        ), triggered as materialized (
+            select jobs.id from jobs, run
+            where trigger_kind = 'run' and is_enabled and on_since < $8::timestamptz
+              and on_facts && array[$3::text, 'ended']
+              and (on_pipeline_id is null or on_pipeline_id = run.pipeline_id)
+              and (on_experiment_id is null or on_experiment_id = $7)
+              and (on_job_id is null or on_job_id = $6)
+            order by jobs.id for no key update of jobs
+        ), added as (
+            insert into causes (job_id, run_id, attempt, at, run)
+            select id, $1::text, $2::integer, $8, $9::jsonb from triggered
+            on conflict do nothing
+            returning job_id
+        ), counted as (
+            update jobs set pending_causes = pending_causes + 1 from added where jobs.id = added.job_id
+        )
+        select count(*) from added
+        """,
+        run.id,
+        run.attempt,
+        ending,
+        run.pipeline_id,
+        run.pipeline_version_id,
+        run.job_id,
+        run.experiment_id,
+        at,
+        msgspec.json.encode(run).decode(),
+        PIPELINE_VERSION,
+    )
+    return added
+
+
+async def list_caused(connection: Connection, limit: int) -> list[Job]:
+    """Jobs of whose causes something is to be made."""
+    rows = await connection.fetch(
+        f"select {_COLUMNS} from jobs where {_IS_CAUSED} order by id limit $1",  # noqa: S608
+        limit,
+    )
+    return [to_job(row) for row in rows]
+
+
+async def lock_caused(tx: Transaction, job_ids: Sequence[JobId]) -> tuple[datetime, list[Job]]:
+    """Now, and those of the jobs of which it still is so; not those that another holds."""
+    rows = await tx.fetch(
+        f"""
+        select {_COLUMNS} from jobs where id = any($1::text[]) and {_IS_CAUSED}
+        order by id for no key update skip locked
+        """,  # noqa: S608
+        list(job_ids),
+    )
+    return await now(tx), [to_job(row) for row in rows]
+
+
+async def list_causes(connection: Connection, job_id: JobId) -> list[Cause]:
+    """Those that wait, the oldest first."""
+    rows = await connection.fetch(
+        "select run, at from causes where job_id = $1 and decided_at is null order by at, run_id limit $2",
+        job_id,
+        _MOST_CAUSES,
+    )
+    return [Cause(run=_run(row["run"]), at=row["at"]) for row in rows]
+
+
+async def settle_causes(tx: Transaction, job_id: JobId, settled: Sequence[Cause], kept: int) -> None:
+    """Something was made of them, or will never be. Of those that are settled before only so many are kept."""
+    await tx.execute(
+        """
+        with settled as (
+            update causes set decided_at = clock_timestamp()
+            from unnest($2::text[], $3::integer[]) as gone (run_id, attempt)
+            where causes.job_id = $1 and causes.run_id = gone.run_id and causes.attempt = gone.attempt
+              and decided_at is null
+            returning 1
+        ), forgotten as (
+            delete from causes where job_id = $1 and decided_at is not null and decided_at <= (
+                select decided_at from causes where job_id = $1 and decided_at is not null
+                order by decided_at desc offset $4 limit 1
+            )
+        )
+        update jobs set pending_causes = pending_causes - (select count(*) from settled) where id = $1
+        """,
+        job_id,
+        [each.run.id for each in settled],
+        [each.run.attempt for each in settled],
+        kept,
+    )
+
+
+async def restart_causes(tx: Transaction, job_id: JobId) -> None:
+    """What waits is dropped, and only runs that end from now on count."""
+    await tx.execute(
+        """
+        with dropped as (delete from causes where job_id = $1 and decided_at is null)
+        update jobs set pending_causes = 0, on_since = clock_timestamp() where id = $1
+        """,
+        job_id,
+    )
+
+
+async def list_links(connection: Connection) -> list[Link]:
+    """All jobs that runs trigger."""
+    rows = await connection.fetch(
+        """
+        select id, name, version_pipeline_id, experiment_id, on_facts, on_pipeline_id, on_experiment_id, on_job_id
+        from jobs where trigger_kind = 'run' order by created_at, id
+        """
+    )
+    return [
+        Link(
+            id=row["id"],
+            name=row["name"],
+            pipeline_id=row["version_pipeline_id"],
+            experiment_id=row["experiment_id"],
+            trigger=_to_run_trigger(row),
+        )
         for row in rows
     ]
 
@@ -660,6 +817,7 @@ async def insert_manifest(connection: Connection, digest: str, body: str) -> Non
 _references = msgspec.json.Decoder(tuple[Reference, ...]).decode
 _field_changes = msgspec.json.Decoder(tuple[FieldChange, ...]).decode
 _parameters = msgspec.json.Decoder(tuple[Parameter, ...]).decode
+_run = msgspec.json.Decoder(RunState).decode
 
 
 def to_job(row: Row) -> Job:
@@ -683,6 +841,7 @@ def to_job(row: Row) -> Job:
         pipeline_id=row["pipeline_id"],
         pipeline_name=row["pipeline_name"],
         pipeline_version_id=row["pipeline_version_id"],
+        version_pipeline_id=row["version_pipeline_id"],
         referred_job_id=row["referred_job_id"],
         service_account=row["service_account"],
         parameters=_parameters(row["parameters"]),
@@ -694,6 +853,7 @@ def to_job(row: Row) -> Job:
         last_index=row["last_index"],
         active_runs=row["active_runs"],
         pending_slots=row["pending_slots"],
+        pending_causes=row["pending_causes"],
         error=row["error"],
         failures=row["failures"],
         pause_reason=row["pause_reason"],
@@ -712,17 +872,32 @@ def _to_trigger(row: Row) -> Trigger:
             return PeriodicTrigger(
                 interval_seconds=row["interval_seconds"], starts_at=row["starts_at"], ends_at=row["ends_at"]
             )
+        case "run":
+            return _to_run_trigger(row)
         case _:
             return OneOff()
 
 
+def _to_run_trigger(row: Row) -> RunTrigger:
+    return RunTrigger(
+        facts=tuple(Ending(fact) for fact in row["on_facts"]),
+        pipeline_id=row["on_pipeline_id"],
+        experiment_id=row["on_experiment_id"],
+        job_id=row["on_job_id"],
+    )
+
+
 def _trigger_columns(trigger: Trigger) -> tuple[object, ...]:
+    nothing_on = (None, None, None, None)
     match trigger:
         case OneOff():
-            return "one-off", None, None, None, None
+            return "one-off", None, None, None, None, *nothing_on
         case CronTrigger(cron=cron, starts_at=starts_at, ends_at=ends_at):
-            return "cron", cron, None, starts_at, ends_at
+            return "cron", cron, None, starts_at, ends_at, *nothing_on
         case PeriodicTrigger(interval_seconds=seconds, starts_at=starts_at, ends_at=ends_at):
-            return "periodic", None, seconds, starts_at, ends_at
+            return "periodic", None, seconds, starts_at, ends_at, *nothing_on
+        case RunTrigger(facts=facts, pipeline_id=pipeline_id, experiment_id=experiment_id, job_id=job_id):
+            on = [fact.value for fact in facts], pipeline_id, experiment_id, job_id
+            return "run", None, None, None, None, *on
         case _ as unreachable:
             assert_never(unreachable)

@@ -8,15 +8,17 @@ from typing import Any
 from shared import replica
 from shared.contracts import events
 from shared.contracts.events import FactKind
-from shared.contracts.states import ExperimentState, RunState
+from shared.contracts.states import ExperimentState, PipelineVersionState, RunState
 from shared.database import Transaction
 from shared.subscriptions import Done, Fact, Handler, Outcome
 
+from .domain import Ending
+from .reactions import Reactions
 from .slots import Slots
 from .usecases import EXPERIMENT, Jobs
 
 
-def handlers(jobs: Jobs, slots: Slots) -> Mapping[FactKind[Any], Handler]:
+def handlers(jobs: Jobs, slots: Slots, reactions: Reactions) -> Mapping[FactKind[Any], Handler]:
     async def keep_experiment(tx: Transaction, fact: Fact[ExperimentState]) -> Outcome:
         await replica.keep(tx, EXPERIMENT, fact.state, is_deleted=fact.state.is_deleted)
         return Done()
@@ -28,6 +30,15 @@ def handlers(jobs: Jobs, slots: Slots) -> Mapping[FactKind[Any], Handler]:
 
     async def free(tx: Transaction, fact: Fact[RunState]) -> Outcome:
         await slots.free(tx, fact.state)
+        return Done()
+
+    async def end(tx: Transaction, fact: Fact[RunState]) -> Outcome:
+        await slots.free(tx, fact.state)
+        await reactions.note(tx, fact.state, Ending(fact.kind.what), fact.message.time)
+        return Done()
+
+    async def keep_version(tx: Transaction, fact: Fact[PipelineVersionState]) -> Outcome:
+        await reactions.keep_version(tx, fact.state)
         return Done()
 
     async def occupy(tx: Transaction, fact: Fact[RunState]) -> Outcome:
@@ -43,10 +54,12 @@ def handlers(jobs: Jobs, slots: Slots) -> Mapping[FactKind[Any], Handler]:
         events.EXPERIMENT_ARCHIVED: disable_with_experiment,
         events.EXPERIMENT_UNARCHIVED: keep_experiment,
         events.EXPERIMENT_DELETED: keep_experiment,
-        events.RUN_SUCCEEDED: free,
-        events.RUN_FAILED: free,
-        events.RUN_ERROR: free,
-        events.RUN_SKIPPED: free,
+        events.PIPELINE_VERSION_CREATED: keep_version,
+        events.PIPELINE_VERSION_DELETED: keep_version,
+        events.RUN_SUCCEEDED: end,
+        events.RUN_FAILED: end,
+        events.RUN_ERROR: end,
+        events.RUN_SKIPPED: end,
         events.RUN_DELETED: free,
         events.RUN_REJECTED: reject,
         events.RUN_RETRIED: occupy,

@@ -12,6 +12,7 @@ import logging
 
 from shared.errors import Unavailable
 
+from .reactions import Reactions
 from .slots import Slots
 
 _BATCH = 100
@@ -22,14 +23,14 @@ _RETRY_SECONDS = 0.5
 _log = logging.getLogger(__name__)
 
 
-async def fire(slots: Slots, woken: asyncio.Event, *, poll_seconds: float) -> None:
+async def fire(slots: Slots, reactions: Reactions, woken: asyncio.Event, *, poll_seconds: float) -> None:
     """Until cancelled."""
     complaint = ""
     contended_rounds = 0
     while True:
         woken.clear()
         try:
-            is_idle = not await _fire_all(slots)
+            is_idle = not await _fire_all(slots, reactions)
             seconds = await slots.seconds_until_due()
             complaint = ""
         except Unavailable as error:
@@ -47,7 +48,7 @@ async def fire(slots: Slots, woken: asyncio.Event, *, poll_seconds: float) -> No
                 await woken.wait()
 
 
-async def _fire_all(slots: Slots) -> int:
+async def _fire_all(slots: Slots, reactions: Reactions) -> int:
     """What is due now; returns of how many jobs there was something."""
     total = 0
     while (fired := await slots.fire(_BATCH)) == _BATCH:
@@ -55,6 +56,8 @@ async def _fire_all(slots: Slots) -> int:
     total += fired
     while past := await slots.fire_backfills(_BATCH):
         total += past
+    while caused := await reactions.fire(_BATCH):
+        total += caused
     return total
 
 

@@ -37,6 +37,7 @@ from shared.outbox import Outbox
 from shared.subscriptions import until_published_and_applied
 
 from . import cron, domain, firing, schedule, store
+from .causes import Link, find_loop, wanted_by
 from .domain import (
     AskedReference,
     CronTrigger,
@@ -52,6 +53,7 @@ from .domain import (
     Relationship,
     Report,
     ResourceType,
+    RunTrigger,
     Status,
     Trigger,
     View,
@@ -108,6 +110,9 @@ class Jobs:
             domain.check_parameters_size(asked.parameters)
             domain.check_max_concurrency(asked.max_concurrency)
             check_trigger(asked.trigger, self._installation.shortest_interval_seconds)
+            check_handover(asked.trigger, asked.parameters)
+            if isinstance(asked.trigger, RunTrigger) and self._installation.engine is EngineName.EXTERNAL:
+                raise domain.triggered_here_alone()
             if asked.time_zone:
                 check_zone(asked.time_zone)
             domain.check_missed_window(asked.missed_window_seconds)
@@ -122,6 +127,7 @@ class Jobs:
                 raise domain.invalid_workflow(asked.name, checked.refusal)
             await self._manifests.keep(text, digest)
             draft = self._draft(asked, version, digest, checked, experiment, references)
+            await self.check_loop(draft)
 
             def view(job: Job) -> View:
                 # Only later does anybody look at its schedule. The reply keeps the order of the request; what is read
@@ -233,6 +239,20 @@ class Jobs:
             raise domain.unrecognized_parameter(checked.unrecognized).inside("Failed to verify parameters.")
         return checked
 
+    async def check_loop(self, job: Job) -> None:
+        """Raises InvalidInput where the job's own runs would trigger it, directly or by way of other jobs."""
+        if not isinstance(job.trigger, RunTrigger):
+            return
+        link = Link(
+            id=job.id,
+            name=job.name,
+            pipeline_id=job.version_pipeline_id,
+            experiment_id=job.experiment_id,
+            trigger=job.trigger,
+        )
+        if loop := find_loop(link, await store.list_links(self._database)):
+            raise domain.triggers_itself(loop)
+
     async def _experiment(self, experiment_id: str) -> ExperimentState:
         with layer("Failed to get experiment."):
             if experiment_id:
@@ -333,6 +353,7 @@ class Jobs:
             pipeline_id=asked.pipeline_id or None,
             pipeline_name=version.pipeline_name if version is not None and asked.pipeline_id else None,
             pipeline_version_id=ids.get(ResourceType.PIPELINE_VERSION),
+            version_pipeline_id=version.pipeline_id if version is not None else None,
             referred_job_id=ids.get(ResourceType.JOB),
             service_account=asked.service_account or checked.service_account,
             parameters=asked.parameters,
@@ -397,10 +418,18 @@ def check_trigger(trigger: Trigger, shortest_interval_seconds: int) -> None:
                 raise domain.unsupported_cron(error.reason) from error
         case PeriodicTrigger(interval_seconds=seconds):
             domain.check_interval(seconds)
+        case RunTrigger():
+            domain.check_run_trigger(trigger)
         case OneOff():
             pass
     if shortest_interval_seconds > 1:
         domain.check_interval_floor(schedule.shortest_interval_seconds(trigger), shortest_interval_seconds)
+
+
+def check_handover(trigger: Trigger, parameters: tuple[Parameter, ...]) -> None:
+    """What the job wants of runs that trigger it is something that runs have."""
+    if isinstance(trigger, RunTrigger):
+        wanted_by(parameters)
 
 
 def check_zone(name: str) -> None:

@@ -18,6 +18,7 @@ from . import domain
 from .domain import (
     AskedReference,
     CronTrigger,
+    Ending,
     Job,
     JobChange,
     Missed,
@@ -30,6 +31,7 @@ from .domain import (
     Reference,
     Report,
     Revision,
+    RunTrigger,
     Status,
     Trigger,
     View,
@@ -85,9 +87,20 @@ class WireJob(msgspec.Struct, frozen=True, kw_only=True):
     no_catchup: bool = False
 
 
+class WireOn(msgspec.Struct, frozen=True, kw_only=True):
+    """Which runs trigger a job by their end; what is absent may be any."""
+
+    facts: tuple[Ending, ...] = ()
+    pipeline_id: str = ""
+    experiment_id: str = ""
+    job_id: str = ""
+
+
 class WireExtendedJob(WireJob, frozen=True, kw_only=True):
     """A job with what the original does not have. Read where a job is created, shown under paths of our own alone."""
 
+    on: WireOn | None = None
+    """Instead of a trigger."""
     time_zone: str = ""
     missed: Missed | None = None
     missed_window_seconds: int = 0
@@ -99,6 +112,7 @@ class WireExtendedJob(WireJob, frozen=True, kw_only=True):
     runs_made: Int64 = 0
     failures: int = 0
     pending_slots: int = 0
+    pending_causes: int = 0
 
 
 class WireJobChange(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,6 +123,7 @@ class WireJobChange(msgspec.Struct, frozen=True, kw_only=True):
     max_concurrency: Int64 | None = None
     no_catchup: bool | None = None
     trigger: WireTrigger | None = None
+    on: WireOn | None = None
     time_zone: str | None = None
     missed: Missed | None = None
     missed_window_seconds: int | None = None
@@ -238,7 +253,7 @@ def to_new_job(wire: WireExtendedJob) -> NewJob:
         is_enabled=wire.enabled,
         no_catchup=wire.no_catchup,
         max_concurrency=wire.max_concurrency,
-        trigger=_to_trigger(wire.trigger or WireTrigger()),
+        trigger=_to_trigger(wire.trigger or WireTrigger(), wire.on),
         time_zone=wire.time_zone,
         missed=wire.missed,
         missed_window_seconds=wire.missed_window_seconds,
@@ -276,6 +291,7 @@ def extended(view: View) -> WireExtendedJob:
     job = view.job
     return WireExtendedJob(
         **msgspec.structs.asdict(from_view(view)),
+        on=_from_run_trigger(job.trigger) if isinstance(job.trigger, RunTrigger) else None,
         time_zone=job.time_zone,
         missed=job.missed,
         missed_window_seconds=job.missed_window_seconds or 0,
@@ -286,6 +302,7 @@ def extended(view: View) -> WireExtendedJob:
         runs_made=job.last_index,
         failures=job.failures,
         pending_slots=job.pending_slots,
+        pending_causes=job.pending_causes,
     )
 
 
@@ -295,7 +312,9 @@ def to_change(wire: WireJobChange) -> JobChange:
         description=wire.description,
         max_concurrency=wire.max_concurrency,
         no_catchup=wire.no_catchup,
-        trigger=None if wire.trigger is None else _to_trigger(wire.trigger),
+        trigger=None
+        if wire.trigger is None and wire.on is None
+        else _to_trigger(wire.trigger or WireTrigger(), wire.on),
         time_zone=wire.time_zone,
         missed=wire.missed,
         missed_window_seconds=wire.missed_window_seconds,
@@ -321,8 +340,17 @@ def from_revisions(revisions: tuple[Revision, ...]) -> WireHistory:
     )
 
 
-def _to_trigger(wire: WireTrigger) -> Trigger:
+def _to_trigger(wire: WireTrigger, on: WireOn | None = None) -> Trigger:
     cron, periodic = wire.cron_schedule, wire.periodic_schedule
+    if on is not None and (cron is not None or periodic is not None):
+        raise InvalidInput("A job is triggered either by a schedule or by runs, not by both.")
+    if on is not None:
+        return RunTrigger(
+            facts=on.facts,
+            pipeline_id=on.pipeline_id or None,
+            experiment_id=on.experiment_id or None,
+            job_id=on.job_id or None,
+        )
     if cron is not None and periodic is not None:
         raise InvalidInput("A trigger is either a cron schedule or a periodic schedule, not both.")
     if cron is not None:
@@ -343,7 +371,7 @@ def _set(at: datetime | None) -> datetime | None:
 
 def _from_trigger(trigger: Trigger) -> WireTrigger:
     match trigger:
-        case OneOff():
+        case OneOff() | RunTrigger():
             return WireTrigger()
         case CronTrigger(cron=cron, starts_at=start, ends_at=end):
             return WireTrigger(cron_schedule=WireCronSchedule(start_time=start, end_time=end, cron=cron))
@@ -352,6 +380,15 @@ def _from_trigger(trigger: Trigger) -> WireTrigger:
             return WireTrigger(periodic_schedule=periodic)
         case _ as unreachable:
             assert_never(unreachable)
+
+
+def _from_run_trigger(trigger: RunTrigger) -> WireOn:
+    return WireOn(
+        facts=trigger.facts,
+        pipeline_id=trigger.pipeline_id or "",
+        experiment_id=trigger.experiment_id or "",
+        job_id=trigger.job_id or "",
+    )
 
 
 def _asked(wire: WireReference) -> AskedReference:

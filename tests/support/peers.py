@@ -22,8 +22,8 @@ class Peer:
         self.bus = bus
         self._position = 0
 
-    async def tell(self, kind: FactKind[State], state: State) -> int:
-        """Publish a fact; returns its position."""
+    async def tell(self, kind: FactKind[State], state: State, *, at: datetime | None = None) -> int:
+        """Publish a fact, of now or another time; returns its position."""
         self._position += 1
         await self.bus.declare_streams()
         message = Message(
@@ -33,7 +33,7 @@ class Peer:
             what=kind.what,
             resource_id=state.id,
             position=self._position,
-            time=datetime.now(UTC),
+            time=at or datetime.now(UTC),
             traceparent="",
             body=msgspec.json.encode(state),
         )

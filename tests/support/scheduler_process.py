@@ -45,6 +45,7 @@ async def scheduler_process(orders: Orders) -> AsyncIterator[ReplicaProcess]:
 
 async def _obey(orders: Orders) -> None:
     from services.job_scheduler import ticker
+    from services.job_scheduler.reactions import Reactions
     from services.job_scheduler.slots import Slots
     from services.job_scheduler.subscribers import handlers
     from services.job_scheduler.usecases import on_wake
@@ -63,8 +64,8 @@ async def _obey(orders: Orders) -> None:
                 self._strike("after_commit")
             return fired
 
-        async def _fire(self, tx: Transaction, now: datetime, planned: Any) -> None:
-            await super()._fire(tx, now, planned)
+        async def write(self, tx: Transaction, now: datetime, planned: Any) -> None:
+            await super().write(tx, now, planned)
             self._strike("before_commit")
 
         def _strike(self, point: str) -> None:
@@ -76,16 +77,17 @@ async def _obey(orders: Orders) -> None:
     database = await Database(orders.database_url, name=name, max_size=6, idle_in_transaction_seconds=1).open()
     bus = await Bus(orders.nats_url, name=name).open()
     slots = Striking(database, Outbox(name, bus), bus, ask_seconds=1)
+    reactions = Reactions(database, bus, slots, longest_chain=10, ask_seconds=1)
     woken = asyncio.Event()
     await on_wake(bus, woken.set)
     relay = Relay(database, bus, name, lease=Lease(database, f"relay:{name}", seconds=1))
     nobody: Any = None
-    of_runs = {kind: handler for kind, handler in handlers(nobody, slots).items() if kind.owner == "run"}
+    of_runs = {kind: handler for kind, handler in handlers(nobody, slots, reactions).items() if kind.owner == "run"}
     subscriber = Subscriber(name, database, bus, of_runs, lease_seconds=1, ack_wait_seconds=2, retry_seconds=0.1)
     async with asyncio.TaskGroup() as group:
         group.create_task(relay.run())
         group.create_task(subscriber.run())
-        group.create_task(ticker.fire(slots, woken, poll_seconds=0.5))
+        group.create_task(ticker.fire(slots, reactions, woken, poll_seconds=0.5))
 
 
 if __name__ == "__main__":

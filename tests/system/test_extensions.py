@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from tests.support.api import Answer, Api, workflow_of
+from tests.support.eventually import eventually
 from tests.support.stack import Stack
 
 _WITHIN_SECONDS = 45
@@ -70,19 +71,75 @@ def test_runs_are_counted_by_status_and_end(stack: Stack) -> None:
     assert _count(api, mine, ended, {"op": "EQUALS", "key": "status", "string_value": "Failed"}) == 0
 
 
+async def test_a_run_that_succeeds_triggers_another_one_and_hands_over_what_it_has_found(stack: Stack) -> None:
+    api = Api(stack.url)
+    experiment = api.post("/apis/v1beta1/experiments", {"name": f"cause-{uuid.uuid4().hex}"})
+    values = "{{run.outputs.parameters.train.path}} {{run.metrics.accuracy}} {{run.name}}"
+    deploy = _manifest([{"name": "main", "container": {"image": "alpine", "command": ["echo", "deployed"]}}], "what")
+    job = api.post(
+        "/apis/v1beta1/jobs",
+        {
+            "name": "deploy",
+            "enabled": True,
+            "max_concurrency": "1",
+            "on": {"facts": ["succeeded"], "experiment_id": experiment["id"]},
+            "pipeline_spec": {"workflow_manifest": deploy, "parameters": [{"name": "what", "value": values}]},
+        },
+    )
+    metrics = json.dumps({"metrics": [{"name": "accuracy", "numberValue": 0.25}]})
+    train = _manifest(
+        [
+            {"name": "main", "dag": {"tasks": [{"name": "train", "template": "train"}]}},
+            {
+                "name": "train",
+                "container": {
+                    "image": "alpine",
+                    "command": ["sh", "-c", f"printf s3://model >/tmp/path; echo '{metrics}' >/tmp/metrics.json"],
+                },
+                "outputs": {
+                    "parameters": [{"name": "path", "valueFrom": {"path": "/tmp/path"}}],
+                    "artifacts": [{"name": "mlpipeline-metrics", "path": "/tmp/metrics.json"}],
+                },
+            },
+        ]
+    )
+    owner = {"key": {"type": "EXPERIMENT", "id": experiment["id"]}, "relationship": "OWNER"}
+    api.post(
+        "/apis/v1beta1/runs",
+        {"name": "training", "pipeline_spec": {"workflow_manifest": train}, "resource_references": [owner]},
+    )
+
+    async def runs() -> Any:
+        of_job = {"resource_reference_key.type": "JOB", "resource_reference_key.id": job["id"]}
+        return api.get("/apis/v1beta1/runs", **of_job).get("runs")
+
+    (run,) = await eventually(runs, within_seconds=_WITHIN_SECONDS)
+    detail = api.run_when(run["id"], within_seconds=_WITHIN_SECONDS)
+    assert detail["run"]["status"] == "Succeeded"
+    given = [{"name": "what", "value": "s3://model 0.25 training"}]
+    assert workflow_of(detail)["spec"]["arguments"]["parameters"] == given
+
+
 def _count(api: Api, *predicates: dict[str, Any]) -> int:
     listed = api.get("/apis/v1beta1/runs", filter=json.dumps({"predicates": predicates}))
     return int(listed.get("total_size", 0))
 
 
 def _request(name: str) -> str:
-    manifest = {
-        "apiVersion": "argoproj.io/v1alpha1",
-        "kind": "Workflow",
-        "metadata": {"generateName": "extension-"},
-        "spec": {
-            "entrypoint": "main",
-            "templates": [{"name": "main", "container": {"image": "alpine", "command": ["echo", "0123456789"]}}],
-        },
-    }
-    return json.dumps({"name": name, "pipeline_spec": {"workflow_manifest": json.dumps(manifest)}})
+    manifest = _manifest([{"name": "main", "container": {"image": "alpine", "command": ["echo", "0123456789"]}}])
+    return json.dumps({"name": name, "pipeline_spec": {"workflow_manifest": manifest}})
+
+
+def _manifest(templates: list[dict[str, Any]], *parameters: str) -> str:
+    return json.dumps(
+        {
+            "apiVersion": "argoproj.io/v1alpha1",
+            "kind": "Workflow",
+            "metadata": {"generateName": "extension-"},
+            "spec": {
+                "entrypoint": "main",
+                "arguments": {"parameters": [{"name": name} for name in parameters]},
+                "templates": templates,
+            },
+        }
+    )

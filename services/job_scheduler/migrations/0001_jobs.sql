@@ -12,6 +12,12 @@ create table jobs (
     interval_seconds    bigint,
     starts_at           timestamptz,
     ends_at             timestamptz,
+    -- What is true of runs whose end triggers it, of those that ended since.
+    on_facts            text[],
+    on_pipeline_id      text,
+    on_experiment_id    text,
+    on_job_id           text,
+    on_since            timestamptz not null default clock_timestamp(),
     -- In which a cron expression is read.
     time_zone           text        not null default 'UTC',
     -- What becomes of slots that nobody fired in time; none: what no_catchup says.
@@ -28,6 +34,8 @@ create table jobs (
     pipeline_id         text,
     pipeline_name       text,
     pipeline_version_id text,
+    -- Of which pipeline the version is, whether the client named that or not.
+    version_pipeline_id text,
     referred_job_id     text,
     service_account     text        not null,
     parameters          jsonb       not null,
@@ -43,6 +51,8 @@ create table jobs (
     active_runs         integer     not null default 0,
     -- How many slots of the past have been asked for and wait for room.
     pending_slots       integer     not null default 0,
+    -- How many ends of runs have triggered it that nothing was made of yet.
+    pending_causes      integer     not null default 0,
     -- Why the last slot has no run.
     error               text        not null default '',
     failures            integer     not null default 0,
@@ -62,11 +72,18 @@ create table jobs (
         and reported_status in ('NO_STATUS', 'Enabled', 'Disabled', 'Running', 'Succeeded', 'Error')
     ),
     constraint jobs_max_concurrency_check check (max_concurrency between 1 and 10),
-    constraint jobs_trigger_kind_check check (trigger_kind in ('one-off', 'cron', 'periodic')),
+    constraint jobs_trigger_kind_check check (trigger_kind in ('one-off', 'cron', 'periodic', 'run')),
     constraint jobs_cron_check check ((trigger_kind = 'cron') = (cron is not null)),
     constraint jobs_interval_check check ((trigger_kind = 'periodic') = (interval_seconds is not null)),
     constraint jobs_interval_seconds_check check (interval_seconds > 0),
-    constraint jobs_window_check check (trigger_kind <> 'one-off' or (starts_at is null and ends_at is null)),
+    constraint jobs_window_check check (
+        trigger_kind in ('cron', 'periodic') or (starts_at is null and ends_at is null)
+    ),
+    constraint jobs_on_facts_check check ((trigger_kind = 'run') = (on_facts is not null)),
+    constraint jobs_on_check check (
+        (trigger_kind = 'run') = (coalesce(on_pipeline_id, on_experiment_id, on_job_id) is not null)
+    ),
+    constraint jobs_on_engine_check check (trigger_kind <> 'run' or engine = 'embedded' and next_slot_at is null),
     constraint jobs_missed_check check (missed in ('all', 'latest', 'none')),
     constraint jobs_missed_window_seconds_check check (missed_window_seconds > 0),
     constraint jobs_overlap_check check (overlap in ('queue', 'skip', 'replace')),
@@ -75,6 +92,7 @@ create table jobs (
     constraint jobs_pause_reason_check check (pause_reason = '' or not is_enabled),
     constraint jobs_next_slot_at_check check (engine = 'embedded' or next_slot_at is null),
     constraint jobs_pending_slots_check check (pending_slots >= 0),
+    constraint jobs_pending_causes_check check (pending_causes >= 0),
     constraint jobs_order_check check (next_slot_at > last_slot),
     constraint jobs_active_runs_check check (active_runs >= 0),
     constraint jobs_version_check check (version > 0)
@@ -93,6 +111,28 @@ create index jobs_due_idx on jobs (next_slot_at, id)
 
 create index jobs_backfilling_idx on jobs (id)
     where pending_slots > 0 and active_runs < max_concurrency and pause_reason = '';
+
+create index jobs_on_idx on jobs (id) where trigger_kind = 'run';
+
+create index jobs_caused_idx on jobs (id)
+    where pending_causes > 0 and is_enabled and (active_runs < max_concurrency or overlap <> 'queue');
+
+-- The ends of runs that have triggered a job, each once. Of those that were decided about, the newest are kept for each
+-- job.
+create table causes (
+    job_id     text        not null,
+    run_id     text        not null,
+    attempt    integer     not null,
+    -- When the end was told.
+    at         timestamptz not null,
+    -- The run as the fact tells of it.
+    run        jsonb       not null,
+    decided_at timestamptz,
+    constraint causes_pkey primary key (job_id, run_id, attempt)
+);
+
+create index causes_pending_idx on causes (job_id, at, run_id) where decided_at is null;
+create index causes_decided_idx on causes (job_id, decided_at) where decided_at is not null;
 
 -- Slots of the past that somebody has asked for.
 create table pending_slots (
@@ -116,7 +156,8 @@ create table slots (
     run_version bigint      not null default 0,
     -- When somebody last made sure that an open one's run is alive.
     checked_at  timestamptz not null default clock_timestamp(),
-    constraint slots_pkey primary key (job_id, slot),
+    -- A slot of a schedule makes one run; of runs that trigger a job, several may end at one time.
+    constraint slots_pkey primary key (job_id, slot, run_id),
     constraint slots_index_key unique (job_id, index),
     constraint slots_index_check check (index > 0)
 );

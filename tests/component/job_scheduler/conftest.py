@@ -23,6 +23,7 @@ from shared.contracts.questions import (
     GET_DEFAULT_VERSION,
     GET_EXPERIMENT,
     GET_RUN,
+    GET_RUN_VALUES,
     GET_VERSION,
     AppliedAnswer,
     AppliedRequest,
@@ -30,6 +31,8 @@ from shared.contracts.questions import (
     ManifestAnswer,
     ManifestRequest,
     Nothing,
+    ValuesAnswer,
+    ValuesRequest,
     VersionAnswer,
     VersionRequest,
     applied,
@@ -44,7 +47,7 @@ from shared.contracts.states import (
     TriggerState,
 )
 from shared.database import Database, Row
-from shared.errors import InvalidInput, NotFound
+from shared.errors import InvalidInput, NotFound, Unavailable
 from tests.support.eventually import eventually
 from tests.support.peers import Peer, open_buses
 from tests.support.servers import ObjectStoreAccess
@@ -79,6 +82,7 @@ class Peers:
 
     buses: dict[str, Bus]
     experiment: Peer
+    registry: Peer
     run: Peer
     blobs: Blobs
     experiments: dict[str, ExperimentState] = field(default_factory=dict)
@@ -88,6 +92,8 @@ class Peers:
     has_applied: bool = True
     """Whether runs are made as fast as they are ordered."""
     runs: dict[str, RunState] = field(default_factory=dict)
+    values: dict[str, str | float] | None = field(default_factory=dict)
+    """What any run has left: outputs by step and name, and metrics. None: nobody can tell."""
 
     async def answer(self) -> None:
         experiment, registry, run = (self.buses[name] for name in ("experiment", "pipeline-registry", "run"))
@@ -98,6 +104,7 @@ class Peers:
         await run.answer(CHECK_MANIFEST, self._check_manifest)
         await run.answer(applied("run"), self._applied)
         await run.answer(GET_RUN, self._run)
+        await run.answer(GET_RUN_VALUES, self._values)
 
     def has_experiment(self, experiment_id: str, name: str) -> None:
         self.experiments[experiment_id] = experiment_state(experiment_id, name)
@@ -157,6 +164,17 @@ class Peers:
         if question.id not in self.runs:
             raise NotFound.of("Run", question.id)
         return self.runs[question.id]
+
+    async def _values(self, question: ValuesRequest) -> ValuesAnswer:
+        if self.values is None:
+            raise Unavailable("Ask again.")
+        try:
+            return ValuesAnswer(
+                outputs=tuple(str(self.values[f"{each.node}.{each.name}"]) for each in question.outputs),
+                metrics=tuple(float(self.values[name]) for name in question.metrics),
+            )
+        except KeyError as missing:
+            raise InvalidInput(f"Run {question.run_id} has no {missing}.") from missing
 
 
 @dataclass
@@ -250,7 +268,8 @@ async def world(
         bucket=object_store_access.bucket,
     )
     buses = await open_buses(nats_urls, "experiment", "pipeline-registry", "run")
-    peers = Peers(buses, Peer("experiment", buses["experiment"]), Peer("run", buses["run"]), blobs)
+    experiment, registry, run = (Peer(owner, bus) for owner, bus in buses.items())
+    peers = Peers(buses, experiment, registry, run, blobs)
     peers.has_experiment(DEFAULT_EXPERIMENT, "Default")
     await peers.answer()
     settings = Settings(

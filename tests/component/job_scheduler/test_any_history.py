@@ -173,8 +173,8 @@ class Replica(Slots):
             raise Crash
         return fired
 
-    async def _fire(self, tx: Transaction, now: datetime, planned: Any) -> None:
-        await super()._fire(tx, now, planned)
+    async def write(self, tx: Transaction, now: datetime, planned: Any) -> None:
+        await super().write(tx, now, planned)
         if self.crash == "before the commit":
             raise Crash
 

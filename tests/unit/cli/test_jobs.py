@@ -80,6 +80,10 @@ def test_a_backfill_says_its_range_and_whether_it_is_meant(gateway: Any) -> None
             ["--time-zone", "UTC", "--missed", "none", "--window", "0", "--overlap", "skip"],
             {"time_zone": "UTC", "missed": "none", "missed_window_seconds": 0, "overlap": "skip"},
         ),
+        (
+            ["--on", "failed", "--on", "error", "--of-pipeline", "p", "--of-job", "j"],
+            {"on": {"facts": ["failed", "error"], "pipeline_id": "p", "job_id": "j"}},
+        ),
         (["--max-concurrency", "2", "--pause-on-failures", "3"], {"max_concurrency": 2, "pause_on_failures": 3}),
         (
             ["--parameter", "a=b=c", "--parameter", "d="],
@@ -93,7 +97,16 @@ def test_only_what_is_named_is_changed(gateway: Any, arguments: list[str], chang
     assert json.loads(result.stdout) == {"id": "a", "name": "é"}
 
 
-@pytest.mark.parametrize("arguments", [["--cron", "x", "--every", "1"], ["--start", "2026-01-01T00:00:00Z"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--cron", "x", "--every", "1"],
+        ["--start", "2026-01-01T00:00:00Z"],
+        ["--on", "ended"],
+        ["--of-job", "j"],
+        ["--on", "ended", "--of-job", "j", "--every", "1"],
+    ],
+)
 def test_half_a_schedule_is_none(gateway: Any, arguments: list[str]) -> None:
     assert _jobs(gateway, {}, "update", "a", *arguments).exit_code == 2
 
