@@ -37,6 +37,7 @@ from .wire import (
     to_start,
     to_until,
     to_wanted,
+    to_whats,
 )
 
 Req = Request[Any, Any, Any]
@@ -61,7 +62,7 @@ async def follow_run(request: Req, run_id: FromPath[str], streams: NamedDependen
     asked = protojson.query(RunEventsQuery, request.scope["query_string"])
     start = to_start(request.headers.get(_LAST_EVENT_ID), asked.after, asked.since, now())
     until = to_until(asked.until, is_about_one_run=True)
-    return _stream(await streams.open_run(run_id, start or Behind(cursor={}), until=until))
+    return _stream(await streams.open_run(run_id, start or Behind(cursor={}), whats=to_whats(asked), until=until))
 
 
 def _stream(pieces: AsyncIterator[bytes]) -> Stream:

@@ -20,11 +20,11 @@ import msgspec
 from shared.bus import Bus, BusError, Message, Reader, Stand
 from shared.contracts.events import FACTS
 from shared.contracts.questions import GET_RUN, ById
-from shared.errors import Unavailable
+from shared.errors import NotFound, Unavailable
 
 from . import telling
 from .domain import Behind, Cursor, Since, Start, Until, Wanted, write_cursor
-from .telling import Told
+from .telling import ENDS, Told
 
 _log = logging.getLogger(__name__)
 
@@ -114,11 +114,24 @@ class Streams:
         """The client's stream, piece by piece. Raises Unavailable."""
         return self._pieces(wanted, await self._past(wanted, start), until)
 
-    async def open_run(self, run_id: str, start: Start, *, until: Until = Until.NOTHING) -> AsyncIterator[bytes]:
-        """Everything about one run. Raises NotFound, Unavailable."""
+    async def open_run(
+        self, run_id: str, start: Start, *, whats: frozenset[str] = frozenset(), until: Until = Until.NOTHING
+    ) -> AsyncIterator[bytes]:
+        """What is wanted about one run; everything, where nothing is named. Raises InvalidInput, NotFound,
+        Unavailable."""
+        read = whats | ENDS if whats and until is Until.FINAL else whats
+        wanted = Wanted(owners=RUN_OWNERS, whats=read, resource_id=run_id)
         await self._bus.ask(GET_RUN, ById(id=run_id), within_seconds=self._ask_seconds)
-        wanted = Wanted(owners=RUN_OWNERS, resource_id=run_id)
-        return self._pieces(wanted, await self._past(wanted, start), until)
+        return self._pieces(wanted, await self._past(wanted, start), until, whats=whats)
+
+    async def _is_over(self, run_id: str) -> bool:
+        try:
+            run = await self._bus.ask(GET_RUN, ById(id=run_id), within_seconds=self._ask_seconds)
+        except NotFound:
+            return True
+        except Unavailable:
+            return False
+        return run.status.is_final
 
     async def _past(self, wanted: Wanted, start: Start) -> _Past:
         try:
@@ -172,7 +185,10 @@ class Streams:
             high = middle - 1
         return found
 
-    async def _pieces(self, wanted: Wanted, past: _Past, until: Until) -> AsyncGenerator[bytes, None]:
+    async def _pieces(
+        self, wanted: Wanted, past: _Past, until: Until, *, whats: frozenset[str] = frozenset()
+    ) -> AsyncGenerator[bytes, None]:
+        """Of what is wanted, those facts are told; all, where none is named."""
         yield _RECONNECT + b"".join(gap.piece for gap in past.missed)
         follower = _Follower(wanted, most=self._most_unsent)
         cursor = dict(past.cursor)
@@ -182,7 +198,8 @@ class Streams:
                     piece = b""
                     for told in batch.news:
                         cursor[told.owner] = told.position
-                        piece += b"id: " + write_cursor(cursor).encode() + b"\ndata: " + told.event + b"\n\n"
+                        if not whats or told.what in whats:
+                            piece += b"id: " + write_cursor(cursor).encode() + b"\ndata: " + told.event + b"\n\n"
                         if until is Until.FINAL and told.is_final:
                             yield piece + _END
                             return
@@ -192,6 +209,10 @@ class Streams:
                     elif batch.is_pause:
                         # An id without data moves the client's place and is no event to it.
                         yield b": heartbeat\nid: " + write_cursor(cursor).encode() + b"\n\n"
+                        # Who comes back may have read of the run's end before.
+                        if until is Until.FINAL and await self._is_over(wanted.resource_id):
+                            yield _END
+                            return
             if until is Until.NOW:
                 yield _END
             elif follower.is_cut:

@@ -10,7 +10,7 @@ from shared.bus import Message
 
 from .domain import About, about_of
 
-_ENDS = frozenset({"succeeded", "failed", "error", "skipped", "deleted"})
+ENDS = frozenset({"succeeded", "failed", "error", "skipped", "deleted"})
 
 _about = msgspec.json.Decoder(About).decode
 
@@ -28,7 +28,7 @@ class Told(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_final(self) -> bool:
-        return self.owner == "run" and self.what in _ENDS
+        return self.owner == "run" and self.what in ENDS
 
 
 def told(message: Message) -> Told:

@@ -47,6 +47,8 @@ class EventsQuery(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunEventsQuery(msgspec.Struct, frozen=True, kw_only=True):
+    fact: str = ""
+    """What has happened, separated by commas: `started,succeeded`."""
     since: str = ""
     after: str = ""
     until: str = ""
@@ -256,6 +258,10 @@ def to_wanted(query: EventsQuery) -> Wanted:
         resource_id=query.id,
         about=About(experiment_id=query.experiment_id, pipeline_id=query.pipeline_id, job_id=query.job_id),
     )
+
+
+def to_whats(query: RunEventsQuery) -> frozenset[str]:
+    return _words(query.fact)
 
 
 def to_start(last_event_id: str | None, after: str, since: str, now: datetime) -> Start:

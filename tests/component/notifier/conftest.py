@@ -11,7 +11,7 @@ import pytest
 from services.notifier.app import create_app
 from services.notifier.settings import Settings
 from shared.contracts.questions import GET_RUN, ById
-from shared.contracts.states import ExperimentId, RunState
+from shared.contracts.states import ExperimentId, RunState, RunStatus
 from shared.database import Database
 from shared.errors import NotFound
 from tests.support.facts import LONG_AGO
@@ -32,6 +32,7 @@ class Owners:
         self.run = peers["run"]
         self.experiment = peers["experiment"]
         self.known_runs = {"r"}
+        self.over: set[str] = set()
 
     async def answer(self) -> None:
         await self.run.bus.answer(GET_RUN, self._get_run)
@@ -39,7 +40,8 @@ class Owners:
     async def _get_run(self, question: ById) -> RunState:
         if question.id not in self.known_runs:
             raise NotFound.of("Run", question.id)
-        return run_state(question.id)
+        status = RunStatus.SUCCEEDED if question.id in self.over else RunStatus.RUNNING
+        return msgspec.structs.replace(run_state(question.id), status=status)
 
 
 def run_state(run_id: str, *, experiment_id: str = "e", version: int = 1, error: str = "") -> RunState:

@@ -174,6 +174,29 @@ async def test_the_events_of_a_run_begin_with_it_and_may_end_with_it(notifier: C
             await stream.next()
 
 
+async def test_of_a_run_some_facts_alone_may_be_followed_until_its_end(notifier: Client, owners: Owners) -> None:
+    for kind in (RUN_CREATED, RUN_STARTED):
+        await owners.run.tell(kind, run_state("r"))
+    async with reading(notifier, "/apis/headrace/v1/runs/r/events", fact="started", until="final") as stream:
+        assert (await stream.next()).told == ("kfp.run.started.v1", "r")
+        await owners.run.tell(RUN_SUCCEEDED, run_state("r"))
+        assert (await stream.next()).kind == "end"
+
+
+async def test_who_has_read_of_a_runs_end_is_told_that_there_is_nothing_more(owners: Owners, replica: Replica) -> None:
+    path = "/apis/headrace/v1/runs/r/events"
+    await owners.run.tell(RUN_SUCCEEDED, run_state("r"))
+    async with replica(heartbeat_seconds=0.1) as client:
+        async with reading(client, path, until="final", after="run:1") as stream:
+            while not (await stream._line()).startswith("id: "):
+                pass
+            owners.over.add("r")
+            assert (await stream.next()).kind == "end"
+        async with reading(client, path, until="final", after="run:1") as stream:
+            owners.known_runs.clear()
+            assert (await stream.next()).kind == "end"
+
+
 async def test_a_stream_may_end_where_it_would_wait(notifier: Client, owners: Owners) -> None:
     for number in range(3):
         await owners.run.tell(RUN_CREATED, run_state(f"r-{number}"))
