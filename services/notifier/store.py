@@ -316,12 +316,15 @@ async def claim(
     """
     rows = await tx.fetch(
         """
-        with due as (
-            select queue.* from webhooks
+        with clock as materialized (
+            -- Once: held against each row, it could be no bound of the index.
+            select clock_timestamp() as now
+        ), due as (
+            select queue.* from clock cross join webhooks
             left join unnest($3::text[], $4::integer[]) as busy (webhook_id, number) on busy.webhook_id = webhooks.id
             cross join lateral (
                 select webhook_id, owner, subject, due_at from queues
-                where queues.webhook_id = webhooks.id and due_at <= clock_timestamp()
+                where queues.webhook_id = webhooks.id and due_at <= clock.now
                 order by due_at limit greatest($2 - coalesce(busy.number, 0), 0) for no key update skip locked
             ) as queue
             where paused_at is null

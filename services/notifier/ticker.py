@@ -33,9 +33,8 @@ async def send(deliveries: Deliveries, woken: asyncio.Event, *, poll_seconds: fl
         while True:
             woken.clear()
             try:
-                while claimed := await deliveries.claim():
-                    for each in claimed:
-                        attempts.create_task(attempt(each))
+                for each in await deliveries.claim():
+                    attempts.create_task(attempt(each))
                 seconds = await deliveries.seconds_until_due()
                 complaint = ""
             except Unavailable as error:

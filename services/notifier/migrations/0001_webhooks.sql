@@ -58,7 +58,8 @@ create table deliveries (
 
 create index deliveries_waiting_idx on deliveries (webhook_id, owner, subject, seq) where status = 'waiting';
 create index deliveries_webhook_id_idx on deliveries (webhook_id, created_at, id);
-create index deliveries_created_at_idx on deliveries (created_at);
+-- They grow old in the order in which they were made: a few pages say where the old ones lie.
+create index deliveries_created_at_idx on deliveries using brin (created_at);
 
 -- What waits for one webhook about one resource, which is sent in order: one delivery at a time, the first one first.
 create table queues (
@@ -77,7 +78,6 @@ create table queues (
 );
 
 create index queues_due_at_idx on queues (webhook_id, due_at) where due_at is not null;
-create index queues_idle_idx on queues (webhook_id) where due_at is null;
 
 -- What was tried, for who looks into it.
 create table attempts (
