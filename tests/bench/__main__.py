@@ -31,6 +31,7 @@ from tests.bench import (
     schedule_lateness,
     start,
     step_overhead,
+    webhook_delay,
 )
 from tests.bench.figures import Result, Row, show
 from tests.bench.processes import Strangers
@@ -50,6 +51,7 @@ class Benchmark(Protocol):
 
 BENCHMARKS: tuple[Benchmark, ...] = (
     *(start, memory, create_experiment, create_run, large_manifest, lists, metrics_ingest, fact_delay),
+    webhook_delay,
     *(schedule_lateness, step_overhead, engine_scale, growth),
 )
 

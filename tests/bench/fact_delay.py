@@ -152,11 +152,11 @@ async def _in_a_hurry(send: Set, follow: Follow, *, writers: int, at_once: int) 
 
 
 @asynccontextmanager
-async def _facts(house: House) -> AsyncIterator[tuple[Set, Follow]]:
+async def adding(house: House) -> AsyncIterator[Set]:
+    """Facts about runs, as the run service tells them."""
     bus = await Bus(house.nats_url("run"), name="bench").open()
     database = await Database(house.database_url("run"), name="bench").open()
     outbox = Outbox(RUN_CREATED.owner, bus)
-    current = Journey()
 
     async def add(journey: Journey, count: int) -> None:
         committed: list[str] = []
@@ -168,6 +168,17 @@ async def _facts(house: House) -> AsyncIterator[tuple[Set, Follow]]:
         async with database.transaction() as tx:
             tx.after_commit(stamp)  # Before the outbox's own callback, which wakes the relay.
             committed.extend([str(await outbox.add(tx, RUN_CREATED, _state())) for _ in range(count)])
+
+    try:
+        yield add
+    finally:
+        await database.close()
+        await bus.close()
+
+
+@asynccontextmanager
+async def _facts(house: House) -> AsyncIterator[tuple[Set, Follow]]:
+    current = Journey()
 
     def follow(journey: Journey) -> None:
         nonlocal current
@@ -181,11 +192,10 @@ async def _facts(house: House) -> AsyncIterator[tuple[Set, Follow]]:
         f"kfp.event.{RUN_CREATED.owner}.>", cb=arrived, ordered_consumer=True, deliver_policy=DeliverPolicy.NEW
     )
     try:
-        yield add, follow
+        async with adding(house) as add:
+            yield add, follow
     finally:
         await subscriber.close()
-        await database.close()
-        await bus.close()
 
 
 @asynccontextmanager
