@@ -81,7 +81,7 @@ async def until_tried(notifier: Client, webhook: Mapping[str, Any], tries: int) 
 
 async def let_time_pass(rows: Database) -> None:
     """What waits for its next attempt is due."""
-    await rows.execute("update queues set due_at = clock_timestamp() where due_at is not null")
+    await rows.execute("update queues set due_at = clock_timestamp() where due_at is not null and not is_claimed")
 
 
 async def test_a_fact_is_sent_signed_as_a_cloud_event(notifier: Client, owners: Owners, receiver: Receiver) -> None:
