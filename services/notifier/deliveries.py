@@ -107,8 +107,7 @@ class Deliveries:
         """Send it, and write down how that went. Whether there may be something to claim now."""
         webhook_id = claimed.queue.webhook_id
         try:
-            result = await send(self._sender, claimed.target, claimed.event_id, claimed.event)
-            has_more = await self._record(claimed, result)
+            has_more = await self._record(claimed, await self._sent(claimed))
         except Unavailable as outage:
             # The claim expires, and somebody sends it again.
             _log.warning("what became of a delivery is not kept: %s", outage)
@@ -136,6 +135,13 @@ class Deliveries:
             if stale:
                 await store.forget_stale(tx, stale, days=self._keep_days)
         await store.forget_idle(self._database)
+
+    async def _sent(self, claimed: Claimed) -> Result:
+        try:
+            return await send(self._sender, claimed.target, claimed.event_id, claimed.event)
+        except Exception as error:  # noqa: BLE001 - what is wrong with one delivery must not stop the others
+            _log.error("delivery %s cannot be sent", claimed.id, exc_info=error)
+            return Result(reason="It cannot be sent, and the log of the notifier says why.")
 
     async def _record(self, claimed: Claimed, result: Result) -> bool:
         """Whether more waits in its queue, and is due."""

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     import aiohttp
 
 _CONNECT_SECONDS: Final = 10.0
+_KEEP_ALIVE_SECONDS: Final = 2.0
+"""Less than any receiver keeps an idle connection: what is sent on one that it has just closed is lost."""
 _LARGEST_ANSWER_BYTES: Final = 64 * 1024
 """Nobody looks at it; it is read so that the connection can be used again."""
 _LONGEST_REASON: Final = 300
@@ -94,7 +96,10 @@ class Sender:
 
                 self._session = aiohttp.ClientSession(
                     connector=aiohttp.TCPConnector(
-                        socket_factory=Guard(self._reach).socket_for, limit=self._at_a_time, use_dns_cache=False
+                        socket_factory=Guard(self._reach).socket_for,
+                        limit=self._at_a_time,
+                        use_dns_cache=False,
+                        keepalive_timeout=_KEEP_ALIVE_SECONDS,
                     ),
                     cookie_jar=aiohttp.DummyCookieJar(),
                     timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS),

@@ -198,23 +198,26 @@ async def note_success(connection: Connection, webhook_id: str) -> None:
 async def note_failure(
     connection: Connection, webhook_id: str, reason: str, *, is_gone: bool, pause_after_seconds: float
 ) -> bool:
-    """Whether that pauses the webhook: its receiver is gone, or nothing has succeeded for so long."""
-    await connection.execute(
-        "update webhooks set failing_since = clock_timestamp() where id = $1 and failing_since is null", webhook_id
-    )
-    paused = await connection.fetchval(
+    """Whether the webhook is paused then, as it is where its receiver is gone, or nothing has succeeded for so long."""
+    is_paused: bool | None = await connection.fetchval(
         """
-        update webhooks set paused_at = clock_timestamp(), pause_reason = $2
-        where id = $1 and paused_at is null
-          and ($3 or failing_since <= clock_timestamp() - make_interval(secs => $4))
-        returning 1
+        update webhooks set
+            failing_since = coalesce(failing_since, clock_timestamp()),
+            paused_at = coalesce(paused_at, case when due then clock_timestamp() end),
+            pause_reason = case when paused_at is null and due then $2 else pause_reason end
+        from (
+            select $3 or failing_since <= clock_timestamp() - make_interval(secs => $4) as due
+            from webhooks where id = $1
+        ) as pause
+        where id = $1
+        returning paused_at is not null
         """,
         webhook_id,
         reason,
         is_gone,
         pause_after_seconds,
     )
-    return paused is not None
+    return bool(is_paused)
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
@@ -567,7 +570,7 @@ async def lock_stale(tx: Transaction, *, days: float, most: int) -> list[Queue]:
             select webhook_id, owner, subject from deliveries
             where created_at < clock_timestamp() - make_interval(secs => $1 * 86400) and status = 'waiting'
             order by created_at limit $2
-        ) and not is_claimed
+        ) and (not is_claimed or due_at < clock_timestamp())
         for no key update skip locked
         """,
         days,

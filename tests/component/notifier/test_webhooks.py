@@ -67,12 +67,12 @@ async def until(notifier: Client, webhook: Mapping[str, Any], *wanted: str) -> N
     await eventually(is_so, within_seconds=20)
 
 
-async def until_tried(notifier: Client, webhook: Mapping[str, Any], tries: int) -> dict[str, Any]:
-    """The first delivery, when it was tried so often in vain."""
+async def until_tried(notifier: Client, webhook: Mapping[str, Any], *tries: int) -> dict[str, Any]:
+    """The first delivery, when the first ones were tried so often in vain."""
 
     async def tried() -> dict[str, Any] | None:
         listed = await deliveries(notifier, webhook)
-        return listed[0] if listed and listed[0].get("tries") == tries else None
+        return listed[0] if [each.get("tries", 0) for each in listed[: len(tries)]] == list(tries) else None
 
     found = await eventually(tried, within_seconds=20)
     assert found is not None
@@ -200,11 +200,13 @@ async def test_a_webhook_of_which_nothing_is_taken_for_a_day_is_paused_and_resum
     webhook = await create(notifier, receiver)
     receiver.status = 500
     await owners.run.tell(RUN_CREATED, run_state("r"))
-    await until_tried(notifier, webhook, 1)
+    await owners.run.tell(RUN_CREATED, run_state("s"))
+    await until_tried(notifier, webhook, 1, 1)
     await rows.execute("update webhooks set failing_since = clock_timestamp() - interval '25 hours'")
     await rows.execute("update deliveries set tries = $1", TRIES)
     await let_time_pass(rows)
-    await until_tried(notifier, webhook, TRIES + 1)
+    # Both for the last time, at once: neither is given up.
+    await until_tried(notifier, webhook, TRIES + 1, TRIES + 1)
     paused = await show(notifier, webhook)
     assert paused["status"] == "paused"
     assert paused["pause_reason"] == "Nothing was taken for 24 hours. The last attempt: The receiver answers 500."
@@ -212,10 +214,11 @@ async def test_a_webhook_of_which_nothing_is_taken_for_a_day_is_paused_and_resum
     await owners.run.tell(RUN_STARTED, run_state("r"))
     await owners.run.until_applied_by("notifier")
     await let_time_pass(rows)
-    assert await statuses(notifier, webhook) == ["waiting", "waiting"]
+    assert await statuses(notifier, webhook) == ["waiting", "waiting", "waiting"]
     receiver.status = 200
     await do(notifier, webhook, ":resume")
-    assert [each.told[0] for each in await receiver.some(4)] == ["created", "created", "created", "started"]
+    await until(notifier, webhook, "delivered", "delivered", "delivered")
+    assert len(receiver.received) == 7
     resumed = await show(notifier, webhook)
     assert (resumed["status"], "pause_reason" in resumed) == ("active", False)
 
@@ -323,6 +326,22 @@ async def test_slack_is_told_in_words(notifier: Client, owners: Owners, receiver
     (received,) = await receiver.some(1)
     assert received.headers["content-type"] == "application/json"
     assert received.event == {"text": "run *r* failed: no &lt;space&gt; left (kfp.run.failed.v1, r)"}
+
+
+async def test_what_cannot_be_sent_fails_alone(
+    notifier: Client, owners: Owners, receiver: Receiver, rows: Database
+) -> None:
+    webhook = await create(notifier, receiver, format="slack")
+    await do(notifier, webhook, ":pause")
+    await owners.run.tell(RUN_CREATED, run_state("r"))
+    await owners.run.until_applied_by("notifier")
+    await rows.execute("update deliveries set event = 'no event'")
+    await owners.run.tell(RUN_CREATED, run_state("s"))
+    await owners.run.until_applied_by("notifier")
+    await do(notifier, webhook, ":resume")
+    await until(notifier, webhook, "waiting", "delivered")
+    delivery = await until_tried(notifier, webhook, 1)
+    assert delivery["reason"] == "It cannot be sent, and the log of the notifier says why."
 
 
 async def test_a_url_with_an_address_that_is_not_public_is_refused(replica: Replica) -> None:
