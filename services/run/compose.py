@@ -84,6 +84,8 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True):
     """Template to its outputs that have a globalName: `parameters.NAME` or `artifacts.NAME` to the global one."""
     spec: Mapping[str, msgspec.Raw]
     """Everything else of the spec, in JSON."""
+    fired_templates: msgspec.Raw
+    """Its templates where a job made the run: nothing says of them that they may be cached (section 10.2)."""
     holds_yaml: bool
     """Whether a template brings an object: those are written in YAML."""
 
@@ -102,7 +104,8 @@ def _prepare(document: Mapping[str, Any], text: str, digest: str, rules: Rules) 
     metadata = _mapping(document, "metadata")
     spec = _mapping(document, "spec")
     arguments = _mapping(spec, "arguments")
-    templates = [_template(template, rules) for template in _objects(spec, "templates")]
+    fired_templates = [_template(template) for template in _objects(spec, "templates")]
+    templates = [_cacheable(template, rules) for template in fired_templates]
     rest = {key: msgspec.Raw(msgspec.json.encode(value)) for key, value in spec.items() if key not in _PER_RUN}
     return Prepared(
         digest=digest,
@@ -122,6 +125,7 @@ def _prepare(document: Mapping[str, Any], text: str, digest: str, rules: Rules) 
         pod_metadata=_pod_metadata(spec),
         exports={str(each.get("name")): outputs for each in templates if (outputs := _exports(each))},
         spec=rest | {"templates": msgspec.Raw(msgspec.json.encode(templates))},
+        fired_templates=msgspec.Raw(msgspec.json.encode(fired_templates)),
         holds_yaml=any(template.get("resource") is not None for template in templates),
     )
 
@@ -228,17 +232,22 @@ def _text(parent: Mapping[str, Any], key: str) -> str | None:
 # What is the same for all runs of a manifest.
 
 
-def _template(template: dict[str, Any], rules: Rules) -> dict[str, Any]:
+def _template(template: dict[str, Any]) -> dict[str, Any]:
     metadata = _mapping(template, "metadata")
     annotations = {_ISTIO_ANNOTATION: "false"} | _mapping(metadata, "annotations")
-    labels = {_CACHE_LABEL: "true" if rules.cache_enabled else "false"} | _mapping(metadata, "labels")
-    changed = template | {"metadata": metadata | {"annotations": annotations, "labels": labels}}
+    changed = template | {"metadata": metadata | {"annotations": annotations}}
     outputs = _mapping(template, "outputs")
     artifacts = [
         artifact | {"optional": True} if artifact.get("name") in _ALWAYS_OPTIONAL else artifact
         for artifact in _objects(outputs, "artifacts")
     ]
     return changed | {"outputs": outputs | {"artifacts": artifacts}} if artifacts else changed
+
+
+def _cacheable(template: dict[str, Any], rules: Rules) -> dict[str, Any]:
+    metadata = template["metadata"]
+    labels = {_CACHE_LABEL: "true" if rules.cache_enabled else "false"} | _mapping(metadata, "labels")
+    return template | {"metadata": metadata | {"labels": labels}}
 
 
 def _exports(template: Mapping[str, Any]) -> dict[str, str]:
@@ -315,6 +324,7 @@ def _spec(prepared: Prepared, run: Run) -> dict[str, Any]:
     labels = prepared.pod_metadata["labels"] | {RUN_ID_LABEL: run.id}
     return {
         **prepared.spec,
+        **({"templates": prepared.fired_templates} if run.is_fired else {}),
         "arguments": {**prepared.arguments, **({"parameters": parameters} if parameters else {})},
         # A run that was reported names none itself.
         "serviceAccountName": run.service_account or prepared.service_account,

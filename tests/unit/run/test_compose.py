@@ -108,6 +108,10 @@ def test_templates_get_their_annotation_and_label_and_keep_what_they_had() -> No
         "annotations": {"sidecar.istio.io/inject": "true", "k": "v"},
         "labels": {"l": "v", "pipelines.kubeflow.org/cache_enabled": "true"},
     }
+    fired = a_run(scheduled_at=NOW, workflow_name=WorkflowName("jobabcde-1-1117443087"))
+    templates = composed({"templates": [{"name": "a"}, {"name": "b", "metadata": own}]}, run=fired)["spec"]["templates"]
+    assert templates[0]["metadata"] == {"annotations": {"sidecar.istio.io/inject": "false"}}
+    assert templates[1]["metadata"] == own
     (off,) = composed({"templates": [{"name": "a"}]}, rules=Rules(cache_enabled=False))["spec"]["templates"]
     assert off["metadata"]["labels"] == {"pipelines.kubeflow.org/cache_enabled": "false"}
 
