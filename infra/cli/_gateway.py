@@ -105,6 +105,7 @@ def _of_this_machine() -> str:
 def _refusal(status: int, body: bytes) -> str:
     try:
         document = json.loads(body)
-        return str(document["details"][0]["error_message"])
+        # What is no message of the API is refused without details.
+        return str(document["details"][0]["error_message"] if "details" in document else document["error"])
     except (ValueError, KeyError, IndexError, TypeError):
         return f"the gateway answers {status}: {body.decode(errors='replace')[:300]}"

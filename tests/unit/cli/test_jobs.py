@@ -127,3 +127,9 @@ def test_a_refusal_is_one_line(gateway: Any) -> None:
     refusal = {"details": [{"error_message": "Job a not found."}]}
     result = _jobs(gateway, refusal, "show", "a", status=404)
     assert (result.exit_code, result.stderr) == (1, "headrace jobs show: Job a not found.\n")
+
+
+def test_what_a_request_says_wrong_is_told_in_words(gateway: Any) -> None:
+    answer = {"error": 'bad Timestamp: parsing time "yesterday"', "message": "the same", "code": 3}
+    result = _jobs(gateway, answer, "backfill", "a", "--from", "yesterday", status=400)
+    assert result.stderr == 'headrace jobs backfill: bad Timestamp: parsing time "yesterday"\n'
