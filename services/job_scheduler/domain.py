@@ -37,6 +37,8 @@ MOST_FAILURES = 1000
 MOST_SLOTS = 1000
 LONGEST_RANGE = timedelta(days=3660)
 LONGEST_WINDOW_SECONDS = 10 * 366 * 86_400
+LONGEST_TOLD = 10_000
+"""Characters of what a field was, in a history: any parameters, and enough of a description."""
 
 _NAME_LETTERS = "bcdfghjklmnpqrstvwxz2456789"
 _LONGEST_BASE = 25
@@ -223,7 +225,7 @@ class JobChange(msgspec.Struct, frozen=True, kw_only=True):
 class FieldChange(msgspec.Struct, frozen=True, kw_only=True):
     field: str
     before: str
-    """A text as it is; anything else in JSON."""
+    """A text as it is; anything else in JSON. Of a long one the beginning."""
     after: str
 
 
@@ -256,7 +258,8 @@ def differences(before: Job, after: Job) -> tuple[FieldChange, ...]:
 
 
 def _told(value: object) -> str:
-    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
+    text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
+    return text if len(text) <= LONGEST_TOLD else f"{text[:LONGEST_TOLD]}…"
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):

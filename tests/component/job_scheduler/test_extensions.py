@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 
-from services.job_scheduler.domain import EngineName
+from services.job_scheduler.domain import LONGEST_TOLD, EngineName
 from services.job_scheduler.extensions import REVISIONS_KEPT
 from shared.contracts import events
 from shared.contracts.states import MissedState, RunStatus, TriggerState
@@ -285,6 +285,14 @@ async def test_a_history_is_of_the_newest_changes_and_goes_with_its_job(world: W
     assert revisions[0]["version"] == "2"
     await world.client.delete(f"/jobs/{job['id']}")
     assert await world.database.fetchval("select count(*) from revisions") == 0
+
+
+async def test_of_a_long_text_the_history_tells_the_beginning(world: World) -> None:
+    job = await world.create()
+    changed = await change(world, job["id"], description="x" * 100_000)
+    assert len(changed["description"]) == 100_000
+    (revision,) = await history(world, job["id"])
+    assert revision["fields"] == [{"field": "description", "after": "x" * LONGEST_TOLD + "…"}]
 
 
 async def test_an_operator_says_how_close_slots_may_be(world: World) -> None:
