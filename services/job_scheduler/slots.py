@@ -159,11 +159,6 @@ class Slots:
 
     async def write(self, tx: Transaction, now: datetime, planned: Sequence[tuple[Job, Plan]]) -> None:
         """The slots of jobs that this transaction holds, and the facts of them."""
-        replaced = {
-            job.id: await store.replace_oldest(tx, job.id, job.max_concurrency - 1)
-            for job, plan in planned
-            if any(each.replaces for each in plan.firings)
-        }
         opened = await store.insert_slots(
             tx,
             [
@@ -172,6 +167,13 @@ class Slots:
                 for each in plan.firings
             ],
         )
+        # A slot that was there before, by a backfill, has its run already: nobody goes for it.
+        replaced = {
+            job.id: await store.replace_oldest(tx, job.id, each.run_id, job.max_concurrency - 1)
+            for job, plan in planned
+            for each in plan.firings
+            if each.replaces and each.run_id in opened
+        }
         told: list[Entry] = []
         advances: list[store.Advance] = []
         for job, plan in planned:

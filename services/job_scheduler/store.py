@@ -465,18 +465,23 @@ async def take_pending(tx: Transaction, job_id: JobId, limit: int) -> tuple[date
     return tuple(row["slot"] for row in rows)
 
 
-async def replace_oldest(tx: Transaction, job_id: JobId, but: int) -> tuple[str, ...]:
-    """The runs of open slots that have to go, so that only so many stay; those that have to go already do not count."""
+async def replace_oldest(tx: Transaction, job_id: JobId, run_id: str, but: int) -> tuple[str, ...]:
+    """The runs of open slots that have to go for another one, so that only so many stay beside it.
+
+    Those that have to go already do not count.
+    """
     rows = await tx.fetch(
         """
         update slots set replaced_at = clock_timestamp()
         where job_id = $1 and index in (
-            select index from slots where job_id = $1 and ended_at is null and replaced_at is null
-            order by slot desc, index desc offset $2
+            select index from slots
+            where job_id = $1 and ended_at is null and replaced_at is null and run_id <> $2
+            order by slot desc, index desc offset $3
         )
         returning slot, index, run_id
         """,
         job_id,
+        run_id,
         but,
     )
     return tuple(row["run_id"] for row in sorted(rows, key=lambda row: (row["slot"], row["index"])))
