@@ -93,10 +93,15 @@ def nats_url(data_dir: str) -> None:
         sys.exit(1)
 
 
+_NOT_WITH_RUN = ("resource", "id", "experiment_id", "pipeline_id", "job_id")
+
+
 class _Source:
     """One stream, across the connections it takes to read it."""
 
     def __init__(self, gateway: Gateway, *, run_id: str, as_json: bool, after: str, **query: str) -> None:
+        if run_id and (others := [name for name in _NOT_WITH_RUN if query.pop(name)]):
+            raise Failed(f"--run is about one run, and cannot be narrowed down by {', '.join(others)}")
         self._gateway = gateway
         self._path = f"/apis/headrace/v1/runs/{quote(run_id, safe='')}/events" if run_id else _EVENTS
         self._query = {name: value for name, value in query.items() if value}
