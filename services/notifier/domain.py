@@ -18,6 +18,9 @@ _WORD = re.compile(r"[a-z]+(-[a-z]+)*")
 _TOKEN = re.compile(r"[^\s.*>]{1,300}")
 _PLACE = re.compile(r"([a-z]+(?:-[a-z]+)*):([0-9]{1,18})")
 
+_MOST_PLACES = 50
+"""More than there will be owners. The id of every event repeats them."""
+
 Cursor = Mapping[str, int]
 """For each owner of facts the position of the last one seen. Positions have no gaps."""
 
@@ -106,7 +109,7 @@ def about_of(owner: str, what: str, resource_id: str, said: About) -> About:
 def read_cursor(text: str) -> Cursor:
     """Raises InvalidInput."""
     places = [_PLACE.fullmatch(part.strip()) for part in text.split(",")]
-    if not all(places):
+    if not all(places) or len(places) > _MOST_PLACES:
         raise InvalidInput(f"{text!r} is no place in the stream of events: run:12,experiment:3 is one.")
     return {place[1]: int(place[2]) for place in places if place}
 

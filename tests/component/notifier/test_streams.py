@@ -216,6 +216,7 @@ async def test_a_run_that_is_unknown_has_no_events(notifier: Client) -> None:
     [
         {"after": "run"},
         {"after": "run:-1"},
+        {"after": ",".join(f"owner-{letter}{other}:1" for letter in "abcdefgh" for other in "abcdefgh")},
         {"since": "yesterday"},
         {"resource": "Run!"},
         {"id": "a.>"},
