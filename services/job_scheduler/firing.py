@@ -118,7 +118,7 @@ def plan_caused(
         firings=firings,
         missed=None,
         next_slot_at=None,
-        last_slot=max((each.slot for each in firings), default=job.last_slot),
+        last_slot=max((at for at in (job.last_slot, *(each.slot for each in firings)) if at), default=None),
         last_index=job.last_index + len(firings),
         given_up=(*passed_over, *refused),
         # What a policy passes over is no error.

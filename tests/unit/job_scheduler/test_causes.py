@@ -9,6 +9,7 @@ import pytest
 
 from services.job_scheduler.causes import Cause, Handover, Link, Wanted, choose, find_loop, wanted_by
 from services.job_scheduler.domain import Ending, Missed, Overlap, Parameter, RunTrigger
+from services.job_scheduler.firing import plan_caused
 from shared.contracts.questions import StepOutput
 from shared.contracts.states import ExperimentId, RunState, RunStatus
 from shared.errors import InvalidInput
@@ -60,6 +61,14 @@ def test_what_becomes_of_causes_that_wait(name: str) -> None:
     choice = choose(job(1, TRIGGER, NOW, **given), waiting, NOW)
     assert "".join(each.run.id[1:] for each in choice.fires) == fires
     assert "".join(each.run.id[1:] for each in choice.passed_over) == passed_over
+
+
+@pytest.mark.parametrize(("last", "seconds_ago", "expected"), [(None, 5, 5), (60, 5, 5), (5, 60, 5)])
+def test_the_last_slot_of_a_job_never_goes_back(last: int | None, seconds_ago: int, expected: int) -> None:
+    last_slot = None if last is None else NOW - timedelta(seconds=last)
+    handover = Handover(cause=cause(1, seconds_ago))
+    plan = plan_caused(job(1, TRIGGER, NOW, last_slot=last_slot), [handover], passed_over=(), refused=())
+    assert plan.last_slot == NOW - timedelta(seconds=expected)
 
 
 def link(name: str, pipeline: str | None = None, experiment: str = "e", **on: str) -> Link:
