@@ -18,10 +18,7 @@ from shared.contracts.questions import StepOutput
 from shared.contracts.states import RunState
 
 from . import domain
-from .domain import Job, JobId, Missed, Overlap, Parameter, RunTrigger
-
-_ON_TIME_SECONDS: Final = 60
-"""How late a run is of a job that makes up for nothing may be, unless the job says otherwise."""
+from .domain import ON_TIME_SECONDS, Job, JobId, Missed, Overlap, Parameter, RunTrigger
 
 
 class Cause(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,7 +92,7 @@ def choose(job: Job, waiting: Sequence[Cause], now: datetime) -> Choice:
 def _oldest(job: Job, now: datetime) -> datetime | None:
     seconds = job.missed_window_seconds
     if seconds is None and job.missed is Missed.NONE:
-        seconds = _ON_TIME_SECONDS
+        seconds = ON_TIME_SECONDS
     return None if seconds is None else now - timedelta(seconds=seconds)
 
 

@@ -33,6 +33,8 @@ ObjectName = NewType("ObjectName", str)
 """What Kubernetes would call the scheduler object. The names of a job's workflows start with it."""
 
 MOST_CONCURRENT = 10
+ON_TIME_SECONDS = 60
+"""How late a run of a job that makes up for nothing may be, unless the job says otherwise."""
 MOST_FAILURES = 1000
 MOST_SLOTS = 1000
 LONGEST_RANGE = timedelta(days=3660)

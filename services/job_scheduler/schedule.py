@@ -24,10 +24,7 @@ from .cron import (
     parse,
     smallest_gap_seconds,
 )
-from .domain import CronTrigger, Missed, OneOff, PeriodicTrigger, RunTrigger, Trigger
-
-ON_TIME_SECONDS: Final = 60
-"""How late a slot of a job that makes up for nothing may be, unless the job says otherwise."""
+from .domain import ON_TIME_SECONDS, CronTrigger, Missed, OneOff, PeriodicTrigger, RunTrigger, Trigger
 
 _SECOND: Final = timedelta(seconds=1)
 

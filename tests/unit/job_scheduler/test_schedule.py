@@ -11,9 +11,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from services.job_scheduler.domain import CronTrigger, Missed, OneOff, PeriodicTrigger, Trigger
+from services.job_scheduler.domain import ON_TIME_SECONDS, CronTrigger, Missed, OneOff, PeriodicTrigger, Trigger
 from services.job_scheduler.schedule import (
-    ON_TIME_SECONDS,
     Slot,
     count_between,
     decide,
