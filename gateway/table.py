@@ -173,6 +173,7 @@ EXTENSIONS: dict[str, Route] = {
         "runs": Owner.RUN,
         "events": Owner.NOTIFIER,
         "webhooks": Owner.NOTIFIER,
+        "dead": Owner.NOTIFIER,
         "engine": Owner.RUN,
         "jobs": Owner.JOB_SCHEDULER,
         "pipelines": Owner.PIPELINE_REGISTRY,

@@ -16,12 +16,27 @@ from uuid import UUID
 
 import msgspec
 
+from shared import dead_letters
 from shared.bus import ACK_WAIT_SECONDS, Bus, BusError, Consumer, Delivery, Message
 from shared.contracts.events import FactKind
-from shared.contracts.questions import AppliedAnswer, AppliedRequest, RepeatRequest, applied, repeat
+from shared.contracts.questions import (
+    AppliedAnswer,
+    AppliedRequest,
+    ById,
+    DeadAnswer,
+    DeadLetterAnswer,
+    DeadRequest,
+    Nothing,
+    RepeatRequest,
+    applied,
+    dead,
+    dead_letter,
+    repeat,
+    retry_dead,
+)
 from shared.contracts.states import State
 from shared.database import Connection, Database, Transaction
-from shared.errors import Refusal, Unavailable
+from shared.errors import NotFound, Refusal, Unavailable, WrongState
 from shared.leases import Lease, LeaseLost
 from shared.outbox import position_of
 from shared.telemetry import continue_trace
@@ -126,8 +141,11 @@ class Subscriber:
         self._progress = {owner: _Progress() for owner in self._owners}
 
     async def run(self) -> None:
-        """Answer `applied` and apply facts, until cancelled."""
+        """Answer what is asked about that and apply facts, until cancelled."""
         await self._bus.answer(applied(self._name), self.applied)
+        await self._bus.answer(dead(self._name), self.dead)
+        await self._bus.answer(dead_letter(self._name), self.dead_letter)
+        await self._bus.answer(retry_dead(self._name), self.retry_dead)
         async with asyncio.TaskGroup() as group:
             for owner in self._owners:
                 group.create_task(self._follow(owner), name=f"{self._name} follows {owner}")
@@ -153,6 +171,59 @@ class Subscriber:
         except (TimeoutError, Unavailable):
             return AppliedAnswer(is_applied=False)
         return AppliedAnswer(is_applied=True)
+
+    async def dead(self, request: DeadRequest) -> DeadAnswer:
+        """What was given up on and waits for somebody. Any replica can tell."""
+        return DeadAnswer(
+            letters=await dead_letters.list_oldest(self._database, self._name, request.most),
+            count=await dead_letters.count(self._database, self._name),
+        )
+
+    async def dead_letter(self, request: ById) -> DeadLetterAnswer:
+        """Raises NotFound."""
+        found = await dead_letters.find(self._database, self._name, request.id)
+        if found is None:
+            raise NotFound.of("Dead letter", request.id)
+        letter, message = found
+        return DeadLetterAnswer(letter=letter, body=message.body)
+
+    async def retry_dead(self, request: ById) -> Nothing:
+        """Apply a dead fact after all, in one transaction with its letter's end; any replica can do it.
+
+        The cursor passed it long ago, so it comes behind facts that followed it: whoever asks wants that, and handlers
+        go by the versions of what they hear of. Raises NotFound, WrongState where it is given up on again, Unavailable.
+        """
+        found = await dead_letters.find(self._database, self._name, request.id)
+        if found is None:
+            raise NotFound.of("Dead letter", request.id)
+        _, message = found
+        reason = await self._apply_dead(message)
+        if reason is not None:
+            await dead_letters.note_try(self._database, self._name, message.id, reason)
+            raise WrongState(f"The {self._name} service gives up on {message.type} {message.id} again: {reason}")
+        _log.info("%s has applied %s %s after all", self._name, message.type, message.resource_id)
+        return Nothing()
+
+    async def _apply_dead(self, message: Message) -> str | None:
+        """Why it is dead still; None when it was applied. Raises NotFound, Unavailable."""
+        try:
+            apply = await self._applying([message])
+            async with self._database.transaction() as tx:
+                if not await dead_letters.delete(tx, self._name, message.id):
+                    raise NotFound.of("Dead letter", message.id)
+                with continue_trace(message.traceparent):
+                    outcome = await apply(tx)
+                if not isinstance(outcome, Done):
+                    raise _NotYet(outcome)
+        except _NotYet as not_yet:
+            if isinstance(not_yet.outcome, Dead):
+                return not_yet.outcome.reason
+            raise Unavailable(f"The {self._name} service cannot apply it now.") from not_yet
+        except (NotFound, Unavailable):
+            raise
+        except Exception as error:  # noqa: BLE001 - the handler's bug is still there, and so is the letter
+            return repr(error)
+        return None
 
     async def _follow(self, owner: str) -> None:
         lease = Lease(self._database, f"subscription:{self._name}:{owner}", seconds=self._lease_seconds)
@@ -354,7 +425,11 @@ class Subscriber:
         except BusError as error:
             _log.warning("%s: %s", self._name, error)
             return False
-        await self._set_cursor(owner, lease, message.position)
+        async with self._database.transaction() as tx:
+            await lease.fence(tx)
+            await dead_letters.insert(tx, self._name, message, reason, tries)
+            await self._move_cursor(tx, owner, message.position)
+        await self._note(owner, message.position)
         return True
 
     async def _set_cursor(self, owner: str, lease: Lease, position: int) -> None:

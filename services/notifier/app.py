@@ -12,6 +12,7 @@ from shared.web import Service
 from shared.web import create_app as create_service
 
 from . import ticker
+from .dead_letters import DeadLetters
 from .deliveries import Deliveries
 from .routes import ROUTES
 from .sending import Sender
@@ -75,7 +76,12 @@ def create_app(settings: Settings) -> Service:
         on_shutdown=[stop],
         ready=plumbing.checks,
         tasks=plumbing.tasks,
-        dependencies={"streams": streams, "webhooks": webhooks, "answers": Answers(plumbing.database)},
+        dependencies={
+            "streams": streams,
+            "webhooks": webhooks,
+            "answers": Answers(plumbing.database),
+            "dead_letters": DeadLetters(plumbing.bus, ask_seconds=settings.retry_seconds),
+        },
     )
     service.health.on_drain(streams.end)
     service.health.on_drain(deliveries.end)

@@ -9,8 +9,11 @@ from shared.openapi import A_RUN, HOST, Operation, captured
 
 from . import store
 from .wire import (
+    DeadQuery,
     EventsQuery,
     RunEventsQuery,
+    WireDeadLetter,
+    WireDeadLetters,
     WireDeliveries,
     WireDelivery,
     WireNewWebhook,
@@ -21,7 +24,12 @@ from .wire import (
     WireWebhooks,
 )
 
-NAMES: Final[dict[type, str]] = {WireResult: "apiWebhookTestResult", WireSecret: "apiWebhookSecret"}
+NAMES: Final[dict[type, str]] = {
+    WireResult: "apiWebhookTestResult",
+    WireSecret: "apiWebhookSecret",
+    WireDeadLetter: "headraceDeadLetter",
+    WireDeadLetters: "headraceDeadLetters",
+}
 
 _TAG: Final = "WebhookService"
 _WEBHOOKS: Final = "/apis/headrace/v1/webhooks"
@@ -187,5 +195,33 @@ OPERATIONS: Final = (
         path=f"{_ONE}/deliveries/{{delivery_id}}:redeliver",
         tag=_TAG,
         summary="Sends it again, or now where it waits.",
+    ),
+    Operation(
+        id="ListDeadLetters",
+        method="GET",
+        path="/apis/headrace/v1/dead",
+        tag="EventService",
+        summary="Lists the facts that services gave up on, the two hundred oldest of each.",
+        notes="A fact that a service cannot apply is put aside after its last try, and what follows goes on.",
+        query=DeadQuery,
+        answer=WireDeadLetters,
+        example=f"curl -sS {HOST}/apis/headrace/v1/dead",
+    ),
+    Operation(
+        id="GetDeadLetter",
+        method="GET",
+        path="/apis/headrace/v1/dead/{subscriber}/{letter_id}",
+        tag="EventService",
+        summary="Shows one of them, with the body of the fact.",
+        answer=WireDeadLetter,
+    ),
+    Operation(
+        id="RetryDeadLetter",
+        method="POST",
+        path="/apis/headrace/v1/dead/{subscriber}/{letter_id}:retry",
+        tag="EventService",
+        summary="Has its service apply one of them after all; it is gone then.",
+        notes="It comes behind facts that followed it. Where the service gives up again, the answer (409) says why, "
+        "and it stays.",
     ),
 )

@@ -13,14 +13,17 @@ from litestar.response import Stream
 
 from shared import idempotency, protojson
 from shared.clock import now
+from shared.errors import layer
 from shared.idempotency import Answers
 from shared.listing import ListRequest
 from shared.web import delete, get, patch, post, reply
 
+from .dead_letters import DeadLetters
 from .domain import Behind, Webhook
 from .streams import Streams
 from .usecases import Webhooks
 from .wire import (
+    DeadQuery,
     EventsQuery,
     RunEventsQuery,
     WireDeliveries,
@@ -29,6 +32,8 @@ from .wire import (
     WireWebhookChange,
     WireWebhooks,
     changed,
+    from_dead,
+    from_dead_letter,
     from_delivery,
     from_result,
     from_webhook,
@@ -63,6 +68,28 @@ async def follow_run(request: Req, run_id: FromPath[str], streams: NamedDependen
     start = to_start(request.headers.get(_LAST_EVENT_ID), asked.after, asked.since, now())
     until = to_until(asked.until, is_about_one_run=True)
     return _stream(await streams.open_run(run_id, start or Behind(cursor={}), whats=to_whats(asked), until=until))
+
+
+@get("/apis/headrace/v1/dead")
+async def list_dead_letters(request: Req, dead_letters: NamedDependency[DeadLetters]) -> Response[bytes]:
+    asked = protojson.query(DeadQuery, request.scope["query_string"])
+    return reply(from_dead(await dead_letters.list_oldest(asked.subscriber)))
+
+
+@get("/apis/headrace/v1/dead/{subscriber:str}/{letter_id:str}")
+async def get_dead_letter(
+    subscriber: FromPath[str], letter_id: FromPath[str], dead_letters: NamedDependency[DeadLetters]
+) -> Response[bytes]:
+    return reply(from_dead_letter(subscriber, await dead_letters.get(subscriber, letter_id)))
+
+
+@post("/apis/headrace/v1/dead/{subscriber:str}/{letter_id:str}/:retry")
+async def retry_dead_letter(
+    subscriber: FromPath[str], letter_id: FromPath[str], dead_letters: NamedDependency[DeadLetters]
+) -> Response[bytes]:
+    with layer("Retry dead letter failed"):
+        await dead_letters.retry(subscriber, letter_id)
+    return reply()
 
 
 def _stream(pieces: AsyncIterator[bytes]) -> Stream:
@@ -170,6 +197,9 @@ def _encoded(created: tuple[Webhook, str]) -> bytes:
 ROUTES = (
     follow_events,
     follow_run,
+    list_dead_letters,
+    get_dead_letter,
+    retry_dead_letter,
     create_webhook,
     list_webhooks,
     get_webhook,

@@ -35,3 +35,6 @@ class Settings(ReachSettings, frozen=True, kw_only=True):
         self.check_networks()
         if min(self.deliveries_at_once, self.deliveries_at_once_each) <= 0:
             raise ValueError("deliveries_at_once and deliveries_at_once_each must be above 0")
+
+    retry_seconds: float = 10.0
+    """How long a subscriber may take to tell of the facts that it gave up on, or to apply one of them after all."""

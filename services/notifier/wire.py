@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
 import msgspec
 
 from shared import protojson
+from shared.contracts.questions import DeadAnswer, DeadLetter, DeadLetterAnswer
 from shared.errors import InvalidInput
 
 from .domain import (
@@ -248,6 +250,60 @@ def _format(text: str) -> Format:
         return Format(text)
     except ValueError as error:
         raise InvalidInput(f"format: {text!r} is not known; there are {', '.join(Format)}.") from error
+
+
+class DeadQuery(msgspec.Struct, frozen=True, kw_only=True):
+    subscriber: str = ""
+    """Of one; else of all."""
+
+
+class WireDeadLetter(msgspec.Struct, frozen=True, kw_only=True):
+    """A fact that a subscriber gave up on. `id` is the fact's."""
+
+    subscriber: str
+    id: str
+    type: str
+    subject: str
+    position: int
+    time: datetime
+    reason: str
+    tries: int
+    put_aside_at: datetime
+    data: str = ""
+    """The fact's body as it came; left out of lists."""
+
+
+class WireDeadLetters(msgspec.Struct, frozen=True, kw_only=True):
+    dead_letters: tuple[WireDeadLetter, ...] = ()
+    total_size: int = 0
+
+
+def from_dead(answers: Mapping[str, DeadAnswer]) -> WireDeadLetters:
+    """The oldest first."""
+    letters = [_from_letter(subscriber, each) for subscriber, answer in answers.items() for each in answer.letters]
+    return WireDeadLetters(
+        dead_letters=tuple(sorted(letters, key=lambda letter: letter.put_aside_at)),
+        total_size=sum(answer.count for answer in answers.values()),
+    )
+
+
+def from_dead_letter(subscriber: str, answer: DeadLetterAnswer) -> WireDeadLetter:
+    return _from_letter(subscriber, answer.letter, data=answer.body.decode(errors="replace"))
+
+
+def _from_letter(subscriber: str, letter: DeadLetter, *, data: str = "") -> WireDeadLetter:
+    return WireDeadLetter(
+        subscriber=subscriber,
+        id=letter.id,
+        type=letter.type,
+        subject=letter.resource_id,
+        position=letter.position,
+        time=letter.time,
+        reason=letter.reason,
+        tries=letter.tries,
+        put_aside_at=letter.put_aside_at,
+        data=data,
+    )
 
 
 def to_wanted(query: EventsQuery) -> Wanted:

@@ -5,7 +5,7 @@ emits: created, started, succeeded, failed, error, skipped, terminating, retried
     rejected
 listens to: experiment: created, archived, unarchived, deleted; job-scheduler: triggered, deleted; metrics: reported;
     pipeline-registry: version-created, version-deleted
-answers: get, get-values, check-manifest, applied, repeat; run-controller: log, engine
+answers: get, get-values, check-manifest, applied, dead, dead-letter, retry-dead, repeat; run-controller: log, engine
 
 Rooms of its own, beyond those of every service: `records.py`, the verbs of the controller (what the engine has to be
 told, and what it was seen doing), beside `usecases.py`, the verbs of the API; `reports.py`, what an external engine's

@@ -7,7 +7,8 @@ A refusal comes back as the refusal it was (`shared.errors`).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from datetime import datetime
+from typing import Final, Generic, TypeVar
 
 import msgspec
 
@@ -159,6 +160,38 @@ class AppliedAnswer(Ask, frozen=True, kw_only=True):
     is_applied: bool
 
 
+class DeadRequest(Ask, frozen=True, kw_only=True, omit_defaults=True):
+    most: int = 200
+
+
+class DeadLetter(Ask, frozen=True, kw_only=True, omit_defaults=True):
+    """A fact that a subscriber gave up on. `id`, `time` and so on are the fact's own."""
+
+    id: str
+    type: str
+    owner: str
+    what: str
+    resource_id: str
+    position: int
+    time: datetime
+    reason: str
+    tries: int
+    put_aside_at: datetime
+
+
+class DeadAnswer(Ask, frozen=True, kw_only=True, omit_defaults=True):
+    letters: tuple[DeadLetter, ...] = ()
+    """The oldest ones."""
+    count: int = 0
+    """Of all."""
+
+
+class DeadLetterAnswer(Ask, frozen=True, kw_only=True):
+    letter: DeadLetter
+    body: bytes
+    """The fact's, which may be anything."""
+
+
 class RepeatRequest(Ask, frozen=True, kw_only=True):
     position: int
 
@@ -184,6 +217,25 @@ REPORT_METRICS = Question("metrics", "report", ReportRequest, ReportAnswer)
 def applied(subscriber: str) -> Question[AppliedRequest, AppliedAnswer]:
     """Whether `subscriber` has applied an owner's facts up to a position, waiting up to `within_seconds`."""
     return Question(subscriber, "applied", AppliedRequest, AppliedAnswer)
+
+
+SUBSCRIBERS: Final = ("job-scheduler", "metrics", "notifier", "run")
+"""Who applies facts of others, and answers the questions about that."""
+
+
+def dead(subscriber: str) -> Question[DeadRequest, DeadAnswer]:
+    """The facts that `subscriber` gave up on."""
+    return Question(subscriber, "dead", DeadRequest, DeadAnswer)
+
+
+def dead_letter(subscriber: str) -> Question[ById, DeadLetterAnswer]:
+    """One of them, with its body."""
+    return Question(subscriber, "dead-letter", ById, DeadLetterAnswer)
+
+
+def retry_dead(subscriber: str) -> Question[ById, Nothing]:
+    """Apply one of them after all, behind the cursor; it is gone then. WrongState where it is given up on again."""
+    return Question(subscriber, "retry-dead", ById, Nothing)
 
 
 def repeat(owner: str) -> Question[RepeatRequest, RepeatAnswer]:

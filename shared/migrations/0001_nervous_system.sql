@@ -54,6 +54,27 @@ create table cursors (
     constraint cursors_position_check check (position >= 0)
 );
 
+-- Facts that a subscriber gave up on, written with the cursor that passed them. They wait for somebody who mends what
+-- was wrong and has them applied, out of their order.
+create table dead_letters (
+    seq           bigint      generated always as identity,
+    subscriber    text        not null,
+    id            text        not null,
+    type          text        not null,
+    owner         text        not null,
+    what          text        not null,
+    resource_id   text        not null,
+    position      bigint      not null,
+    told_at       timestamptz not null,
+    traceparent   text        not null,
+    body          bytea       not null,
+    reason        text        not null,
+    tries         integer     not null,
+    put_aside_at  timestamptz not null default clock_timestamp(),
+    constraint dead_letters_pkey primary key (seq),
+    constraint dead_letters_subscriber_id_key unique (subscriber, id)
+);
+
 -- Event-fed copies of other services' small records. Only events write them; a deleted resource leaves its
 -- tombstone, so that a late fact cannot revive it.
 create table replicas (

@@ -241,6 +241,7 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
         refused=Ask("GET", f"{_ARTIFACTS}/main-logs", 416, headers={"Range": "bytes=99999999-"}),
         unknown=Ask("GET", f"{_ARTIFACTS}/nothing", 404),
     ),
+    "dead": Operation(refused=_TAKES_NO_INPUT, unknown=Ask("GET", f"{EXTENSION_PREFIX}dead?subscriber=nobody", 404)),
     "engine": Operation(refused=_TAKES_NO_INPUT, unknown=_REFERS_TO_NOTHING),
     "events": Operation(
         refused=Ask("GET", f"{EXTENSION_PREFIX}events?since=yesterday", 400), unknown=_REFERS_TO_NOTHING
@@ -271,6 +272,7 @@ _BESIDE: Final[Mapping[str, str]] = {
 
 _EXTENSIONS: Final = {
     "artifact": re.compile(f"{EXTENSION_PREFIX}runs/[^/]*/nodes/[^/]*/artifacts/[^/]*"),
+    "dead": re.compile(f"{EXTENSION_PREFIX}dead"),
     "engine": re.compile(f"{EXTENSION_PREFIX}engine"),
     "events": re.compile(f"{EXTENSION_PREFIX}events"),
     "webhooks": re.compile(_WEBHOOKS),

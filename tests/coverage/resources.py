@@ -27,7 +27,7 @@ _OF_OPERATIONS: Final[Mapping[str, str]] = {
     "reports of agents": r"X[23]",
     "visualizations": r"X4.*",
     "health, access, figures": r"X[158]|engine|livez|readyz|startupz",
-    "events": r"events|run-events|webhooks?|deliveries",
+    "events": r"events|run-events|dead|webhooks?|deliveries",
     "documentation": r"docs|openapi|asyncapi",
 }
 _OF_FOLDERS: Final[Mapping[str, str]] = {

@@ -47,6 +47,11 @@ async def test_the_example_of_a_subscriber_goes_on_where_it_was(stack: Stack) ->
     assert first not in said
 
 
+def test_no_service_gives_up_on_what_others_tell(stack: Stack) -> None:
+    _create_run(stack, secrets.token_hex(16))
+    assert Api(stack.url).get("/apis/headrace/v1/dead") == {}
+
+
 async def _said_by_the_example(stack: Stack, name: str, *, until: str) -> str:
     """What it prints up to the line about that run; it is killed when the broker knows that it has read it."""
     url = DataDir(stack.data_dir).bus_url("events")

@@ -55,6 +55,10 @@ def test_the_map_has_a_row_for_every_service() -> None:
     assert sorted(_rows()) == SERVICES
 
 
+def test_everybody_who_hears_of_others_is_known_as_a_subscriber() -> None:
+    assert list(questions.SUBSCRIBERS) == sorted(_owner(service) for service in SERVICES if _handled(service))
+
+
 def test_every_fact_that_is_declared_is_said_by_its_owner_and_every_question_taken() -> None:
     mentioned = {service: _names_in(service) for service in SERVICES}
     for name, declared in (vars(events) | vars(questions)).items():
@@ -97,7 +101,7 @@ def _declared_answers(service: str) -> Said:
 
 def _own_answers(service: str) -> Said:
     """With those that everybody answers: how far the owner's facts go, and how far others' are applied."""
-    what = {"repeat", "applied"} if _handled(service) else {"repeat"}
+    what = {"repeat"} | ({"applied", "dead", "dead-letter", "retry-dead"} if _handled(service) else set())
     return {_owner(service): _declared_answers(service).get(_owner(service), set()) | what}
 
 

@@ -112,6 +112,9 @@ def test_everything_that_is_not_the_original_s_is_told_apart_by_its_path() -> No
     assert beyond == {
         "/apis/headrace/v1/engine",
         "/apis/headrace/v1/events",
+        "/apis/headrace/v1/dead",
+        "/apis/headrace/v1/dead/{}/{}",
+        "/apis/headrace/v1/dead/{}/{}:retry",
         "/apis/headrace/v1/runs/{}/events",
         "/apis/headrace/v1/jobs/{}",
         "/apis/headrace/v1/jobs/{}/history",

@@ -273,6 +273,7 @@ def test_the_override_is_ignored_by_plain_handlers() -> None:
     [
         ("runs", Owner.RUN),
         ("events", Owner.NOTIFIER),
+        ("dead", Owner.NOTIFIER),
         ("engine", Owner.RUN),
         ("jobs", Owner.JOB_SCHEDULER),
         ("pipelines", Owner.PIPELINE_REGISTRY),
