@@ -38,7 +38,6 @@ DEAD_STREAM = "KFP_DEAD"
 
 _OLDEST_SERVER = (2, 10)
 _DEDUPLICATION_SECONDS = 10 * 60
-_EVENTS_KEPT_DAYS = 8
 ACK_WAIT_SECONDS = 10.0
 _IN_FLIGHT = 256
 _READER_KEPT_SECONDS = 60.0
@@ -110,6 +109,19 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StreamLimits:
+    """What the stream of facts holds: whichever limit is reached first."""
+
+    days: float = 8
+    bytes: int = 2 * 1024**3
+
+    @classmethod
+    def beyond(cls, *, days: float, bytes: int) -> Self:
+        """For owners that keep their facts for so many days: what the stream has outlived they publish no more."""
+        return cls(days=days + 1, bytes=bytes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Stand:
     """Where the stream of facts begins and ends, in its own numbers, which say nothing about another stream's."""
 
@@ -122,9 +134,13 @@ class Stand:
 class Bus:
     """One connection of one process. Reconnects for ever; calls made meanwhile fail with Unavailable or BusError."""
 
-    def __init__(self, url: str, *, name: str) -> None:
-        """`name` is what the server shows of this process. Nothing is connected before `open`."""
+    def __init__(self, url: str, *, name: str, limits: StreamLimits | None = None) -> None:
+        """`name` is what the server shows of this process. Nothing is connected before `open`.
+
+        `limits`: of a stream that is declared here.
+        """
         self._url = url
+        self._limits = limits or StreamLimits()
         self._name = name
         self._reconnected: list[Callable[[], None]] = []
         self._connections = 0
@@ -234,15 +250,20 @@ class Bus:
 
     # Facts
 
-    async def declare_streams(self) -> None:
-        """Create the streams where they are missing; any process that publishes or consumes may find them gone."""
+    async def declare_streams(self, *, change: bool = False) -> None:
+        """Create the streams where they are missing; any process that publishes or consumes may find them gone.
+
+        `change`: give those that are there the limits of this declaration; only the broker's administrator may.
+        """
         self._require_connection()
-        for config in _STREAMS:
+        for config in (_events_stream(self._limits), _DEAD_STREAM):
             try:
                 await self._stream.add_stream(config)
             except js_errors.BadRequestError as error:
                 if error.err_code != _STREAM_NAME_IN_USE:
                     raise BusError(f"stream {config.name}: {error.description}") from error
+                if change:
+                    await self._stream.update_stream(config)
             except (*_UNREACHABLE, js_errors.Error) as error:
                 raise BusError(f"stream {config.name}: {error!r}") from error
 
@@ -659,11 +680,11 @@ class Delivery:
             await what()
 
 
-async def declare_streams(url: str) -> None:
-    """Create the streams with the credentials in `url`; for whoever sets a system up."""
-    bus = await Bus(url, name="declare-streams").open()
+async def declare_streams(url: str, limits: StreamLimits | None = None) -> None:
+    """Create the streams, or change them, with the credentials in `url`; for whoever sets a system up."""
+    bus = await Bus(url, name="declare-streams", limits=limits).open()
     try:
-        await bus.declare_streams()
+        await bus.declare_streams(change=True)
     finally:
         await bus.close()
 
@@ -703,26 +724,27 @@ _PULL_ENDED = frozenset({"404", "408"})  # nothing there; the request's time is 
 _STREAM_NAME_IN_USE = 10058
 _NO_MESSAGE = 10037
 
-_STREAMS = (
-    api.StreamConfig(
+_DEAD_STREAM = api.StreamConfig(
+    name=DEAD_STREAM,
+    subjects=["kfp.dead.>"],
+    storage=api.StorageType.FILE,
+    retention=api.RetentionPolicy.LIMITS,
+    discard=api.DiscardPolicy.OLD,
+    max_age=30 * 24 * 3600,
+    max_bytes=256 * 1024**2,
+    duplicate_window=_DEDUPLICATION_SECONDS,
+)
+
+
+def _events_stream(limits: StreamLimits) -> api.StreamConfig:
+    return api.StreamConfig(
         name=EVENTS_STREAM,
         subjects=["kfp.event.>"],
         storage=api.StorageType.FILE,
         retention=api.RetentionPolicy.LIMITS,
         discard=api.DiscardPolicy.OLD,
-        max_age=_EVENTS_KEPT_DAYS * 24 * 3600,
-        max_bytes=2 * 1024**3,
+        max_age=limits.days * 24 * 3600,
+        max_bytes=limits.bytes,
         duplicate_window=_DEDUPLICATION_SECONDS,
         allow_direct=True,
-    ),
-    api.StreamConfig(
-        name=DEAD_STREAM,
-        subjects=["kfp.dead.>"],
-        storage=api.StorageType.FILE,
-        retention=api.RetentionPolicy.LIMITS,
-        discard=api.DiscardPolicy.OLD,
-        max_age=30 * 24 * 3600,
-        max_bytes=256 * 1024**2,
-        duplicate_window=_DEDUPLICATION_SECONDS,
-    ),
-)
+    )

@@ -32,11 +32,20 @@ _FORGOTTEN_AT_ONCE = 5000
 _POLL_SECONDS = 0.5
 _COMPARE_SECONDS = 30.0
 _SUBJECT_PART = re.compile(r"[^\s.*>]+(\.[^\s.*>]+)*")
-_RETENTION_DAYS = 7  # Less than the stream's own, so that what the stream has outlived is not published again.
+_ROW_BYTES = 500
+"""What a row takes beside its body, with its share of the indexes."""
 
 
 class FactTooLarge(Exception):
     """The body exceeds what a fact may carry; the fact's shape is wrong, not the request."""
+
+
+class Keep(msgspec.Struct, frozen=True, kw_only=True):
+    """What is kept of facts that were published, for a broker that loses them: whichever limit is reached first."""
+
+    days: float = 7
+    """Less than the stream's own, so that what the stream has outlived is not published again."""
+    bytes: int = 1024**3
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
@@ -136,7 +145,7 @@ async def position_of(connection: Connection, fact_id: UUID) -> int | None:
 
 
 class Relay:
-    """Publishes one schema's outbox. Any number of replicas may run it; a lease lets one work at a time."""
+    """Publishes one owner's facts. Any number of replicas may run it; a lease lets one work at a time."""
 
     def __init__(
         self,
@@ -147,8 +156,13 @@ class Relay:
         lease: Lease | None = None,
         before_publishing: Callable[[], Awaitable[None]] | None = None,
         compare_seconds: float = _COMPARE_SECONDS,
+        gather_seconds: float = 0,
+        keep: Keep | None = None,
     ) -> None:
-        """`before_publishing` is a crash point for tests: it runs after positions are committed."""
+        """`gather_seconds`: how long facts may wait for others to be published with, where many small ones come.
+
+        `before_publishing` is a crash point for tests: it runs after positions are committed.
+        """
         self._database = database
         self._bus = bus
         self._owner = owner
@@ -160,6 +174,8 @@ class Relay:
         self._begun = self._published = 0
         self._compare_seconds = compare_seconds
         self._before_publishing = before_publishing
+        self._gather_seconds = gather_seconds
+        self._keep = keep or Keep()
 
     async def run(self) -> None:
         """Relay until cancelled."""
@@ -183,11 +199,17 @@ class Relay:
     async def repeat(self, request: RepeatRequest) -> RepeatAnswer:
         """Publish again from a position on, where the fact of that position is still here. Any replica can do it."""
         first: int = await self._database.fetchval(
-            "select coalesce(min(position), (select allocated + 1 from relay)) from outbox where position >= $1",
+            """
+            select coalesce(min(position), (select allocated + 1 from relay where owner = $1), 1)
+            from outbox where owner = $1 and position >= $2
+            """,
+            self._owner,
             request.position,
         )
         if first == request.position:
-            await self._database.execute("update relay set published = $1 where published > $1", first - 1)
+            await self._database.execute(
+                "update relay set published = $2 where owner = $1 and published > $2", self._owner, first - 1
+            )
             self._woken.set()
         return RepeatAnswer(position=first)
 
@@ -217,14 +239,19 @@ class Relay:
         await self._lease.confirm()
         found: bool = await self._database.fetchval(
             """
-            select exists (select from outbox where position is null)
-            or exists (select from outbox where position > (select published from relay))
-            """
+            select exists (select from outbox where owner = $1 and position is null)
+            or exists (
+                select from outbox where owner = $1 and position > (select published from relay where owner = $1)
+            )
+            """,
+            self._owner,
         )
         return found
 
     async def _relay_batch(self) -> bool:
         """Whether there may be more to do at once."""
+        if self._gather_seconds:
+            await asyncio.sleep(self._gather_seconds)
         loop = asyncio.get_running_loop()
         ours_until = loop.time() + self._lease.seconds
         messages = await self._next_messages()
@@ -254,10 +281,13 @@ class Relay:
             with held as (
                 select 1 from leases where name = $1 and holder = $2 and epoch = $3 for share
             ), begun as (
-                select allocated, case published when $4 then $5 else published end as published from relay
+                select allocated, case published when $4 then $5 else published end as published
+                from relay where owner = $7
             ), fresh as (
                 select seq, row_number() over (order by seq) as nth
-                from (select seq from outbox where position is null order by seq limit $6) as oldest, held
+                from (
+                    select seq from outbox where owner = $7 and position is null order by seq limit $6
+                ) as oldest, held
             ), given as (
                 update outbox set position = (select allocated from begun) + fresh.nth
                 from fresh where outbox.seq = fresh.seq
@@ -265,13 +295,14 @@ class Relay:
             ), moved as (
                 update relay set
                     allocated = relay.allocated + (select count(*) from fresh),
-                    published = case relay.published when $4 then $5 else relay.published end
-                from held where $4 < $5 or exists (select 1 from fresh)
+                    published = case relay.published when $4 then $5 else relay.published end,
+                    kept_bytes = relay.kept_bytes + (select coalesce(sum(octet_length(body) + $8), 0) from given)
+                from held where owner = $7 and ($4 < $5 or exists (select 1 from fresh))
             ), unpublished as (
                 select * from given
                 union all
                 (
-                    select * from outbox where position > (select published from begun)
+                    select * from outbox where owner = $7 and position > (select published from begun)
                     order by position limit $6
                 )
                 order by position limit $6
@@ -284,6 +315,8 @@ class Relay:
             self._begun,
             self._published,
             _BATCH,
+            self._owner,
+            _ROW_BYTES,
         )
         if not rows:
             raise LeaseLost(self._lease.name)
@@ -318,25 +351,29 @@ class Relay:
         await self._forget()
         async with self._database.transaction() as tx:
             await self._lease.fence(tx)
-            relay = await tx.fetchrow("select allocated, published, stream_created_at from relay")
-            assert relay is not None, "the migration inserts it"
+            await tx.execute("insert into relay (owner) values ($1) on conflict do nothing", self._owner)
+            relay = await tx.fetchrow(
+                "select allocated, published, stream_created_at from relay where owner = $1", self._owner
+            )
+            assert relay is not None, "it was just inserted"
             is_another_stream = relay["stream_created_at"] not in (None, created_at)
             if held > relay["allocated"]:
                 # Our database is the older one (a restored backup): positions that subscribers have seen are not
                 # given out again.
                 _log.warning("the broker holds %s to %d, we know of %d", self._owner, held, relay["allocated"])
-                await tx.execute("update relay set allocated = $1, published = $1", held)
+                await tx.execute("update relay set allocated = $2, published = $2 where owner = $1", self._owner, held)
             elif is_another_stream or held < relay["published"]:
                 _log.warning("the broker has lost facts of %s; publishing them again", self._owner)
                 # Another stream than the one we know may hold our newest facts already, and none of the others.
-                await tx.execute("update relay set published = $1", 0 if is_another_stream else held)
+                begin = 0 if is_another_stream else held
+                await tx.execute("update relay set published = $2 where owner = $1", self._owner, begin)
             if relay["stream_created_at"] != created_at:
-                await tx.execute("update relay set stream_created_at = $1", created_at)
+                await tx.execute("update relay set stream_created_at = $2 where owner = $1", self._owner, created_at)
             # Between the two, the last one held says nothing of those before it: a connection that broke in the
             # middle of a batch can have lost some. They are published again, and the broker knows them by id.
 
     async def _forget(self) -> None:
-        """Delete what was published longer ago than the retention; before comparing, lest it be published again."""
+        """Delete what was published and is beyond what is kept; before comparing, lest it be published again."""
         forgotten = _FORGOTTEN_AT_ONCE
         while forgotten == _FORGOTTEN_AT_ONCE:
             async with self._database.transaction() as tx:
@@ -344,17 +381,32 @@ class Relay:
                 # Positions follow time closely enough: looking at the oldest spares an index by time.
                 forgotten = await tx.fetchval(
                     """
-                    with oldest as (
-                        select seq, added_at from outbox where position <= (select published from relay)
-                        order by position limit $1
+                    with relayed as (
+                        select published, kept_bytes from relay where owner = $1
+                    ), oldest as (
+                        select seq, added_at, bytes, sum(bytes) over (order by position) - bytes as bytes_before
+                        from (
+                            select seq, position, added_at, octet_length(body) + $5 as bytes from outbox
+                            where owner = $1 and position <= (select published from relayed)
+                            order by position limit $2
+                        ) as published
                     ), gone as (
-                        delete from outbox using oldest where outbox.seq = oldest.seq
-                        and oldest.added_at < clock_timestamp() - make_interval(days => $2) returning 1
+                        delete from outbox using oldest, relayed where outbox.seq = oldest.seq and (
+                            oldest.added_at < clock_timestamp() - make_interval(secs => $3::float8 * 86400)
+                            or oldest.bytes_before < relayed.kept_bytes - $4
+                        )
+                        returning oldest.bytes
+                    ), less as (
+                        update relay set kept_bytes = kept_bytes - (select coalesce(sum(bytes), 0) from gone)
+                        where owner = $1 and exists (select from gone)
                     )
                     select count(*) from gone
                     """,
+                    self._owner,
                     _FORGOTTEN_AT_ONCE,
-                    _RETENTION_DAYS,
+                    self._keep.days,
+                    self._keep.bytes,
+                    _ROW_BYTES,
                 )
 
     def _compare_soon(self) -> None:

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from shared.bus import Bus
+from shared.bus import Bus, StreamLimits
 from shared.contracts.events import FactKind
 from shared.database import Database
 from shared.migrate import migrate
-from shared.outbox import Outbox, Relay
+from shared.outbox import Keep, Outbox, Relay
 from shared.settings import ServiceSettings
 from shared.subscriptions import Handler, Subscriber
 from shared.tasks import Tasks
@@ -31,7 +31,12 @@ class Plumbing:
         name = process or owner
         self.owner = owner
         self.database = Database(settings.database_url, name=name, max_size=settings.database_connections)
-        self.bus = Bus(settings.nats_url, name=name)
+        self.keep = Keep(days=settings.facts_kept_days, bytes=settings.facts_kept_bytes)
+        self.bus = Bus(
+            settings.nats_url,
+            name=name,
+            limits=StreamLimits.beyond(days=settings.facts_kept_days, bytes=settings.stream_kept_bytes),
+        )
         self.outbox = Outbox(owner, self.bus)
         self.tasks = Tasks()
 
@@ -41,9 +46,12 @@ class Plumbing:
         await migrate(self.database, migrations)
         await self.bus.open()
 
-    def relay(self) -> None:
-        """Publish the schema's facts in the background."""
-        self.tasks.spawn("relay", Relay(self.database, self.bus, self.owner).run)
+    def relay(self, owner: str | None = None, *, keep_days: float | None = None, gather_seconds: float = 0) -> None:
+        """Publish the facts of the service in the background; or of another owner whose facts are in its schema: they
+        have positions and a pace of their own."""
+        keep = self.keep if keep_days is None else Keep(days=min(keep_days, self.keep.days), bytes=self.keep.bytes)
+        relay = Relay(self.database, self.bus, owner or self.owner, keep=keep, gather_seconds=gather_seconds)
+        self.tasks.spawn("relay" if owner is None else f"relay of {owner}", relay.run)
 
     def subscribe(self, handlers: Mapping[FactKind[Any], Handler]) -> None:
         """Apply other services' facts in the background, and answer how far they are applied."""

@@ -37,6 +37,15 @@ class ServiceSettings(msgspec.Struct, frozen=True, kw_only=True):
     listen_port: Port = 8080
     database_connections: int = 10
     """The most connections one process opens; ten keep two cores busy."""
+    facts_kept_days: float = 7
+    """How long facts that were published are kept, so that a broker that lost its store gets them again, and a
+    subscriber that missed some. The stream keeps them a day longer. The same for all services."""
+    facts_kept_bytes: int = 1024**3
+    """How much of them is kept at most, of each service; the oldest go first."""
+    stream_kept_bytes: int = 2 * 1024**3
+    """How much the stream of facts holds at most, those of all services together; the oldest go first. This and the age
+    are what a missing stream is declared with; one that is there is changed with the broker's own tools, or, where
+    `headrace up` looks after it, at the next start."""
     applied_wait_seconds: float = 1.0
     """How long a route waits for other services to apply its change before it answers all the same."""
 

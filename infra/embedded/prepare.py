@@ -12,7 +12,7 @@ import sys
 import msgspec
 
 from shared.blobs import Blobs
-from shared.bus import declare_streams
+from shared.bus import StreamLimits, declare_streams
 from shared.settings import SettingsError, load
 
 
@@ -23,6 +23,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     object_store_access_key: str
     object_store_secret_key: str
     object_store_bucket: str
+    facts_kept_days: float = 7
+    stream_kept_bytes: int = 2 * 1024**3
+    """As services are told."""
 
 
 async def prepare(settings: Settings) -> None:
@@ -33,7 +36,8 @@ async def prepare(settings: Settings) -> None:
         secret_key=settings.object_store_secret_key,
         bucket=settings.object_store_bucket,
     )
-    await asyncio.gather(declare_streams(settings.nats_url), blobs.ensure_bucket())
+    limits = StreamLimits.beyond(days=settings.facts_kept_days, bytes=settings.stream_kept_bytes)
+    await asyncio.gather(declare_streams(settings.nats_url, limits), blobs.ensure_bucket())
 
 
 def main() -> int:

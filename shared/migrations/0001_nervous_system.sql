@@ -15,26 +15,25 @@ create table outbox (
     position    bigint,
     constraint outbox_pkey primary key (seq),
     constraint outbox_id_key unique (id),
-    constraint outbox_position_key unique (position),
+    constraint outbox_owner_position_key unique (owner, position),
     constraint outbox_position_check check (position > 0),
     constraint outbox_body_check check (octet_length(body) <= 262144)
 );
 
-create index outbox_unpositioned_idx on outbox (seq) where position is null;
+create index outbox_unpositioned_idx on outbox (owner, seq) where position is null;
 
--- How far the relay came: positions handed out without gaps, and those the broker has acknowledged in the stream
--- that was created then. Another moment of creation is another, emptier stream.
+-- How far the relay of each owner came: positions handed out without gaps, and those the broker has acknowledged in
+-- the stream that was created then. Another moment of creation is another, emptier stream. The bytes are those of the
+-- rows with a position that are here still.
 create table relay (
-    only_row          boolean     not null default true,
+    owner             text        not null,
     allocated         bigint      not null default 0,
     published         bigint      not null default 0,
+    kept_bytes        bigint      not null default 0,
     stream_created_at timestamptz,
-    constraint relay_pkey primary key (only_row),
-    constraint relay_only_row_check check (only_row),
+    constraint relay_pkey primary key (owner),
     constraint relay_published_check check (published <= allocated)
 );
-
-insert into relay default values;
 
 -- Work that one replica does at a time. The database's clock decides; every change of hands raises the epoch.
 create table leases (

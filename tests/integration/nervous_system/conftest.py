@@ -25,7 +25,7 @@ from shared.contracts.events import EXPERIMENT_CREATED, FactKind
 from shared.database import Database
 from shared.leases import Lease
 from shared.migrate import migrate
-from shared.outbox import Outbox, Relay
+from shared.outbox import Keep, Outbox, Relay
 from shared.subscriptions import Handler, Subscriber
 from tests.support.eventually import eventually
 from tests.support.facts import change, each_once, effects, make_effects, make_things, record_effect
@@ -60,12 +60,13 @@ class House:
         for _ in range(times):
             await change(self.owner, self.outbox, identity)
 
-    async def relay(self, *, compare_seconds: float = 30) -> asyncio.Task[None]:
+    async def relay(self, *, compare_seconds: float = 30, keep: Keep | None = None) -> asyncio.Task[None]:
         """A replica of the relay, with connections of its own."""
         database = await self.database("experiment")
         lease = Lease(database, "relay:experiment", seconds=LEASE_SECONDS)
         bus = await self.bus("experiment")
-        return self.run(Relay(database, bus, "experiment", lease=lease, compare_seconds=compare_seconds).run())
+        relay = Relay(database, bus, "experiment", lease=lease, compare_seconds=compare_seconds, keep=keep)
+        return self.run(relay.run())
 
     async def subscriber(
         self,
