@@ -20,6 +20,7 @@ _RESOURCES: Final = {
     "experiment": "the experiment",
     "pipeline-registry": "the pipeline or the version",
     "run": "the run",
+    "node": "the run that the step belongs to",
     "job-scheduler": "the recurring run",
     "metrics": "the run",
 }

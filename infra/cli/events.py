@@ -34,7 +34,7 @@ class _Since(click.ParamType[str]):
 
 
 _FILTERS = (
-    click.option("--resource", default="", help="Whose: run, job-scheduler, experiment, pipeline-registry, metrics."),
+    click.option("--resource", default="", help="Of run, node, job-scheduler, experiment, pipeline-registry, metrics."),
     click.option("--fact", default="", help="What has happened: succeeded,failed,error and so on."),
     click.option("--id", default="", help="Of one resource."),
     click.option("--run", "run_id", default="", help="Everything about one run."),

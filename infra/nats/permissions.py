@@ -82,6 +82,7 @@ def _process(name: str, *, facts_of: tuple[str, ...] = ()) -> User:
         subscribe=(
             "kfp.event.>",
             f"kfp.ask.{name}.>",
+            *(f"kfp.ask.{owner}.>" for owner in facts_of if owner != name),
             "kfp.ping.>",
             f"kfp.dead.{name}.>",
             # Answers come to inboxes of the process's own: who listens to `_INBOX.>`, where those of clients from

@@ -28,7 +28,7 @@ from .telling import ENDS, Told
 
 _log = logging.getLogger(__name__)
 
-RUN_OWNERS = frozenset({"run", "metrics"})
+RUN_OWNERS = frozenset({"run", "node", "metrics"})
 """Whose facts carry the id of a run as their own."""
 
 _OWNERS = tuple(sorted({kind.owner for kind in FACTS.values()}))
@@ -37,6 +37,8 @@ _BATCH = 500
 _FETCH_SECONDS = 5.0
 _PAUSE_SECONDS = 0.5
 _OPEN_SECONDS = 5.0
+_LINGER_SECONDS = 0.5
+"""After the end of a run: what is told of its last steps goes another way, and may come behind it."""
 _MOST_AT_ONCE = 100
 """Events that leave as one piece."""
 _RECONNECT = b"retry: 2000\n\n"
@@ -190,8 +192,9 @@ class Streams:
     ) -> AsyncGenerator[bytes, None]:
         """Of what is wanted, those facts are told; all, where none is named."""
         yield _RECONNECT + b"".join(gap.piece for gap in past.missed)
-        follower = _Follower(wanted, most=self._most_unsent)
+        follower = _Follower(wanted, most=self._most_unsent, patience_seconds=self._heartbeat_seconds)
         cursor = dict(past.cursor)
+        is_over = False
         try:
             async with aclosing(self._news(wanted, past, follower, until)) as batches:
                 async for batch in batches:
@@ -201,11 +204,13 @@ class Streams:
                         if not whats or told.what in whats:
                             piece += b"id: " + write_cursor(cursor).encode() + b"\ndata: " + told.event + b"\n\n"
                         if until is Until.FINAL and told.is_final:
-                            yield piece + _END
-                            return
+                            is_over = True
+                            follower.patience_seconds = _LINGER_SECONDS
                     cursor = dict(batch.cursor)
                     if piece:
                         yield piece
+                    elif is_over and batch.is_pause:
+                        break
                     elif batch.is_pause:
                         # An id without data moves the client's place and is no event to it.
                         yield b": heartbeat\nid: " + write_cursor(cursor).encode() + b"\n\n"
@@ -213,7 +218,7 @@ class Streams:
                         if until is Until.FINAL and await self._is_over(wanted.resource_id):
                             yield _END
                             return
-            if until is Until.NOW:
+            if until is Until.NOW or is_over:
                 yield _END
             elif follower.is_cut:
                 yield _BEHIND
@@ -250,7 +255,7 @@ class Streams:
             news = [told for told in follower.taken() if told.position > before.get(told.owner, 0)]
             _advance(passed, {told.owner: told.position for told in news})
             yield _Batch(news=tuple(news), cursor=passed)
-            if not follower.has_news and not await follower.is_woken(within_seconds=self._heartbeat_seconds):
+            if not follower.has_news and not await follower.is_woken():
                 # All there was is read, or nothing to this client.
                 _advance(passed, self._seen)
                 yield _Batch(cursor=passed, is_pause=True)
@@ -281,8 +286,10 @@ class _Past(msgspec.Struct, frozen=True, kw_only=True):
 class _Follower:
     """What waits for one client."""
 
-    def __init__(self, wanted: Wanted, *, most: int) -> None:
+    def __init__(self, wanted: Wanted, *, most: int, patience_seconds: float) -> None:
         self._wanted = wanted
+        self.patience_seconds = patience_seconds
+        """How long there may be nothing for the client before it hears that there is nothing."""
         self._most = most
         self._waiting: deque[Told] = deque()
         self._woken = asyncio.Event()
@@ -309,9 +316,10 @@ class _Follower:
         self._woken.clear()
         return [self._waiting.popleft() for _ in range(min(len(self._waiting), _MOST_AT_ONCE))]
 
-    async def is_woken(self, *, within_seconds: float) -> bool:
+    async def is_woken(self) -> bool:
+        """Whether there is something before the client's patience ends."""
         try:
-            async with asyncio.timeout(within_seconds):
+            async with asyncio.timeout(self.patience_seconds):
                 await self._woken.wait()
         except TimeoutError:
             pass

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from shared.bearer import AgentToken
 from shared.blobs import Blobs
+from shared.contracts.events import NODE_STARTED
 from shared.idempotency import Answers
+from shared.outbox import Outbox
 from shared.plumbing import Plumbing
 from shared.readers import Readers
 from shared.web import Service
@@ -61,11 +63,18 @@ def create_app(settings: Settings) -> Service:
         ),
     )
 
+    node_outbox = Outbox(NODE_STARTED.owner, plumbing.bus) if settings.node_facts else None
+
     async def start() -> None:
         await plumbing.open(migrations=_MIGRATIONS)
         await blobs.ensure_bucket()
         await answer_questions(plumbing.bus, runs)
         plumbing.relay()
+        plumbing.relay(
+            NODE_STARTED.owner,
+            keep_days=settings.node_facts_kept_days,
+            gather_seconds=settings.node_facts_gather_seconds,
+        )
         plumbing.subscribe(handlers(runs))
         plumbing.tasks.spawn(
             "counts",
@@ -88,7 +97,10 @@ def create_app(settings: Settings) -> Service:
             "runs": runs,
             "answers": Answers(plumbing.database),
             "reports": Reports(
-                plumbing.database, plumbing.bus, runs, Records(plumbing.database, plumbing.outbox, manifests)
+                plumbing.database,
+                plumbing.bus,
+                runs,
+                Records(plumbing.database, plumbing.outbox, manifests, nodes=node_outbox),
             ),
             "agent": AgentToken(settings.agent_token_sha256),
             "logs": StepLogs(plumbing.database, plumbing.bus, blobs, ask_seconds=settings.ask_seconds),

@@ -9,7 +9,9 @@ import asyncio
 from pathlib import Path
 
 from shared.blobs import Blobs
+from shared.contracts.events import NODE_STARTED
 from shared.leases import Lease
+from shared.outbox import Outbox
 from shared.plumbing import Plumbing
 from shared.readers import Readers
 
@@ -67,7 +69,12 @@ async def run(settings: ControllerSettings, stop: asyncio.Event) -> None:
         cache=StepCache(plumbing.database) if settings.step_cache else None,
     )
     controller = Controller(
-        Records(plumbing.database, plumbing.outbox, manifests),
+        Records(
+            plumbing.database,
+            plumbing.outbox,
+            manifests,
+            nodes=Outbox(NODE_STARTED.owner, plumbing.bus) if settings.node_facts else None,
+        ),
         engine,
         plumbing.bus,
         StepMetrics(blobs, plumbing.bus, plumbing.database),

@@ -23,9 +23,9 @@ from shared.outbox import Outbox
 from shared.readers import OverLimit
 from shared.telemetry import continue_trace
 
-from . import compose, domain, store
+from . import compose, domain, node_facts, store
 from .domain import Run, RunId, Status, WorkflowName
-from .engine import Observation, Submission
+from .engine import NodeDocument, Observation, Submission
 from .engine import WorkflowName as EngineWorkflowName
 from .manifests import Manifests
 from .usecases import to_state
@@ -75,10 +75,14 @@ class Due(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Records:
-    def __init__(self, database: Database, outbox: Outbox, manifests: Manifests) -> None:
+    def __init__(
+        self, database: Database, outbox: Outbox, manifests: Manifests, *, nodes: Outbox | None = None
+    ) -> None:
+        """`nodes`: where facts about nodes go, which nobody hears of without."""
         self._database = database
         self._outbox = outbox
         self._manifests = manifests
+        self._nodes = nodes
 
     async def due(self, limit: int) -> Due:
         """At most `limit` of each kind. A run is due for submission until `mark_submitted`, and so on."""
@@ -176,7 +180,8 @@ class Records:
             return False
         if not observation.nodes:
             return False
-        return await store.upsert_nodes_of_open(
+        told = self._told(observation.run_id, observation.attempt, observation.nodes)
+        is_written = await store.upsert_nodes_of_open(
             self._database,
             observation.run_id,
             observation.attempt,
@@ -184,10 +189,15 @@ class Records:
             Status(observation.phase),
             _plain(observation.message),
             _rows(observation),
+            told,
         )
+        if told and is_written and self._nodes is not None:
+            await self._nodes.wake()
+        return is_written
 
     async def _write_nodes(self, tx: Transaction, run: Run, observation: Observation) -> None:
         if observation.nodes:
+            await self._tell_of_nodes(tx, run, observation.nodes)
             await store.upsert_nodes(tx, run.id, _rows(observation))
         if observation.is_complete:
             await store.delete_other_nodes(tx, run.id, (str(node["id"]) for node in observation.nodes))
@@ -198,7 +208,30 @@ class Records:
         nodes: Iterable[dict[str, Any]] = map(msgspec.json.decode, await store.list_open_nodes(tx, run.id))
         closed = [node | {"phase": "Error", "message": VANISHED, "finishedAt": ended_at} for node in nodes]
         if closed:
+            await self._tell_of_nodes(tx, run, closed)
             await store.upsert_nodes(tx, run.id, [_row(str(node["id"]), node) for node in closed])
+
+    async def _tell_of_nodes(self, tx: Transaction, run: Run, nodes: Iterable[NodeDocument]) -> None:
+        told = self._told(run.id, run.attempt, nodes)
+        if told and self._nodes is not None:
+            await store.tell_of_nodes(tx, run.id, told)
+            tx.after_commit(self._nodes.wake)
+
+    def _told(self, run_id: str, attempt: int, nodes: Iterable[NodeDocument]) -> list[store.NodeFact]:
+        """What is to be said of nodes, wherever their record says something else. Of a node that is told twice the
+        later state counts, as in the record."""
+        if self._nodes is None:
+            return []
+        latest = {str(node["id"]): node for node in nodes}
+        states = [state for node in latest.values() if (state := node_facts.state_of(run_id, attempt, node))]
+        return [
+            store.NodeFact(
+                node_id=state.node_id,
+                phase=state.phase.value,
+                entry=self._nodes.entry(node_facts.KINDS[state.phase], state),
+            )
+            for state in states
+        ]
 
     async def _advance(self, tx: Transaction, run: Run, observation: Observation) -> None:
         if observation.is_vanished:

@@ -43,6 +43,12 @@ class Settings(ServiceSettings, frozen=True, kw_only=True):
     cache_enabled: bool = True
     """What the template label `pipelines.kubeflow.org/cache_enabled` says. An engine has its own switch beside:
     the embedded one's is the controller's `step_cache`."""
+    node_facts: bool = True
+    """Whether what becomes of each step is told, beside what becomes of runs."""
+    node_facts_kept_days: float = 1
+    """As `facts_kept_days`, of these: there are many, and of use while a run goes on."""
+    node_facts_gather_seconds: float = 0.1
+    """How long one of them waits to be published together with others."""
     ask_seconds: float = 2.0
     """How long creation waits for another service's answer before it is a 503."""
     fold_counts_seconds: float = 1.0

@@ -374,6 +374,14 @@ async def was_deleted(connection: Connection, run_id: str) -> bool:
 # Nodes.
 
 
+class NodeFact(msgspec.Struct, frozen=True, kw_only=True):
+    """A fact about a node, but for whose run it is; told where the node is not in that phase on record."""
+
+    node_id: str
+    phase: str
+    entry: Entry
+
+
 async def upsert_nodes(tx: Transaction, run_id: str, nodes: Sequence[tuple[str, str, str]]) -> None:
     """Id, phase and JSON text of the nodes that changed."""
     await tx.execute(
@@ -391,6 +399,31 @@ async def upsert_nodes(tx: Transaction, run_id: str, nodes: Sequence[tuple[str, 
     )
 
 
+async def tell_of_nodes(tx: Transaction, run_id: str, told: Sequence[NodeFact]) -> None:
+    """Add facts about nodes that are in another phase now than on record; before the record of them is written."""
+    await tx.execute(
+        """
+        insert into outbox (type, owner, what, resource_id, body, traceparent)
+        select told.type, told.owner, told.what, runs.id,
+            convert_to((
+                told.body::jsonb || jsonb_strip_nulls(jsonb_build_object(
+                    'experiment_id', runs.experiment_id, 'pipeline_id', runs.pipeline_id,
+                    'pipeline_version_id', runs.pipeline_version_id, 'job_id', runs.job_id
+                ))
+            )::text, 'UTF8'),
+            runs.traceparent
+        from runs
+        cross join unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[])
+            with ordinality as told (node_id, phase, type, owner, what, body, nth)
+        left join nodes on nodes.run_id = runs.id and nodes.id = told.node_id
+        where runs.id = $1 and nodes.phase is distinct from told.phase
+        order by nth
+        """,
+        run_id,
+        *_columns_of(told),
+    )
+
+
 async def upsert_nodes_of_open(
     connection: Connection,
     run_id: str,
@@ -399,8 +432,10 @@ async def upsert_nodes_of_open(
     status: Status,
     error: str,
     nodes: Sequence[tuple[str, str, str]],
+    told: Sequence[NodeFact],
 ) -> bool:
-    """As `upsert_nodes`, where the run has started, is not over, and is as described; False where it is not.
+    """As `tell_of_nodes` and `upsert_nodes`, where the run has started, is not over, and is as described; False where
+    it is not.
 
     One statement by itself: this is what a step costs in the database.
     """
@@ -408,7 +443,7 @@ async def upsert_nodes_of_open(
         await connection.fetchval(
             """
             with same as materialized (
-                select id from runs
+                select id, experiment_id, pipeline_id, pipeline_version_id, job_id, traceparent from runs
                 where id = $1 and attempt = $2 and workflow_name = $3 and status = $4 and error = $5
                   and started_at is not null and finished_at is null
                 for no key update
@@ -418,6 +453,22 @@ async def upsert_nodes_of_open(
                 on conflict (run_id, id) do update
                 set phase = excluded.phase, body = excluded.body, changed_at = excluded.changed_at
                 where nodes.body::text <> excluded.body::text
+            ), told as (
+                insert into outbox (type, owner, what, resource_id, body, traceparent)
+                select told.type, told.owner, told.what, same.id,
+                    convert_to((
+                        told.body::jsonb || jsonb_strip_nulls(jsonb_build_object(
+                            'experiment_id', same.experiment_id, 'pipeline_id', same.pipeline_id,
+                            'pipeline_version_id', same.pipeline_version_id, 'job_id', same.job_id
+                        ))
+                    )::text, 'UTF8'),
+                    same.traceparent
+                from same
+                cross join unnest($9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::text[])
+                    with ordinality as told (node_id, phase, type, owner, what, body, nth)
+                left join nodes on nodes.run_id = same.id and nodes.id = told.node_id
+                where nodes.phase is distinct from told.phase
+                order by nth
             )
             select exists (select from same)
             """,
@@ -429,7 +480,19 @@ async def upsert_nodes_of_open(
             [node_id for node_id, _, _ in nodes],
             [phase for _, phase, _ in nodes],
             [body for _, _, body in nodes],
+            *_columns_of(told),
         )
+    )
+
+
+def _columns_of(told: Sequence[NodeFact]) -> tuple[list[str], ...]:
+    return (
+        [fact.node_id for fact in told],
+        [fact.phase for fact in told],
+        [fact.entry.type for fact in told],
+        [fact.entry.owner for fact in told],
+        [fact.entry.what for fact in told],
+        [fact.entry.body.decode() for fact in told],
     )
 
 

@@ -14,6 +14,7 @@ from shared.contracts.states import (
     JobState,
     MetricsState,
     MissedState,
+    NodeState,
     PipelineState,
     PipelineVersionState,
     RunState,
@@ -178,6 +179,37 @@ RUN_REJECTED = FactKind(
     "rejected",
     RunState,
     says="A job's slot has come, and there is no run of it. The state is that of a run which has never been there.",
+)
+
+NODE_STARTED = FactKind(
+    "node",
+    "started",
+    NodeState,
+    says="A step of a run is at work.",
+)
+NODE_SUCCEEDED = FactKind(
+    "node",
+    "succeeded",
+    NodeState,
+    says="A step of a run is over, and did what it should.",
+)
+NODE_FAILED = FactKind(
+    "node",
+    "failed",
+    NodeState,
+    says="A step of a run is over: what it ran went wrong. It may be tried again, as another node.",
+)
+NODE_ERROR = FactKind(
+    "node",
+    "error",
+    NodeState,
+    says="A step of a run is over because of something outside it.",
+)
+NODE_SKIPPED = FactKind(
+    "node",
+    "skipped",
+    NodeState,
+    says="A step of a run is not done: its condition does not hold, or what it depends on went another way.",
 )
 
 JOB_CREATED = FactKind(

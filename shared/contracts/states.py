@@ -40,6 +40,17 @@ class RunStatus(StrEnum):
 _FINAL = frozenset({RunStatus.SUCCEEDED, RunStatus.SKIPPED, RunStatus.FAILED, RunStatus.ERROR})
 
 
+class NodePhase(StrEnum):
+    """Of the nodes that facts tell of."""
+
+    RUNNING = "Running"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+    ERROR = "Error"
+    SKIPPED = "Skipped"
+    OMITTED = "Omitted"
+
+
 class MetricFormat(StrEnum):
     UNSPECIFIED = "UNSPECIFIED"
     RAW = "RAW"
@@ -103,6 +114,29 @@ class RunState(State, frozen=True, kw_only=True, omit_defaults=True):
     started_at: datetime | None = None
     finished_at: datetime | None = None
     is_deleted: bool = False
+
+
+class NodeState(State, frozen=True, kw_only=True, omit_defaults=True):
+    """A step of a run; `id` is the run's, and `version` grows with what becomes of this node."""
+
+    node_id: str
+    name: str
+    """The whole one, with its place in the workflow: `train-x7[0].fit`."""
+    display_name: str = ""
+    template_name: str = ""
+    type: str
+    """`Pod` is one that runs something."""
+    phase: NodePhase
+    message: str = ""
+    exit_code: int | None = None
+    attempt: int = 1
+    """Of the run."""
+    experiment_id: ExperimentId
+    pipeline_id: PipelineId | None = None
+    pipeline_version_id: PipelineVersionId | None = None
+    job_id: JobId | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
 
 
 class JobState(State, frozen=True, kw_only=True, omit_defaults=True):

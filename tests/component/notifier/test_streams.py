@@ -16,13 +16,21 @@ import pytest
 from services.notifier.domain import Behind, Wanted
 from services.notifier.streams import Streams
 from shared.bus import EVENTS_STREAM, Bus
-from shared.contracts.events import EXPERIMENT_CREATED, RUN_CREATED, RUN_STARTED, RUN_SUCCEEDED
-from shared.contracts.states import ExperimentState
+from shared.contracts.events import (
+    EXPERIMENT_CREATED,
+    NODE_STARTED,
+    NODE_SUCCEEDED,
+    RUN_CREATED,
+    RUN_STARTED,
+    RUN_SUCCEEDED,
+)
+from shared.contracts.states import ExperimentId, ExperimentState, NodePhase, NodeState
 from shared.tasks import Tasks
 from tests.component.notifier.conftest import Owners, Replica, run_state
 from tests.support.eventually import eventually
 from tests.support.facts import LONG_AGO
 from tests.support.hooks import aiohttp_session
+from tests.support.peers import Peer
 from tests.support.service import Client
 
 EVENTS = "/apis/headrace/v1/events"
@@ -195,6 +203,36 @@ async def test_who_has_read_of_a_runs_end_is_told_that_there_is_nothing_more(own
         async with reading(client, path, until="final", after="run:1") as stream:
             owners.known_runs.clear()
             assert (await stream.next()).kind == "end"
+
+
+async def test_the_events_of_a_run_tell_of_its_steps_also_of_those_that_are_told_behind_its_end(
+    notifier: Client, owners: Owners
+) -> None:
+    path = "/apis/headrace/v1/runs/r/events"
+    steps = Peer("node", owners.run.bus)
+    await owners.run.tell(RUN_CREATED, run_state("r"))
+    await steps.tell(NODE_STARTED, step_state(NodePhase.RUNNING))
+    async with reading(notifier, path, until="final") as stream:
+        assert [event.told for event in await stream.some(2)] == [
+            ("kfp.run.created.v1", "r"),
+            ("kfp.node.started.v1", "r"),
+        ]
+        await owners.run.tell(RUN_SUCCEEDED, run_state("r"))
+        assert (await stream.next()).told == ("kfp.run.succeeded.v1", "r")
+        await steps.tell(NODE_SUCCEEDED, step_state(NodePhase.SUCCEEDED))
+        last = await stream.next()
+        assert last.told == ("kfp.node.succeeded.v1", "r")
+        assert {"node:2", "run:2"} <= set(last.id.split(","))
+        assert (await stream.next()).kind == "end"
+    # The same, when all of it is past.
+    async with reading(notifier, path, until="final") as stream:
+        assert [event.kind for event in await stream.some(5)] == ["message"] * 4 + ["end"]
+
+
+def step_state(phase: NodePhase) -> NodeState:
+    return NodeState(
+        id="r", version=1, node_id="n", name="r.n", type="Pod", phase=phase, experiment_id=ExperimentId("e")
+    )
 
 
 async def test_a_stream_may_end_where_it_would_wait(notifier: Client, owners: Owners) -> None:

@@ -36,7 +36,15 @@ from shared.contracts.questions import (
     VersionAnswer,
     VersionRequest,
 )
-from shared.contracts.states import ExperimentId, ExperimentState, JobState, PipelineId, PipelineVersionId, State
+from shared.contracts.states import (
+    ExperimentId,
+    ExperimentState,
+    JobState,
+    NodeState,
+    PipelineId,
+    PipelineVersionId,
+    State,
+)
 from shared.database import Database, Row
 from shared.errors import InvalidInput, NotFound
 from shared.outbox import Outbox
@@ -227,8 +235,17 @@ class World:
 
     async def facts(self, run_id: str) -> list[str]:
         """What the service has told of a run, in order."""
-        rows = await self.database.fetch("select what from outbox where resource_id = $1 order by seq", run_id)
+        rows = await self.database.fetch(
+            "select what from outbox where owner = 'run' and resource_id = $1 order by seq", run_id
+        )
         return [row["what"] for row in rows]
+
+    async def node_facts(self, run_id: str) -> list[tuple[str, NodeState]]:
+        """What it has told of the steps of a run, in order."""
+        rows = await self.database.fetch(
+            "select what, body from outbox where owner = 'node' and resource_id = $1 order by seq", run_id
+        )
+        return [(row["what"], msgspec.json.decode(row["body"], type=NodeState)) for row in rows]
 
     async def row(self, run_id: str) -> Row:
         row = await self.database.fetchrow("select * from runs where id = $1", run_id)
@@ -321,7 +338,7 @@ async def world(
         settings=settings,
         database=database,
         blobs=blobs,
-        records=Records(database, Outbox("run"), manifests),
+        records=Records(database, Outbox("run"), manifests, nodes=Outbox("node")),
     )
 
     for server, _ in servers:

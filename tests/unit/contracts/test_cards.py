@@ -22,8 +22,8 @@ from shared.contracts.questions import Question
 
 ROOT = Path(__file__).parents[3]
 SERVICES = sorted(card.parent.name for card in (ROOT / "services").glob("*/__init__.py"))
-PROCESSES = {"run-controller": "run"}
-"""Beside the services themselves: by whose code they run."""
+PROCESSES = {"run-controller": "run", "node": "run"}
+"""Beside the services themselves, who tells and answers: by whose code they do."""
 
 Said = dict[str, set[str]]
 """The words behind each owner."""
@@ -70,8 +70,11 @@ def test_every_fact_that_is_declared_is_said_by_its_owner_and_every_question_tak
 
 
 def _emitted(service: str) -> Said:
-    what = {kind.what for kind in FACTS.values() if kind.owner == _owner(service)}
-    return {_owner(service): what} if what else {}
+    said: Said = {}
+    for kind in FACTS.values():
+        if _folder_of(kind.owner) == service:
+            said.setdefault(kind.owner, set()).add(kind.what)
+    return said
 
 
 def _followed(service: str) -> Said:
@@ -102,7 +105,8 @@ def _declared_answers(service: str) -> Said:
 def _own_answers(service: str) -> Said:
     """With those that everybody answers: how far the owner's facts go, and how far others' are applied."""
     what = {"repeat"} | ({"applied", "dead", "dead-letter", "retry-dead"} if _handled(service) else set())
-    return {_owner(service): _declared_answers(service).get(_owner(service), set()) | what}
+    others = {owner: {"repeat"} for owner in _emitted(service) if owner != _owner(service)}
+    return {_owner(service): _declared_answers(service).get(_owner(service), set()) | what} | others
 
 
 def _names_in(service: str) -> set[str]:

@@ -19,6 +19,8 @@ from shared.contracts.states import (
     MetricFormat,
     MetricsState,
     MissedState,
+    NodePhase,
+    NodeState,
     ParameterValue,
     PipelineId,
     PipelineState,
@@ -103,6 +105,31 @@ EXAMPLES: dict[type[State], tuple[State, bytes]] = {
         b'"scheduled_at":"2024-05-06T07:08:09.123456Z","trigger_depth":1,'
         b'"started_at":"2024-05-06T07:08:09.123456Z","finished_at":"2024-05-06T07:08:09.123456Z","is_deleted":true}',
     ),
+    NodeState: (
+        NodeState(
+            id="r",
+            version=2,
+            node_id="run-x-123",
+            name="run-x[0].fit",
+            display_name="fit",
+            template_name="train",
+            type="Pod",
+            phase=NodePhase.FAILED,
+            message="broke",
+            exit_code=3,
+            attempt=2,
+            experiment_id=ExperimentId("e"),
+            pipeline_id=PipelineId("p"),
+            pipeline_version_id=PipelineVersionId("v"),
+            job_id=JobId("j"),
+            started_at=AT,
+            finished_at=AT,
+        ),
+        b'{"id":"r","version":2,"node_id":"run-x-123","name":"run-x[0].fit","display_name":"fit",'
+        b'"template_name":"train","type":"Pod","phase":"Failed","message":"broke","exit_code":3,"attempt":2,'
+        b'"experiment_id":"e","pipeline_id":"p","pipeline_version_id":"v","job_id":"j",'
+        b'"started_at":"2024-05-06T07:08:09.123456Z","finished_at":"2024-05-06T07:08:09.123456Z"}',
+    ),
     JobState: (
         JobState(
             id="j",
@@ -183,6 +210,7 @@ SMALLEST: dict[type[State], bytes] = {
         b'{"id":"v","version":1,"name":"","pipeline_id":"p","manifest_digest":"abc","created_at":"2024-05-06T07:08:09Z"}'
     ),
     RunState: b'{"id":"r","version":1,"name":"","experiment_id":"e","created_at":"2024-05-06T07:08:09Z"}',
+    NodeState: b'{"id":"r","version":1,"node_id":"n","name":"","type":"Pod","phase":"Running","experiment_id":"e"}',
     JobState: (
         b'{"id":"j","version":1,"name":"","experiment_id":"e","created_at":"2024-05-06T07:08:09Z",'
         b'"updated_at":"2024-05-06T07:08:09Z"}'
@@ -212,6 +240,11 @@ PUBLISHED = {
     "kfp.job-scheduler.triggered.v1": TriggerState,
     "kfp.job-scheduler.updated.v1": JobState,
     "kfp.metrics.reported.v1": MetricsState,
+    "kfp.node.error.v1": NodeState,
+    "kfp.node.failed.v1": NodeState,
+    "kfp.node.skipped.v1": NodeState,
+    "kfp.node.started.v1": NodeState,
+    "kfp.node.succeeded.v1": NodeState,
     "kfp.pipeline-registry.created.v1": PipelineState,
     "kfp.pipeline-registry.default-changed.v1": PipelineState,
     "kfp.pipeline-registry.deleted.v1": PipelineState,
