@@ -23,7 +23,7 @@ FAULT_TESTS := tests/integration/nervous_system/test_recovery.py tests/contract/
 	tests/system/test_durability.py tests/system/test_stack_lifecycle.py
 
 # Those that strike as often as they are told.
-SLOT_TESTS := tests/integration/nervous_system/test_slots.py
+STRIKING_TESTS := tests/integration/nervous_system/test_slots.py tests/integration/nervous_system/test_fault_run.py
 
 # What a run of all tests leaves for `make coverage`.
 EVIDENCE := build/evidence.json
@@ -99,7 +99,7 @@ bench: setup-dev ## Measure against floors taken in the same run; prints a table
 	@$(BIN)/python -m tests.bench
 
 chaos: setup-dev ## Break things on purpose: the fault tests
-	@HEADRACE_CHAOS_KILLS=$${HEADRACE_CHAOS_KILLS:-60} $(BIN)/pytest -q -s tests/chaos $(SLOT_TESTS)
+	@HEADRACE_CHAOS_KILLS=$${HEADRACE_CHAOS_KILLS:-60} $(BIN)/pytest -q -s tests/chaos $(STRIKING_TESTS)
 	@$(BIN)/pytest -q $(FAULT_TESTS)
 
 lock: ## Write the lock files anew (hashes, no index)

@@ -47,7 +47,7 @@ class Settings(ServiceSettings, frozen=True, kw_only=True):
     """Whether what becomes of each step is told, beside what becomes of runs."""
     node_facts_kept_days: float = 1
     """As `facts_kept_days`, of these: there are many, and of use while a run goes on."""
-    node_facts_gather_seconds: float = 0.1
+    node_facts_gather_seconds: float = 0.25
     """How long one of them waits to be published together with others."""
     ask_seconds: float = 2.0
     """How long creation waits for another service's answer before it is a 503."""

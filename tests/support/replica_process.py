@@ -41,6 +41,9 @@ class ReplicaProcess:
     def pid(self) -> int:
         return self._process.pid
 
+    def kill(self) -> None:
+        self._process.kill()
+
     def send(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
 
