@@ -22,6 +22,7 @@ from tests.bench import (
     create_experiment,
     create_run,
     engine_scale,
+    event_streams,
     fact_delay,
     growth,
     large_manifest,
@@ -50,7 +51,7 @@ class Benchmark(Protocol):
 
 
 BENCHMARKS: tuple[Benchmark, ...] = (
-    *(start, memory, create_experiment, create_run, large_manifest, lists, metrics_ingest, fact_delay),
+    *(start, memory, create_experiment, create_run, large_manifest, lists, metrics_ingest, fact_delay, event_streams),
     webhook_delay,
     *(schedule_lateness, step_overhead, engine_scale, growth),
 )
