@@ -155,6 +155,13 @@ class NewWebhook(msgspec.Struct, frozen=True, kw_only=True):
             raise InvalidInput("The webhook's name is empty. Please specify a valid name.")
         check_length("webhook's name", self.name)
         check_length("webhook's URL", self.url)
+        about = self.wanted.about
+        for what, identity in (
+            ("experiment", about.experiment_id),
+            ("pipeline", about.pipeline_id),
+            ("job", about.job_id),
+        ):
+            check_length(f"{what}'s id", identity)
         if not is_of_the_web(self.url):
             raise InvalidInput(f"The webhook's URL {self.url!r} is none of http or https.")
 
