@@ -16,17 +16,19 @@ from services.notifier.domain import MOST_WEBHOOKS
 from shared.bus import EVENTS_STREAM, Bus
 from shared.contracts.events import (
     EXPERIMENT_CREATED,
+    NODE_STARTED,
     RUN_CREATED,
     RUN_FAILED,
     RUN_STARTED,
     RUN_SUCCEEDED,
 )
-from shared.contracts.states import ExperimentState
+from shared.contracts.states import ExperimentId, ExperimentState, NodePhase, NodeState
 from shared.database import Database
 from tests.component.notifier.conftest import HOUR_SECONDS, TRIES, Owners, Replica, run_state
 from tests.component.notifier.receiver import Receiver
 from tests.support.eventually import eventually
 from tests.support.facts import LONG_AGO
+from tests.support.peers import Peer
 from tests.support.service import Client
 
 WEBHOOKS = "/apis/headrace/v1/webhooks"
@@ -148,6 +150,20 @@ async def test_a_rotated_secret_and_the_former_one_both_sign(
     Verifier(secret).verify(received.body, received.headers)
     with pytest.raises(WebhookVerificationError):
         Verifier(webhook["secret"]).verify(received.body, received.headers)
+
+
+async def test_single_steps_are_told_to_those_who_ask_for_them(
+    notifier: Client, owners: Owners, receiver: Receiver
+) -> None:
+    everything = await create(notifier, receiver)
+    await create(notifier, receiver, name="steps", resources=["node"])
+    step = NodeState(
+        id="r", version=1, node_id="n", name="r.n", type="Pod", phase=NodePhase.RUNNING, experiment_id=ExperimentId("e")
+    )
+    await Peer("node", owners.run.bus).tell(NODE_STARTED, step)
+    await receiver.some(1)
+    # What the other one might have wanted of it was written down together with this.
+    assert await show(notifier, everything, "/deliveries") == {}
 
 
 async def test_what_is_not_taken_is_sent_again_later_and_nothing_overtakes_it(
