@@ -61,7 +61,9 @@ class House:
         await self.upload("/pipelines/upload_version", subject, name="second", pipelineid=pipeline["id"])
         spec = {"workflow_manifest": MANIFEST}
         await self.ask("run", "POST", "/runs", subject, json={"name": subject, "pipeline_spec": spec})
-        job = {"name": subject, "pipeline_spec": spec, "max_concurrency": "1"}
+        # One without a schedule would fire as soon as it is enabled, and tell of that.
+        yearly = {"cron_schedule": {"cron": "0 0 0 1 1 *"}}
+        job = {"name": subject, "pipeline_spec": spec, "max_concurrency": "1", "trigger": yearly}
         await self.ask("job-scheduler", "POST", "/jobs", subject, json=job)
 
     async def upload(self, path: str, subject: str, **query: str) -> Any:

@@ -29,6 +29,7 @@ from schemathesis.schemas import APIOperation, BaseSchema
 from services.experiment.openapi import OPERATIONS as OF_EXPERIMENTS
 from services.job_scheduler.openapi import OPERATIONS as OF_JOBS
 from services.metrics.openapi import OPERATIONS as OF_METRICS
+from services.notifier.openapi import OPERATIONS as OF_EVENTS
 from services.pipeline_registry.openapi import OPERATIONS as OF_PIPELINES
 from services.run.openapi import OPERATIONS as OF_RUNS
 from tests.support import swagger
@@ -45,7 +46,7 @@ _EXAMPLES: Final = 40
 """Of each operation, and of each of: allowed, forbidden. All of it together takes less than a minute."""
 _WITHIN_SECONDS: Final = 30
 
-_OF_SERVICES = (*OF_EXPERIMENTS, *OF_PIPELINES, *OF_RUNS, *OF_JOBS, *OF_METRICS)
+_OF_SERVICES = (*OF_EXPERIMENTS, *OF_PIPELINES, *OF_RUNS, *OF_JOBS, *OF_METRICS, *OF_EVENTS)
 _ALLOWED: Final = [
     *("GetHealthz", "GetLiveness", "GetReadiness", "GetStartup", "GetMetrics"),
     # What deletes comes last, so that the others find something.
@@ -117,6 +118,7 @@ def ids(stack: Stack) -> dict[str, str]:
         "jobs": job,
         "nodes": train["id"],
         "artifacts": train["outputs"]["artifacts"][0]["name"],
+        "webhooks": api.post("/apis/headrace/v1/webhooks", {"name": _TAKEN, "url": "http://127.0.0.1:9/"})["id"],
     }
 
 
@@ -180,8 +182,10 @@ def _cases(draw: st.DrawFn, operation: AnyOperation, mode: GenerationMode, ids: 
     for before, name in re.findall(r"/([a-z_]+)/\{([a-z_]+)\}", operation.path):
         if before in ids and draw(st.booleans()):
             case.path_parameters[name] = quote(ids[before], safe="")
-    # What follows a log ends when its run does; it is no answer to wait for here.
+    # What follows a log ends when its run does, and events never do; they are no answers to wait for here.
     case.query.pop("follow", None)
+    if operation.path.endswith("/events"):
+        case.query["until"] = "now"
     # Under a key that was used before, a creation looks no further.
     if draw(st.integers(0, 3)):
         case.headers.pop("Idempotency-Key", None)
