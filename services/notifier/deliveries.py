@@ -68,6 +68,8 @@ class Deliveries:
         if watching is None:
             # Once for all facts of a transaction, and after they came: nobody is overlooked who was there before them.
             watching = self._watching[tx] = await store.list_watching(tx)
+        if not watching:
+            return False
         told = telling.told(message)
         new = [
             Waiting(
