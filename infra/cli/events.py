@@ -127,7 +127,7 @@ class _Source:
                 for kind, data in self._events(reply):
                     if kind == "end":
                         return True
-                    self._show(kind, data)
+                    (_say_gap if kind == "gap" else self._show)(data)
         finally:
             reply.close()
         return False
@@ -153,17 +153,11 @@ def _lines(reply: Any) -> Iterator[str]:
         yield from (line.decode() for line in lines)
 
 
-def _as_line(kind: str, data: str) -> None:
-    if kind == "gap":
-        _say_gap(data)
-        return
+def _as_line(data: str) -> None:
     click.echo(data)
 
 
-def _as_row(kind: str, data: str) -> None:
-    if kind == "gap":
-        _say_gap(data)
-        return
+def _as_row(data: str) -> None:
     event = json.loads(data)
     state = event["data"]
     _, owner, what, _ = event["type"].split(".")
