@@ -90,6 +90,10 @@ class Engine(Protocol):
         With `up_to_attempt` later attempts are left alone: who decides on what was read may be overtaken by a retry.
         """
 
+    async def own(self, shards: frozenset[int]) -> None:
+        """From now on drive and report the runs of these shards alone (`shards.shard_of`). What is given up is
+        forgotten, not stopped: another controller goes on with it."""
+
     async def known(self) -> set[str]:
         """The runs that are being driven now; an open run beyond them has to be submitted again."""
 

@@ -40,6 +40,8 @@ class PlayedEngine:
 
     async def erase(self, run_id: str, *, up_to_attempt: int | None = None) -> None: ...
 
+    async def own(self, shards: frozenset[int]) -> None: ...
+
     async def known(self) -> set[str]:
         return {submission.run_id for submission in self.submitted}
 

@@ -180,6 +180,9 @@ class EmbeddedEngine:
                 async for chunk in chunks:
                     yield chunk
 
+    async def own(self, shards: frozenset[int]) -> None:
+        """One controller has all of them, or none and this does nothing: nobody else could reach its steps."""
+
     async def known(self) -> set[str]:
         return {workflow.submission.run_id for workflow in self._workflows.values()}
 
