@@ -108,11 +108,23 @@ class Transaction:
 class Database:
     """A pool of connections that log in as one service's role and see its schema alone."""
 
-    def __init__(self, url: str, *, name: str, max_size: int = 10, idle_in_transaction_seconds: float = 5.0) -> None:
-        """`name` is what the server shows of this process. Nothing is connected before `open`."""
+    def __init__(
+        self,
+        url: str,
+        *,
+        name: str,
+        max_size: int = 10,
+        statement_seconds: float | None = 30,
+        idle_in_transaction_seconds: float = 5.0,
+    ) -> None:
+        """`name` is what the server shows of this process. Nothing is connected before `open`.
+
+        `statement_seconds`: how long one may take before it counts as an outage; None: as long as it needs.
+        """
         self._url = url
         self._name = name
         self._max_size = max_size
+        self._statement_seconds = statement_seconds
         self._idle_in_transaction_seconds = idle_in_transaction_seconds
         self._opened: Any = None
 
@@ -136,7 +148,7 @@ class Database:
                 min_size=0,
                 max_size=self._max_size,
                 timeout=5,
-                command_timeout=30,
+                command_timeout=self._statement_seconds,
                 reset=_reset,
                 server_settings={
                     "application_name": self._name,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Coroutine
 
-_SERVICES = ("experiment", "pipeline-registry", "run", "job-scheduler", "metrics", "notifier")
+SERVICES = ("experiment", "pipeline-registry", "run", "job-scheduler", "metrics", "notifier")
 
 
 class LogSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,7 +30,7 @@ class LogSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @click.command()
-@click.argument("name", type=click.Choice([*_SERVICES, "run-controller", "step-runner", "gateway"]), metavar="NAME")
+@click.argument("name", type=click.Choice([*SERVICES, "run-controller", "step-runner", "gateway"]), metavar="NAME")
 def serve(name: str) -> None:
     """Run one process in the foreground, until SIGTERM.
 

@@ -1,13 +1,19 @@
 """Migrations: each file once, whoever comes first, and none twice with another text."""
 
 import asyncio
+import os
+import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 import shared
+from infra.cli import main
 from shared.database import Database
 from shared.migrate import MigrationError, migrate
+
+PROJECT = Path(shared.__file__).parents[1]
 
 # The shared tables' files, and the one of the room below.
 EVERY_FILE = len(list((Path(shared.__file__).parent / "migrations").glob("*.sql"))) + 1
@@ -66,3 +72,44 @@ async def test_an_older_replica_starts_on_a_newer_schema(database_urls: dict[str
         assert await migrate(database, room) == 0
     finally:
         await database.close()
+
+
+async def test_the_command_knows_its_database_alone_and_may_be_started_by_every_replica(
+    database_urls: dict[str, str],
+) -> None:
+    environment = {"PATH": os.environ["PATH"], "HEADRACE_DATABASE_URL": database_urls["metrics"]}
+
+    async def command(name: str) -> tuple[int | None, str, str]:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "infra.cli", "migrate", name),
+            env=environment,
+            cwd=PROJECT,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        said, complained = await asyncio.wait_for(process.communicate(), 60)
+        return process.returncode, said.decode().strip(), complained.decode().strip()
+
+    replicas = await asyncio.gather(*(command("metrics") for _ in range(3)))
+    assert [code for code, _, _ in replicas] == [0, 0, 0], replicas
+    files = len(
+        [*(PROJECT / "shared/migrations").glob("*.sql"), *(PROJECT / "services/metrics/migrations").glob("*.sql")]
+    )
+    assert sorted(said for _, said, _ in replicas) == [f"metrics: applied {files}", *["metrics: nothing to apply"] * 2]
+
+
+@pytest.mark.parametrize(
+    ("url", "code", "complaint"),
+    [
+        ("", 2, "headrace migrate metrics: HEADRACE_DATABASE_URL is not set\n"),
+        ("postgresql://metrics:x@127.0.0.1:1/headrace", 1, "headrace migrate metrics: The database does not answer."),
+    ],
+)
+def test_the_command_says_in_a_line_why_it_cannot(
+    monkeypatch: pytest.MonkeyPatch, url: str, code: int, complaint: str
+) -> None:
+    monkeypatch.setattr("infra.cli.migrate.PATIENCE_SECONDS", 0.1)
+    result = CliRunner().invoke(main, ["migrate", "metrics"], env={"HEADRACE_DATABASE_URL": url})
+    assert result.exit_code == code
+    assert result.stderr.startswith(complaint)
+    assert len(result.stderr.splitlines()) == 1
