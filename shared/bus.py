@@ -114,11 +114,13 @@ class StreamLimits:
 
     days: float = 8
     bytes: int = 2 * 1024**3
+    replicas: int = 1
+    """On how many servers of a broker that is a cluster; it applies to what subscribers gave up on, too."""
 
     @classmethod
-    def beyond(cls, *, days: float, bytes: int) -> Self:
+    def beyond(cls, *, days: float, bytes: int, replicas: int = 1) -> Self:
         """For owners that keep their facts for so many days: what the stream has outlived they publish no more."""
-        return cls(days=days + 1, bytes=bytes)
+        return cls(days=days + 1, bytes=bytes, replicas=replicas)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -256,7 +258,7 @@ class Bus:
         `change`: give those that are there the limits of this declaration; only the broker's administrator may.
         """
         self._require_connection()
-        for config in (_events_stream(self._limits), _DEAD_STREAM):
+        for config in (_events_stream(self._limits), _dead_stream(self._limits)):
             try:
                 await self._stream.add_stream(config)
             except js_errors.BadRequestError as error:
@@ -264,6 +266,8 @@ class Bus:
                     raise BusError(f"stream {config.name}: {error.description}") from error
                 if change:
                     await self._stream.update_stream(config)
+            except js_errors.APIError as error:
+                raise BusError(f"stream {config.name}: {error.description}") from error
             except (*_UNREACHABLE, js_errors.Error) as error:
                 raise BusError(f"stream {config.name}: {error!r}") from error
 
@@ -724,17 +728,6 @@ _PULL_ENDED = frozenset({"404", "408"})  # nothing there; the request's time is 
 _STREAM_NAME_IN_USE = 10058
 _NO_MESSAGE = 10037
 
-_DEAD_STREAM = api.StreamConfig(
-    name=DEAD_STREAM,
-    subjects=["kfp.dead.>"],
-    storage=api.StorageType.FILE,
-    retention=api.RetentionPolicy.LIMITS,
-    discard=api.DiscardPolicy.OLD,
-    max_age=30 * 24 * 3600,
-    max_bytes=256 * 1024**2,
-    duplicate_window=_DEDUPLICATION_SECONDS,
-)
-
 
 def _events_stream(limits: StreamLimits) -> api.StreamConfig:
     return api.StreamConfig(
@@ -745,6 +738,21 @@ def _events_stream(limits: StreamLimits) -> api.StreamConfig:
         discard=api.DiscardPolicy.OLD,
         max_age=limits.days * 24 * 3600,
         max_bytes=limits.bytes,
+        num_replicas=limits.replicas,
         duplicate_window=_DEDUPLICATION_SECONDS,
         allow_direct=True,
+    )
+
+
+def _dead_stream(limits: StreamLimits) -> api.StreamConfig:
+    return api.StreamConfig(
+        name=DEAD_STREAM,
+        subjects=["kfp.dead.>"],
+        storage=api.StorageType.FILE,
+        retention=api.RetentionPolicy.LIMITS,
+        discard=api.DiscardPolicy.OLD,
+        max_age=30 * 24 * 3600,
+        max_bytes=256 * 1024**2,
+        num_replicas=limits.replicas,
+        duplicate_window=_DEDUPLICATION_SECONDS,
     )

@@ -35,7 +35,9 @@ class Plumbing:
         self.bus = Bus(
             settings.nats_url,
             name=name,
-            limits=StreamLimits.beyond(days=settings.facts_kept_days, bytes=settings.stream_kept_bytes),
+            limits=StreamLimits.beyond(
+                days=settings.facts_kept_days, bytes=settings.stream_kept_bytes, replicas=settings.stream_replicas
+            ),
         )
         self.outbox = Outbox(owner, self.bus)
         self.tasks = Tasks()

@@ -46,6 +46,8 @@ class ServiceSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How much the stream of facts holds at most, those of all services together; the oldest go first. This and the age
     are what a missing stream is declared with; one that is there is changed with the broker's own tools, or, where
     `headrace up` looks after it, at the next start."""
+    stream_replicas: Annotated[int, msgspec.Meta(ge=1, le=5)] = 1
+    """On how many servers of the broker the stream is kept, where it is a cluster: three outlive the loss of one."""
     applied_wait_seconds: float = 1.0
     """How long a route waits for other services to apply its change before it answers all the same."""
 

@@ -25,6 +25,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     object_store_bucket: str
     facts_kept_days: float = 7
     stream_kept_bytes: int = 2 * 1024**3
+    stream_replicas: int = 1
     """As services are told."""
 
 
@@ -36,7 +37,9 @@ async def prepare(settings: Settings) -> None:
         secret_key=settings.object_store_secret_key,
         bucket=settings.object_store_bucket,
     )
-    limits = StreamLimits.beyond(days=settings.facts_kept_days, bytes=settings.stream_kept_bytes)
+    limits = StreamLimits.beyond(
+        days=settings.facts_kept_days, bytes=settings.stream_kept_bytes, replicas=settings.stream_replicas
+    )
     await asyncio.gather(declare_streams(settings.nats_url, limits), blobs.ensure_bucket())
 
 

@@ -12,7 +12,7 @@ from nats.js.api import ConsumerConfig, DeliverPolicy
 from nats.js.errors import Error as JetStreamError
 
 from infra.embedded.nats import NatsServer
-from shared.bus import EVENTS_STREAM, Bus, StreamLimits, declare_streams
+from shared.bus import EVENTS_STREAM, Bus, BusError, StreamLimits, declare_streams
 from shared.outbox import Keep
 from tests.integration.nervous_system.conftest import House, house_on
 from tests.support.eventually import eventually
@@ -108,6 +108,11 @@ async def test_the_limits_of_the_stream_are_what_it_is_declared_with_and_the_adm
         assert (config.max_age, config.max_bytes) == (3 * 86400, 50_000_000)
     finally:
         await client.close()
+
+
+async def test_a_broker_of_one_server_says_that_it_cannot_keep_the_streams_on_three(own_nats: NatsServer) -> None:
+    with pytest.raises(BusError, match="KFP_EVENTS: replicas > 1 not supported"):
+        await declare_streams(own_nats.url("admin"), StreamLimits(replicas=3))
 
 
 async def test_a_durable_subscriber_from_outside_that_goes_by_positions_sees_no_gap_when_the_store_is_lost(
