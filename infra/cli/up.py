@@ -14,7 +14,12 @@ import click
 @click.option(
     "--data-dir", type=click.Path(readable=False), help="Where to keep data: HEADRACE_DATA_DIR, else ./.headrace."
 )
-def up(port: int | None, data_dir: str | None) -> None:
+@click.option(
+    "--replicas",
+    metavar="NAME=COUNT,…",
+    help="How many processes of a service share its work, as run=2,metrics=2: HEADRACE_REPLICAS, else one of each.",
+)
+def up(port: int | None, data_dir: str | None, replicas: str | None) -> None:
     """Start everything on this machine and run it until Ctrl-C.
 
     Postgres, NATS and an object store from the wheels of the extra `headrace[embedded]`, the services, the engine and
@@ -23,6 +28,9 @@ def up(port: int | None, data_dir: str | None) -> None:
     Ctrl-C lets steps that run end, for HEADRACE_STOP_WAIT_SECONDS (30) at most, and starts no others; Ctrl-C again
     interrupts them. With HEADRACE_STOP_STEPS=interrupt nothing is waited for. A terminal that closes counts as one
     Ctrl-C; under nohup it does not.
+
+    Every service may have replicas, each with a log of its own (run.log, run-2.log); one that ends is started again
+    while the others go on. There is one gateway, one run-controller and one step-runner.
 
     Prints one line, `headrace ready http://127.0.0.1:PORT`, once requests are answered. Logs are in DATA_DIR/logs.
     """
@@ -33,7 +41,7 @@ def up(port: int | None, data_dir: str | None) -> None:
     from infra.embedded.stack import run
     from shared.settings import SettingsError, load, variable_of
 
-    given = {"port": port, "data_dir": data_dir}
+    given = {"port": port, "data_dir": data_dir, "replicas": replicas}
     options = {variable_of(name): str(value) for name, value in given.items() if value is not None}
     # `make` exports what nobody set as empty.
     environment = {name: value for name, value in os.environ.items() if value}

@@ -1,9 +1,10 @@
-"""What a person may say about a stack on this machine: where it answers and where it keeps things."""
+"""What a person may say about a stack on this machine: where it answers, where it keeps things, how many work in it."""
 
 from __future__ import annotations
 
 import msgspec
 
+from infra.embedded.replicas import counted
 from shared.settings import Port
 
 
@@ -14,3 +15,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """TCP port of the gateway on the loopback interface. 8888 is where clients of the API expect a server."""
     data_dir: str = ".headrace"
     """Folder for everything that is kept; created on first use."""
+    replicas: tuple[str, ...] = ()
+    """`NAME=COUNT` each, comma separated: how many processes of a service share its work. One, unless named."""
+
+    def __post_init__(self) -> None:
+        counted(self.replicas)
+
+    @property
+    def replica_counts(self) -> dict[str, int]:
+        return counted(self.replicas)

@@ -10,7 +10,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from infra.embedded.preflight import (
 )
 from infra.embedded.process import Command
 from infra.embedded.readiness import runner_info, until_runner_is_watched, until_runner_tells, until_status
+from infra.embedded.replicas import SERVICES, connections_each, names
 from infra.embedded.settings import Settings
 from infra.embedded.supervisor import Program, Row, Supervisor
 from services.run.engine.embedded.runner.protocol import RunnerInfo
@@ -37,13 +38,13 @@ from services.run.engine.embedded.runner.settings import RunnerSettings
 from services.run.settings import overlap
 from shared.settings import load
 
-SERVICES = ("experiment", "pipeline-registry", "run", "job-scheduler", "metrics", "notifier")
 CONTROLLER = "run-controller"
 RUNNER = "step-runner"
 GATEWAY = "gateway"
 ZYGOTE = "zygote"
 
 READY_WITHIN_SECONDS = 60
+_AND_FOR_EACH_REPLICA_SECONDS = 5
 
 _SHARED_MODULES = ("infra.cli.serve", "shared.plumbing", "shared.listing", "minio", "uvloop", "httptools", "uvicorn")
 """What most of the processes import anyway; never a service's own modules."""
@@ -102,7 +103,15 @@ async def run(
     if not await _done_before(stop, data_dir.open()):
         return
     try:
-        stack = _Stack(data_dir, programs, runner, gateway_port=settings.port, say=say, serve=serve)
+        stack = _Stack(
+            data_dir,
+            programs,
+            runner,
+            replicas=settings.replica_counts,
+            gateway_port=settings.port,
+            say=say,
+            serve=serve,
+        )
         await stack.run(stop, hurry, ready)
     except OSError as error:  # The disk, most likely: full, or gone.
         raise StartFailure(f"{error.strerror}: {error.filename or data_dir.path}") from error
@@ -131,13 +140,16 @@ class _Stack:
         programs: Programs,
         told_runner: RunnerSettings,
         *,
+        replicas: Mapping[str, int],
         gateway_port: int,
         say: Callable[[str], None],
         serve: Sequence[str],
     ) -> None:
         self._data_dir = data_dir
         self._serve = serve
-        ours = data_dir.ports([*PORT_NAMES, *SERVICES, CONTROLLER], besides=[gateway_port])
+        self._replicas = {service: names(service, replicas[service]) for service in SERVICES}
+        self._connections = connections_each(replicas)
+        ours = data_dir.ports([*PORT_NAMES, *self._every_replica(), CONTROLLER], besides=[gateway_port])
         self._ports = ours | {GATEWAY: gateway_port}
         self._backing = Backing(data_dir, self._ports, programs)
         self._socket = data_dir.socket("steps.sock")
@@ -178,7 +190,9 @@ class _Stack:
         # processes wait for one another as they need to.
         await self._supervisor.start([Row(name=RUNNER, startable=self._runner)])
         await self._supervisor.start([self._controller()])
-        await self._supervisor.start([self._service(name) for name in SERVICES])
+        await self._supervisor.start(
+            [self._service(service, name) for service, replicas in self._replicas.items() for name in replicas]
+        )
         await self._supervisor.start([self._gateway()])
         await self._prepare()
         await self._until_everything_answers()
@@ -212,7 +226,11 @@ class _Stack:
 
     def _console(self) -> Console:
         """From now on: that processes wait for one another while they come up is nobody's concern."""
-        return Console([self._log(name) for name in (RUNNER, CONTROLLER, *SERVICES, GATEWAY)], say=self._say)
+        ours = (RUNNER, CONTROLLER, *self._every_replica(), GATEWAY)
+        return Console([self._log(name) for name in ours], say=self._say)
+
+    def _every_replica(self) -> list[str]:
+        return [name for replicas in self._replicas.values() for name in replicas]
 
     def _runner_program(self) -> Program:
         # Not forked: steps must not end because the zygote did.
@@ -221,13 +239,18 @@ class _Stack:
         return Program(command, stop_within_seconds=its_own + _STOP_WITHIN_SECONDS)
 
     def _controller(self) -> Row:
-        credentials = self._backing.database("run") | self._backing.bus(CONTROLLER) | self._backing.objects()
+        credentials = self._database("run") | self._backing.bus(CONTROLLER) | self._backing.objects()
         engine = {"HEADRACE_ENGINE_DATA_DIR": str(self._data_dir.path / "engine")}
         return self._row(CONTROLLER, credentials | self._steps() | engine | self._listens(CONTROLLER))
 
-    def _service(self, name: str) -> Row:
-        credentials = self._backing.database(name.replace("-", "_")) | self._backing.bus(name) | self._backing.objects()
-        return self._row(name, credentials | self._fetching() | self._identity() | self._listens(name))
+    def _service(self, service: str, name: str) -> Row:
+        credentials = self._database(service.replace("-", "_")) | self._backing.bus(service) | self._backing.objects()
+        return self._row(name, credentials | self._fetching() | self._identity() | self._listens(name), serves=service)
+
+    def _database(self, role: str) -> dict[str, str]:
+        """As somebody, and with how many connections, unless whoever started us says how many."""
+        variable = "HEADRACE_DATABASE_CONNECTIONS"
+        return self._backing.database(role) | {variable: os.environ.get(variable) or str(self._connections)}
 
     def _fetching(self) -> dict[str, str]:
         """Only this machine reaches the gateway; what its users name may lie next to them, unless they say not."""
@@ -236,8 +259,10 @@ class _Stack:
 
     def _gateway(self) -> Row:
         upstreams = {
-            f"HEADRACE_{name.replace('-', '_').upper()}_UPSTREAMS": f"http://{LOOPBACK}:{self._ports[name]}"
-            for name in SERVICES
+            f"HEADRACE_{service.replace('-', '_').upper()}_UPSTREAMS": ",".join(
+                f"http://{LOOPBACK}:{self._ports[name]}" for name in replicas
+            )
+            for service, replicas in self._replicas.items()
         }
         tokens = os.environ.get("HEADRACE_AUTH_TOKENS_FILE") or str(self._data_dir.path / "tokens.json")
         authentication = self._identity() | {"HEADRACE_AUTH_TOKENS_FILE": tokens}
@@ -271,8 +296,8 @@ class _Stack:
                     raise StartFailure(f"HEADRACE_HOST_PATHS: {shared.strip()} would show steps what is kept in {path}")
         return [*kept, *filter(None, [os.environ.get("HEADRACE_STEP_MASKED_PATHS")])]
 
-    def _row(self, name: str, variables: dict[str, str]) -> Row:
-        command = self._command(name, [*self._serve, name], variables)
+    def _row(self, name: str, variables: dict[str, str], *, serves: str | None = None) -> Row:
+        command = self._command(name, [*self._serve, serves or name], variables)
         return Row(name=name, startable=Forked(self._zygote, command, stop_within_seconds=_STOP_WITHIN_SECONDS))
 
     async def _prepare(self) -> None:
@@ -298,9 +323,11 @@ class _Stack:
         return self._data_dir.logs / f"{name}.log"
 
     async def _until_everything_answers(self) -> None:
-        waiting_for = dict.fromkeys(SERVICES, "/readyz") | {GATEWAY: "/apis/v1beta1/healthz"}
+        waiting_for = dict.fromkeys(self._every_replica(), "/readyz") | {GATEWAY: "/apis/v1beta1/healthz"}
+        further = len(self._every_replica()) - len(SERVICES)
+        within_seconds = READY_WITHIN_SECONDS + further * _AND_FOR_EACH_REPLICA_SECONDS
         try:
-            async with asyncio.timeout(READY_WITHIN_SECONDS):
+            async with asyncio.timeout(within_seconds):
                 for name, path in waiting_for.items():
                     await until_status(200, self._ports[name], path)
                 name = RUNNER
@@ -309,9 +336,7 @@ class _Stack:
                 name = CONTROLLER
                 await until_runner_is_watched(self._socket)
         except TimeoutError as error:
-            raise StartFailure(
-                f"{name} was not ready within {READY_WITHIN_SECONDS} s (log: {self._log(name)})"
-            ) from error
+            raise StartFailure(f"{name} was not ready within {within_seconds} s (log: {self._log(name)})") from error
 
     def _say_what_steps_lack(self, runner: RunnerInfo) -> None:
         if runner.weaker is not None:

@@ -23,7 +23,10 @@ from tests.support.step_sandbox import demand_full_sandbox
 AGENT_TOKEN = "the agent's token"
 """By which reports of another engine are taken."""
 
-_READY_WITHIN_SECONDS = 90
+REPLICAS = os.environ.get("HEADRACE_TEST_REPLICAS", "")
+"""How many of each service work in the stacks of tests, as `headrace up --replicas` is told; one, unless said."""
+
+_READY_WITHIN_SECONDS = 180
 _STOP_WITHIN_SECONDS = 30
 _SERVERS = ("postgres", "nats", "object-store")
 
@@ -57,14 +60,17 @@ def stack() -> Iterator[Stack]:
 
 
 @contextmanager
-def running(data_dir: Path, *, port: int | None = None, secrets_dir: Path | None = None) -> Iterator[Stack]:
+def running(
+    data_dir: Path, *, port: int | None = None, secrets_dir: Path | None = None, replicas: str = REPLICAS
+) -> Iterator[Stack]:
     """Run `headrace up` on `data_dir` and stop it in order at the end; with the default runtime or not at all.
 
     What still runs at the end is interrupted.
     """
     port = port or free_ports(1)[0]
+    where = ["--port", str(port), "--data-dir", str(data_dir), "--replicas", replicas]
     process = subprocess.Popen(
-        [sys.executable, "-m", "infra.cli", "up", "--port", str(port), "--data-dir", str(data_dir)],
+        [sys.executable, "-m", "infra.cli", "up", *where],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -1,7 +1,8 @@
 """Stands in for any process of the stack: `python stub_process.py NAME`.
 
-Answers 200 to every request on HEADRACE_LISTEN_PORT, and as the step runner whoever asks it about itself; ends on
-SIGTERM, and appends what happens to it to HEADRACE_TEST_JOURNAL, one line `NAME event pid` each.
+Answers every request on HEADRACE_LISTEN_PORT with 200 and the upstreams it was told, and as the step runner whoever
+asks it about itself; ends on SIGTERM, and appends what happens to it to HEADRACE_TEST_JOURNAL, one line
+`NAME event pid` each.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ async def main(name: str) -> None:
 
 async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     await reader.readline()
-    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+    upstreams = sorted(f"{name}={value}" for name, value in os.environ.items() if name.endswith("_UPSTREAMS"))
+    body = "\n".join(upstreams)
+    writer.write(f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}".encode())
     await writer.drain()
     writer.close()
 

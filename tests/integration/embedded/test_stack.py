@@ -11,11 +11,13 @@ import signal
 import socket
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
+import urllib3
 
 from infra.cli.up import say
 from infra.embedded.failure import StartFailure
@@ -78,6 +80,39 @@ async def test_a_person_hears_at_the_start_that_steps_cannot_run_and_what_to_do(
         assert "let this user make namespaces: sysctl " in said
         await stack.ready()
         assert await stack.stop() == 0
+
+
+async def test_replicas_have_ports_and_logs_of_their_own_and_the_gateway_knows_them_all(folder: Path) -> None:
+    replicas = {"HEADRACE_REPLICAS": "run=3,job-scheduler=2"}
+    told: list[str] = []
+    for _ in range(2):
+        async with started(folder / "data", variables=replicas) as stack:
+            await stack.ready()
+            kept = msgspec.json.decode((folder / "data" / "ports.json").read_bytes(), type=dict[str, int])
+            told.append(await asyncio.to_thread(_said_by, stack.port))
+            gateway = told[-1].splitlines()
+            assert f"HEADRACE_RUN_UPSTREAMS={_urls(kept, 'run', 'run-2', 'run-3')}" in gateway
+            assert f"HEADRACE_JOB_SCHEDULER_UPSTREAMS={_urls(kept, 'job-scheduler', 'job-scheduler-2')}" in gateway
+            assert f"HEADRACE_METRICS_UPSTREAMS={_urls(kept, 'metrics')}" in gateway
+            assert [await http_status(kept[name], "/") for name in ("run", "run-2", "run-3")] == [200] * 3
+            begun = Counter(event.split()[0] for event in stack.events())
+            assert begun == Counter(dict.fromkeys(PROCESSES, 1) | {"run": 3, "job-scheduler": 2})
+            assert await stack.stop() == 0
+    assert told[0] == told[1], "the next start finds everybody at the same place"
+    logs = {file.stem for file in (folder / "data" / "logs").iterdir()}
+    assert {"run", "run-2", "run-3", "job-scheduler-2", "metrics"} <= logs
+
+
+async def test_a_replica_that_is_killed_is_started_again_while_the_others_go_on(folder: Path) -> None:
+    async with started(folder / "data", variables={"HEADRACE_REPLICAS": "run=2"}) as stack:
+        await stack.ready()
+        os.kill(stack.pid_of("run"), signal.SIGKILL)
+        assert re.match(r"headrace: run(-2)? was ended by SIGKILL; starting it", await stack.next_complaint())
+        async with asyncio.timeout(WITHIN_SECONDS):
+            while stack.events().count("run started") != 3:  # noqa: ASYNC110 - a file
+                await asyncio.sleep(0.01)
+        assert await stack.stop() == 0
+        assert stack.events().count("run stopped") == 2
 
 
 async def test_a_signal_while_it_comes_up_leaves_nothing(folder: Path) -> None:
@@ -248,6 +283,7 @@ async def test_a_taken_port_is_refused_before_anything_is_written(folder: Path) 
         ("HEADRACE_PORT", "65536", "HEADRACE_PORT: '65536' is not a port"),
         ("HEADRACE_SECRETS_DIR", "/no/dir", "HEADRACE_SECRETS_DIR=/no/dir: there is no such directory"),
         ("HEADRACE_PROT", "1", "unknown setting HEADRACE_PROT (did you mean HEADRACE_PORT?)"),
+        ("HEADRACE_REPLICAS", "runs=2", "replicas: 'runs=2' names no service (did you mean run?)"),
         ("HEADRACE_STOP_STEPS", "never", "HEADRACE_STOP_STEPS='never': Invalid enum value 'never'"),
     ],
 )
@@ -340,6 +376,14 @@ def opened_by(pid: int) -> set[Path]:
         with contextlib.suppress(OSError):
             found.add(descriptor.readlink())
     return found
+
+
+def _urls(ports: dict[str, int], *names: str) -> str:
+    return ",".join(f"http://127.0.0.1:{ports[name]}" for name in names)
+
+
+def _said_by(port: int) -> str:
+    return urllib3.request("GET", f"http://127.0.0.1:{port}/").data.decode()
 
 
 def _restarted(name: str) -> str:
