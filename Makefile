@@ -28,6 +28,9 @@ STRIKING_TESTS := tests/integration/nervous_system/test_slots.py tests/integrati
 # What a run of all tests leaves for `make coverage`.
 EVIDENCE := build/evidence.json
 
+# Tests mostly wait for servers. A file stays together: its tests may share a stack.
+TEST_WORKERS ?= 2
+
 .PHONY: help setup setup-dev clients demo up test coverage check format bench chaos lock clean
 
 help: ## List the commands
@@ -75,7 +78,7 @@ up: setup ## Start everything on this machine until Ctrl-C (HEADRACE_PORT, HEADR
 	@exec $(BIN)/headrace up
 
 test: setup-dev clients ## Run the whole test suite
-	@$(BIN)/pytest -q --evidence $(EVIDENCE)
+	@$(BIN)/pytest -q --numprocesses $(TEST_WORKERS) --dist loadfile --evidence $(EVIDENCE)
 
 coverage: setup-dev ## Show what the last `make test` has seen of each operation, and how many tests there are of what
 	@$(BIN)/python -m tests.coverage $(EVIDENCE)

@@ -6,6 +6,7 @@ from tests.coverage.plugin import (
     pytest_runtest_logreport,
     pytest_runtest_protocol,
     pytest_sessionfinish,
+    pytest_testnodedown,
 )
 from tests.support.open_folder import open_folder
 from tests.support.servers import (
@@ -31,5 +32,6 @@ __all__ = [
     "pytest_runtest_logreport",
     "pytest_runtest_protocol",
     "pytest_sessionfinish",
+    "pytest_testnodedown",
     "stack",
 ]

@@ -1,6 +1,7 @@
 """The hooks by which a run of the tests collects evidence, and the fixture by which a test adds to it.
 
-`pytest --evidence FILE` leaves it in a file, for `python -m tests.coverage` to show.
+`pytest --evidence FILE` leaves it in a file, for `python -m tests.coverage` to show. Where tests run in several worker
+processes, each hands what it has collected to the one that started it.
 """
 
 from __future__ import annotations
@@ -8,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
 from tests.coverage.evidence import Aspect, Ended, Witness, Witnesses
@@ -51,15 +54,23 @@ class Collector:
 
     def ended(self, report: pytest.TestReport) -> None:
         """Told of each phase; what went wrong in any of them counts."""
-        witness = self._witnesses[report.nodeid]
+        witness = self._witnesses.get(report.nodeid)
+        if witness is None:
+            return  # It ran in a worker, which says so itself.
         if report.skipped:
             witness.ended = Ended.EXPECTED_FAILURE if hasattr(report, "wasxfail") else Ended.SKIPPED
         elif report.failed:
             witness.ended = Ended.FAILED
 
+    def take_over(self, witnesses: Witnesses) -> None:
+        """What a worker has collected."""
+        self._witnesses.update((witness.test, witness) for witness in witnesses.tests)
+
     def witnesses(self) -> Witnesses:
         return Witnesses(began_at=self._began_at, tests=list(self._witnesses.values()))
 
+
+_HANDED_OVER = "evidence"
 
 _collector = Collector()
 hooks.listeners.append(_collector.hear)
@@ -84,7 +95,20 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     _collector.ended(report)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """A worker has ended; one that crashed hands over nothing."""
+    handed_over = getattr(node, "workeroutput", {}).get(_HANDED_OVER)
+    if handed_over is not None:
+        _collector.take_over(msgspec.json.decode(handed_over, type=Witnesses))
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     file = session.config.getoption("--evidence")
-    if file is not None:
-        _collector.witnesses().write(file)
+    if file is None:
+        return
+    witnesses = _collector.witnesses()
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput[_HANDED_OVER] = msgspec.json.encode(witnesses).decode()
+    else:
+        witnesses.write(file)
