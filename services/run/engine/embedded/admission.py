@@ -1,8 +1,7 @@
 """Room for so many at once: who gets it next, and what those hear who wait for it.
 
-Whoever finds no room queues with its group. Groups take turns, so that nobody waits for all that another group has
-asked for before; within a group, first come is first served. Coming and going cost the same however many wait, and so
-does telling them where they stand: a few are told at a time.
+Whoever finds no room queues with its group, and groups take turns. Coming and going cost the same however many wait,
+and so does telling them where they stand: a few are told at a time.
 """
 
 from __future__ import annotations
@@ -12,9 +11,10 @@ import contextlib
 import heapq
 import math
 import time
-from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass, field
+
+from services.run.engine.turns import Turns
 
 _LOOK_SECONDS = 1.0
 _MOST_TOLD = 10
@@ -61,8 +61,7 @@ class Admission:
         self._most = most
         self._free = most
         """Negative where the urgent have taken more than there is."""
-        self._queues: OrderedDict[str, OrderedDict[Ticket, None]] = OrderedDict()
-        """Group → those of it who wait. The first group has the next turn; one of which nobody waits has no queue."""
+        self._waiting: Turns[Ticket] = Turns()
 
     @contextlib.contextmanager
     def ticket(self, group: str, *, is_urgent: bool = False) -> Iterator[Ticket]:
@@ -71,7 +70,7 @@ class Admission:
         if is_urgent or self._free > 0:
             self._let_in(ticket)
         else:
-            self._queues.setdefault(group, OrderedDict())[ticket] = None
+            self._waiting.add(ticket, group)
         try:
             yield ticket
         finally:
@@ -83,8 +82,8 @@ class Admission:
 
     def urge(self, ticket: Ticket) -> None:
         """Let it in out of turn, whether there is room or not. Harmless for who does not wait (any more)."""
-        if ticket in self._queues.get(ticket.group, ()):
-            self._drop(ticket)
+        if self._waiting.holds(ticket, ticket.group):
+            self._waiting.remove(ticket, ticket.group)
             self._let_in(ticket)
 
     async def announce(self) -> None:
@@ -101,19 +100,9 @@ class Admission:
                 return now - ticket.came_at >= _LOOK_SECONDS
             return ticket.position != position and now - ticket.told_at >= _AGAIN_SECONDS
 
-        due = (entry for entry in enumerate(self._in_order(), 1) if is_due(*entry))
+        due = (entry for entry in enumerate(self._waiting, 1) if is_due(*entry))
         for position, ticket in heapq.nsmallest(_MOST_TOLD, due, key=lambda entry: entry[1].told_at):
             ticket._tell(position, now)
-
-    def _in_order(self) -> Iterator[Ticket]:
-        """Those who wait, in the order in which they will be admitted if nobody else comes."""
-        turns = deque(iter(queue) for queue in self._queues.values())
-        while turns:
-            queue = turns.popleft()
-            for ticket in queue:
-                yield ticket
-                turns.append(queue)
-                break
 
     def _let_in(self, ticket: Ticket) -> None:
         self._free -= 1
@@ -124,18 +113,8 @@ class Admission:
             self._free += 1
             self._fill()
         else:
-            self._drop(ticket)
+            self._waiting.remove(ticket, ticket.group)
 
     def _fill(self) -> None:
-        while self._free > 0 and self._queues:
-            group, queue = self._queues.popitem(last=False)
-            ticket, _ = queue.popitem(last=False)
-            if queue:
-                self._queues[group] = queue
-            self._let_in(ticket)
-
-    def _drop(self, ticket: Ticket) -> None:
-        queue = self._queues[ticket.group]
-        del queue[ticket]
-        if not queue:
-            del self._queues[ticket.group]
+        while self._free > 0 and self._waiting:
+            self._let_in(self._waiting.pop())
