@@ -51,6 +51,7 @@ _TRIES_BEFORE_DEAD = 5
 _GAP_SECONDS = 15.0  # More than the broker waits for an acknowledgement: what a stopped replica held is back by then.
 _REPEAT_SECONDS = 2.0
 _RETRY_SECONDS = 1.0
+_FINISH_SECONDS = 1.5  # Less than it takes until whoever stops the tasks of a process asks a second time.
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,12 +263,23 @@ class Subscriber:
                 await lease.confirm()
                 continue
             try:
-                await self._apply(owner, lease, deliveries)
+                await self._apply_before_leaving(owner, lease, deliveries)
             except BaseException:
                 # Whoever follows next gets them at once; those acknowledged already are not touched by it.
                 for delivery in deliveries:
                     await delivery.give_back()
                 raise
+
+    async def _apply_before_leaving(self, owner: str, lease: Lease, deliveries: Sequence[Delivery]) -> None:
+        """Who is told to leave meanwhile finishes the batch in hand, unless that takes long: an outage may."""
+        applying = asyncio.create_task(self._apply(owner, lease, deliveries), name=f"{self._name} applies {owner}")
+        try:
+            await asyncio.shield(applying)
+        except asyncio.CancelledError:
+            await asyncio.wait([applying], timeout=_FINISH_SECONDS)
+            applying.cancel()
+            await asyncio.gather(applying, return_exceptions=True)
+            raise
 
     async def _apply(self, owner: str, lease: Lease, deliveries: Sequence[Delivery]) -> None:
         """All of them in one transaction; where that does not go through, one by one."""

@@ -10,7 +10,7 @@ from typing import Any
 import nats
 import pytest
 
-from shared.bus import DEAD_STREAM
+from shared.bus import DEAD_STREAM, EVENTS_STREAM
 from shared.contracts.events import EXPERIMENT_CREATED, METRICS_REPORTED, FactKind
 from shared.contracts.states import MetricsState
 from shared.database import Transaction
@@ -139,6 +139,34 @@ async def test_what_a_handler_fetches_is_there_before_its_transaction_and_an_out
     await house.change(times=40)
     await publish_again(house.owner, house.owner_bus, position=5)
     await house.applied_each_once(45)
+
+
+async def test_a_leaving_replica_finishes_the_batch_in_hand(house: House) -> None:
+    await house.relay()
+    await house.change(times=3)
+    await house.published(3)
+    is_about_to_commit, may_commit = asyncio.Event(), asyncio.Event()
+
+    async def wait() -> None:
+        is_about_to_commit.set()
+        await may_commit.wait()
+
+    leaving = await house.subscriber(before_commit=wait, ack_wait_seconds=300)
+    await asyncio.wait_for(is_about_to_commit.wait(), 10)
+    leaving.cancel()
+    may_commit.set()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(leaving, 10)
+
+    assert await effects(house.listener) == [1, 2, 3]
+    client = await nats.connect(house.nats_urls["admin"])
+
+    async def is_acknowledged() -> bool:
+        consumer = await client.jetstream().consumer_info(EVENTS_STREAM, "run--experiment")
+        return (consumer.num_ack_pending, consumer.num_pending, consumer.num_redelivered) == (0, 0, 0)
+
+    await eventually(is_acknowledged)
+    await client.close()
 
 
 async def test_what_a_leaving_replica_holds_goes_to_the_next_at_once(house: House) -> None:
