@@ -1,7 +1,7 @@
 """How a process writes its log: one line per event on stderr, for people (`text`) or for collectors (`json`).
 
-Modules log through the standard library and never configure it. The ids of the request and of the trace are added
-here, so that no call site passes them along.
+Modules log through the standard library and never configure it. The ids of the request, of the trace and
+of the run are added here, so that no call site passes them along.
 """
 
 from __future__ import annotations
@@ -13,9 +13,19 @@ from typing import Literal
 
 import msgspec
 
-from shared import telemetry
+from shared import trace
 
 Format = Literal["text", "json"]
+
+
+class LogSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """How any process writes its log."""
+
+    log_format: Format = "text"
+    """Lines for people, or for a collector."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least severe lines that are written."""
+
 
 _NOISY = ("uvicorn", "asyncio", "aiohttp.access", "urllib3", "httpx", "nats")
 _STANDARD_FIELDS = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName", "color_message"}
@@ -43,8 +53,8 @@ class TextLines(logging.Formatter):
         level = f"{record.levelname} " if record.levelno >= logging.WARNING else ""
         line = f"{at:%H:%M:%S}.{int(record.msecs):03} {self._process_name}  {level}{record.getMessage()}"
         line += "".join(f" {name}={value}" for name, value in _extras(record).items())
-        trace = _traceback(self, record)
-        return line if trace is None else f"{line}\n{trace}"
+        traceback = _traceback(self, record)
+        return line if traceback is None else f"{line}\n{traceback}"
 
 
 class JsonLines(logging.Formatter):
@@ -61,12 +71,14 @@ class JsonLines(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        if request_id := telemetry.current_request_id():
+        if request_id := trace.current_request_id():
             line["request_id"] = request_id
-        if trace_id := telemetry.current_trace_id():
+        if trace_id := trace.current_trace_id():
             line["trace_id"] = trace_id
-        if trace := _traceback(self, record):
-            line["traceback"] = trace
+        if run_id := trace.current_run_id():
+            line["run_id"] = run_id
+        if traceback := _traceback(self, record):
+            line["traceback"] = traceback
         for name, value in _extras(record).items():
             line.setdefault(name, value)
         return self._encode(line)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from enum import Enum
 
 from prometheus_client import Counter
@@ -41,6 +42,21 @@ class TaskState(Enum):
     """Nobody will start it again although nobody stopped it: the process is broken."""
 
 
+class Loop:
+    """What goes round and round for as long as its task lives."""
+
+    def __init__(self, stuck_after_seconds: float) -> None:
+        self._stuck_after_seconds = stuck_after_seconds
+        self.turn()
+
+    def turn(self) -> None:
+        self._turned_at = time.monotonic()
+
+    @property
+    def is_stuck(self) -> bool:
+        return time.monotonic() - self._turned_at > self._stuck_after_seconds
+
+
 class Tasks:
     """The tasks of one process.
 
@@ -57,6 +73,7 @@ class Tasks:
         self._steady_after_seconds = steady_after_seconds
         self._running: dict[str, asyncio.Task[None]] = {}
         self._waiting: set[str] = set()
+        self._loops: dict[str, Loop] = {}
         self._stopping = False
 
     def spawn(self, name: str, work: Work) -> None:
@@ -67,12 +84,27 @@ class Tasks:
             raise ValueError(f"a task named {name} is running already")
         self._running[name] = asyncio.create_task(self._supervise(name, work), name=name)
 
+    @contextmanager
+    def loop(self, name: str, *, stuck_after_seconds: float) -> Iterator[Loop]:
+        """A loop inside a task, which shows at each turn that it goes on. While it does not, the process is not alive:
+        something waits that was to come back, and nothing but a new start ends that.
+
+        The name is this loop's alone while it runs.
+        """
+        loop = self._loops[name] = Loop(stuck_after_seconds)
+        try:
+            yield loop
+        finally:
+            if self._loops.get(name) is loop:
+                del self._loops[name]
+
     def states(self) -> dict[str, TaskState]:
         return {name: self._state_of(name, task) for name, task in self._running.items()}
 
     def lost(self) -> list[str]:
         """The names that make `/livez` fail. A task waiting to be started again is not among them."""
-        return [name for name, state in self.states().items() if state is TaskState.LOST]
+        lost = [name for name, state in self.states().items() if state is TaskState.LOST]
+        return lost + [name for name, loop in self._loops.items() if loop.is_stuck]
 
     async def stop(self, *, within_seconds: float = 10.0) -> None:
         """Cancel the tasks, last spawned first, each to its end; abandon what outlasts the bound."""

@@ -163,10 +163,11 @@ def reply(document: msgspec.Struct | bytes | None = None) -> Response[bytes]:
     return Response(content, status_code=200, media_type=MediaType.JSON, headers=_SUCCESS_HEADERS)
 
 
-def run_server(app: Service, *, host: str, port: int) -> None:
+def run_server(app: Service, *, host: str, port: int, notice_seconds: float = DRAIN_NOTICE_SECONDS) -> None:
     """Serve until SIGTERM or SIGINT, then drain: readiness drops, balancers look elsewhere, requests finish, hooks run.
 
-    A second signal ends the notice at once. Returns normally after a drain.
+    A second signal ends the notice at once; where no balancer sends anybody, there need be none. Returns normally after
+    a drain.
     """
     config = uvicorn.Config(
         app,
@@ -182,14 +183,14 @@ def run_server(app: Service, *, host: str, port: int) -> None:
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=DRAIN_LIMIT_SECONDS,
     )
-    _Server(config, app.health).run()
+    _Server(config, app.health, notice_seconds).run()
 
 
 class Health:
     """What a process says about itself.
 
-    Alive: no background task is lost, so a restart would not help. Ready: everything it needs answers and it does not
-    drain. Started: it was ready once.
+    Alive: no background task is lost or stuck, so a restart would not help. Ready: everything it needs answers and it
+    does not drain. Started: it was ready once.
     """
 
     def __init__(self, checks: Sequence[ReadinessCheck], tasks: Tasks | None) -> None:
@@ -210,7 +211,7 @@ class Health:
 
     def why_not_alive(self) -> str | None:
         lost = self._tasks.lost() if self._tasks else []
-        return f"lost tasks: {', '.join(lost)}" if lost else None
+        return f"lost or stuck: {', '.join(lost)}" if lost else None
 
     async def why_not_ready(self) -> str | None:
         if self.draining:
@@ -331,16 +332,17 @@ class Service(Litestar):
 class _Server(uvicorn.Server):
     """uvicorn, with a notice between the signal and the closed door."""
 
-    def __init__(self, config: uvicorn.Config, health: Health) -> None:
+    def __init__(self, config: uvicorn.Config, health: Health, notice_seconds: float) -> None:
         super().__init__(config)
         self._health = health
+        self._notice_seconds = notice_seconds
         self._close_at: float | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         # The signal is not passed to uvicorn, which would raise it again after the drain: ending was asked for.
         if self._close_at is None and self.started:
             self._health.drain()
-            self._close_at = time.monotonic() + DRAIN_NOTICE_SECONDS
+            self._close_at = time.monotonic() + self._notice_seconds
         else:
             self.should_exit = True
 

@@ -7,26 +7,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import click
-import msgspec
-
-if TYPE_CHECKING:
-    import asyncio
-    from collections.abc import Coroutine
 
 SERVICES = ("experiment", "pipeline-registry", "run", "job-scheduler", "metrics", "notifier")
-
-
-class LogSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """How any process writes its log."""
-
-    log_format: Literal["text", "json"] = "text"
-    """Lines for people, or for a collector."""
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """The least severe lines that are written."""
 
 
 @click.command()
@@ -48,7 +33,7 @@ def serve(name: str) -> None:
     from shared.settings import SettingsError, load
 
     try:
-        log = load(LogSettings)
+        log = load(logs.LogSettings)
         logs.configure(name, format=log.log_format, level=log.log_level)
         _serve(name)
     except SettingsError as error:
@@ -61,7 +46,7 @@ def _serve(name: str) -> None:
         case "gateway":
             _serve_http("gateway")
         case "run-controller":
-            _serve_background("services.run.controller_app:run", "services.run.settings:ControllerSettings")
+            _serve_controller()
         case "step-runner":
             # It replaces this process: whatever was imported here would stay in the memory of a process kept small.
             os.execv(sys.executable, [sys.executable, "-m", "services.run.engine.embedded.runner"])  # noqa: S606
@@ -78,26 +63,14 @@ def _serve_http(package: str) -> None:
     run_server(app, host=settings.listen_host, port=settings.listen_port)
 
 
-def _serve_background(place: str, settings_place: str) -> None:
-    """Run `async def …(settings, stop)` until a signal sets `stop`."""
-    import asyncio
-    import signal
-
-    import uvloop
-
+def _serve_controller() -> None:
     from shared.settings import load
+    from shared.web import run_server
 
-    work: Callable[[Any, asyncio.Event], Coroutine[Any, Any, None]] = _found(place)
-    settings = load(_found(settings_place))
-
-    async def until_told() -> None:
-        stop = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        await work(settings, stop)
-
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(until_told())
+    settings = load(_found("services.run.settings:ControllerSettings"))
+    app = _found("services.run.controller_app:create_app")(settings)
+    # Only those who watch it come here, and none of them is to go elsewhere first.
+    run_server(app, host=settings.listen_host, port=settings.listen_port, notice_seconds=0)
 
 
 def _found(place: str) -> Any:

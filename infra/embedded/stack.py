@@ -57,7 +57,7 @@ _KEPT_FROM_STEPS = (*_OBJECTS, "HEADRACE_AUTH_TOKENS_FILE")
 
 _SETTINGS = (
     "infra.embedded.settings:Settings",
-    "infra.cli.serve:LogSettings",
+    "shared.logs:LogSettings",
     "gateway.settings:Settings",
     "services.run.settings:ControllerSettings",
     "services.run.engine.embedded.runner.settings:RunnerSettings",
@@ -149,7 +149,7 @@ class _Stack:
         self._serve = serve
         self._replicas = {service: names(service, replicas[service]) for service in SERVICES}
         self._connections = connections_each(replicas)
-        ours = data_dir.ports([*PORT_NAMES, *self._every_replica(), CONTROLLER], besides=[gateway_port])
+        ours = data_dir.ports([*PORT_NAMES, *self._every_replica(), CONTROLLER, RUNNER], besides=[gateway_port])
         self._ports = ours | {GATEWAY: gateway_port}
         self._backing = Backing(data_dir, self._ports, programs)
         self._socket = data_dir.socket("steps.sock")
@@ -234,7 +234,7 @@ class _Stack:
 
     def _runner_program(self) -> Program:
         # Not forked: steps must not end because the zygote did.
-        command = self._command(RUNNER, [*self._serve, RUNNER], self._steps())
+        command = self._command(RUNNER, [*self._serve, RUNNER], self._steps() | self._listens(RUNNER))
         its_own = self._told_runner.stop_wait_seconds + self._told_runner.step_grace_seconds
         return Program(command, stop_within_seconds=its_own + _STOP_WITHIN_SECONDS)
 
@@ -323,7 +323,8 @@ class _Stack:
         return self._data_dir.logs / f"{name}.log"
 
     async def _until_everything_answers(self) -> None:
-        waiting_for = dict.fromkeys(self._every_replica(), "/readyz") | {GATEWAY: "/apis/v1beta1/healthz"}
+        waiting_for = dict.fromkeys([*self._every_replica(), CONTROLLER], "/readyz")
+        waiting_for |= {GATEWAY: "/apis/v1beta1/healthz"}
         further = len(self._every_replica()) - len(SERVICES)
         within_seconds = READY_WITHIN_SECONDS + further * _AND_FOR_EACH_REPLICA_SECONDS
         try:
@@ -332,7 +333,7 @@ class _Stack:
                     await until_status(200, self._ports[name], path)
                 name = RUNNER
                 self._say_what_steps_lack(await until_runner_tells(self._socket))
-                # It has no door of its own, and answers questions before it listens to the runner.
+                # One that waits for the lease is ready as well; it is at work when it listens to the runner.
                 name = CONTROLLER
                 await until_runner_is_watched(self._socket)
         except TimeoutError as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
 from datetime import datetime
 from functools import partial
 from typing import TypeVar
@@ -21,6 +22,7 @@ from shared.bus import Bus
 from shared.contracts.questions import DESCRIBE_ENGINE, READ_LOG, EngineAnswer, Nothing
 from shared.errors import Unavailable
 from shared.leases import Lease, LeaseLost
+from shared.tasks import Loop, Tasks
 from shared.telemetry import continue_trace
 
 from . import step_logs
@@ -33,6 +35,9 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 _BATCH = 100
+_STUCK_SECONDS = 300.0
+"""A loop that has made no step for so long, not even to say that it waits, makes none any more. An outage it waits out
+looks otherwise: calls have bounds of their own."""
 _AT_ONCE = 16
 """How many observations are being recorded at the same time, each of another workflow."""
 
@@ -51,7 +56,9 @@ class Controller:
         poll_seconds: float,
         compare_seconds: float,
         metrics_wait_seconds: float,
+        tasks: Tasks,
     ) -> None:
+        """`tasks`: where its loops show that they go on."""
         self._records = records
         self._engine = engine
         self._bus = bus
@@ -60,6 +67,7 @@ class Controller:
         self._poll_seconds = poll_seconds
         self._compare_seconds = compare_seconds
         self._metrics_wait_seconds = metrics_wait_seconds
+        self._tasks = tasks
         self._woken = asyncio.Event()
         self._caught_up = asyncio.Event()
         """The engine has heard of every run that was there when this controller became the active one."""
@@ -93,9 +101,14 @@ class Controller:
 
     async def _stay_active(self) -> None:
         """A controller that slept through its lease must not act on what it remembers."""
-        while True:
-            await self._lease.confirm()
-            await asyncio.sleep(self._poll_seconds)
+        with self._loop("stay the active one") as loop:
+            while True:
+                await self._lease.confirm()
+                loop.turn()
+                await asyncio.sleep(self._poll_seconds)
+
+    def _loop(self, name: str) -> AbstractContextManager[Loop]:
+        return self._tasks.loop(name, stuck_after_seconds=_STUCK_SECONDS + self._compare_seconds)
 
     async def _describe(self, _: Nothing) -> EngineAnswer:
         return msgspec.convert(await self._engine.about(), EngineAnswer, from_attributes=True)
@@ -104,27 +117,32 @@ class Controller:
 
     async def _tell(self) -> None:
         await self._caught_up.wait()
-        while True:
-            self._woken.clear()
-            due = await self._records.due(_BATCH)
-            await self._tell_due(due)
-            if not due.is_empty:
-                continue
-            try:
-                async with asyncio.timeout(self._poll_seconds):
-                    await self._woken.wait()
-            except TimeoutError:
-                continue
+        with self._loop("tell the engine") as loop:
+            while True:
+                loop.turn()
+                self._woken.clear()
+                due = await self._records.due(_BATCH)
+                await self._tell_due(due, loop)
+                if not due.is_empty:
+                    continue
+                try:
+                    async with asyncio.timeout(self._poll_seconds):
+                        await self._woken.wait()
+                except TimeoutError:
+                    continue
 
-    async def _tell_due(self, due: Due) -> None:
+    async def _tell_due(self, due: Due, loop: Loop) -> None:
         for run_id in due.submissions:
             await self._submit(run_id)
+            loop.turn()
         for termination in due.terminations:
             await self._engine.terminate(WorkflowName(termination.workflow_name))
             await self._records.mark_terminated(termination.run_id, termination.attempt)
+            loop.turn()
         for erasure in due.erasures:
             await self._engine.erase(erasure.run_id)
             await self._records.mark_erased(erasure.run_id)
+            loop.turn()
 
     async def _submit(self, run_id: str) -> None:
         submission = await self._records.submission(run_id)
@@ -188,17 +206,21 @@ class Controller:
 
     async def _compare(self) -> None:
         """At once after a start: an engine without records of its own knows nothing yet."""
-        while True:
-            active = await self._active()
-            known = await self._engine.known()
-            for run in sorted((run for run in active.values() if run.id not in known), key=_turn):
-                await self._submit(run.id)
-            self._caught_up.set()
-            leftovers = await self._engine.leftovers()
-            for run_id in leftovers.keys() - (await self._active()).keys():
-                _log.info("what is left of run %s is removed", run_id)
-                await self._engine.erase(run_id, up_to_attempt=leftovers[run_id])
-            await asyncio.sleep(self._compare_seconds)
+        with self._loop("compare records and engine") as loop:
+            while True:
+                loop.turn()
+                active = await self._active()
+                known = await self._engine.known()
+                for run in sorted((run for run in active.values() if run.id not in known), key=_turn):
+                    await self._submit(run.id)
+                    loop.turn()
+                self._caught_up.set()
+                leftovers = await self._engine.leftovers()
+                for run_id in leftovers.keys() - (await self._active()).keys():
+                    _log.info("what is left of run %s is removed", run_id)
+                    await self._engine.erase(run_id, up_to_attempt=leftovers[run_id])
+                    loop.turn()
+                await asyncio.sleep(self._compare_seconds)
 
     async def _active(self) -> dict[str, ActiveRun]:
         found: dict[str, ActiveRun] = {}

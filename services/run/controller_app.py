@@ -1,11 +1,11 @@
 """The composition root of the run service's second process, the controller. Nothing imports it.
 
-It has no HTTP of its own, and leaves the relay of the schema's facts to the service's first process.
+Its HTTP is for those who watch it, and for nobody else; the relay of the schema's facts it leaves to the service's
+first process.
 """
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 from shared.blobs import Blobs
@@ -14,6 +14,8 @@ from shared.leases import Lease
 from shared.outbox import Outbox
 from shared.plumbing import Plumbing
 from shared.readers import Readers
+from shared.web import Service
+from shared.web import create_app as create_service
 
 from . import reading
 from .compose import Rules
@@ -31,8 +33,8 @@ from .step_metrics import StepMetrics
 _MIGRATIONS = Path(__file__).parent / "migrations"
 
 
-async def run(settings: ControllerSettings, stop: asyncio.Event) -> None:
-    """Control until `stop` is set; then leave the steps to the step runner."""
+def create_app(settings: ControllerSettings) -> Service:
+    """It controls for as long as it serves; the steps are left to the step runner."""
     plumbing = Plumbing(settings, owner="run", process="run-controller")
     blobs = Blobs(
         settings.object_store_url,
@@ -82,16 +84,28 @@ async def run(settings: ControllerSettings, stop: asyncio.Event) -> None:
         poll_seconds=settings.poll_seconds,
         compare_seconds=settings.compare_seconds,
         metrics_wait_seconds=settings.metrics_wait_seconds,
+        tasks=plumbing.tasks,
     )
-    await plumbing.open(migrations=_MIGRATIONS)
-    try:
+
+    async def start() -> None:
+        await plumbing.open(migrations=_MIGRATIONS)
         await blobs.ensure_bucket()
         plumbing.tasks.spawn("controller", lambda: controller.run(engine.run))
-        await stop.wait()
-    finally:
+
+    async def stop() -> None:
         await plumbing.close()
         await readers.close()
         blobs.close()
+
+    return create_service(
+        service="run-controller",
+        routes=(),
+        on_startup=[start],
+        on_shutdown=[stop],
+        # Who waits for the lease is as ready as who holds it.
+        ready=(*plumbing.checks, engine.check),
+        tasks=plumbing.tasks,
+    )
 
 
 def _directory(setting: str) -> Path | None:

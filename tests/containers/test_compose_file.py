@@ -51,7 +51,7 @@ def test_the_file_of_settings_tells_defaults_of_settings_that_take_effect() -> N
     for variable, _, default in (line.removeprefix("#").partition("=") for line in shown):
         knowing = [
             (name, field)
-            for name, place in {**_SETTINGS, "any": "infra.cli.serve:LogSettings"}.items()
+            for name, place in {**_SETTINGS, "any": "shared.logs:LogSettings"}.items()
             for field in _fields(place)
             if variable_of(field.name) == variable
         ]
@@ -71,7 +71,15 @@ def test_every_process_is_told_what_it_must_be_told_and_nothing_it_does_not_know
     told = set(_SERVICES[name]["environment"])
     assert {variable_of(field.name) for field in fields if field.required} - told == set()
     # As every process does, it also knows how to log, and as every service, whom to believe.
-    assert told - variables_of(place, "infra.cli.serve:LogSettings", "shared.identity:Settings") == set()
+    assert told - variables_of(place, "shared.logs:LogSettings", "shared.identity:Settings") == set()
+
+
+@pytest.mark.parametrize("name", _SETTINGS)
+def test_every_process_is_asked_whether_it_is_ready_and_answers_no_one_outside_but_the_gateway(name: str) -> None:
+    told = _SERVICES[name]
+    assert told["healthcheck"]["test"][-1].endswith("infra/docker/ready.py")
+    assert "HEADRACE_LISTEN_PORT" in told["environment"]
+    assert ("ports" in told) == (name == "gateway")
 
 
 def test_preparation_is_told_all_it_needs() -> None:

@@ -17,13 +17,13 @@ async def main(name: str) -> None:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     write("started", name)
-    server = None
+    servers = []
     if port := os.environ.get("HEADRACE_LISTEN_PORT"):
-        server = await asyncio.start_server(answer, "127.0.0.1", int(port))
-    elif name == "step-runner":
-        server = await asyncio.start_unix_server(tell_of_itself, os.environ["HEADRACE_STEP_RUNNER_SOCKET"])
+        servers.append(await asyncio.start_server(answer, "127.0.0.1", int(port)))
+    if name == "step-runner":
+        servers.append(await asyncio.start_unix_server(tell_of_itself, os.environ["HEADRACE_STEP_RUNNER_SOCKET"]))
     await stop.wait()
-    if server is not None:
+    for server in servers:
         server.close()
     write("stopped", name)
 

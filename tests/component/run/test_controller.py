@@ -15,6 +15,7 @@ from services.run.controller import Controller
 from services.run.engine import About, NodeId, Observation, Submission, WorkflowName
 from services.run.step_metrics import ARTIFACT, StepMetrics
 from shared.leases import Lease
+from shared.tasks import Tasks
 from tests.component.run.conftest import World, until
 from tests.component.run.test_life import ENDED, STARTED, node
 
@@ -85,6 +86,7 @@ async def controlled(world: World, *, metrics_wait_seconds: float) -> AsyncItera
         poll_seconds=0.05,
         compare_seconds=0.05,
         metrics_wait_seconds=metrics_wait_seconds,
+        tasks=Tasks(),
     )
     controlling = asyncio.create_task(controller.run(engine.work))
     try:

@@ -5,35 +5,39 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import msgspec
 
+from infra.embedded.ports import free_ports
 from services.run import controller_app
 from services.run.settings import ControllerSettings
 from tests.component.run.conftest import World, until
 from tests.component.run.test_refusals import manifest
-from tests.contract.engine.engines import runner_process
+from tests.contract.engine.engines import RunnerProcess, runner_process
+from tests.support.hooks import aiohttp_session
+from tests.support.prompt_server import PromptServer, as_in_production
 
 
 @contextlib.asynccontextmanager
 async def controlled(world: World, nats_url: str, **further: Any) -> AsyncIterator[None]:
     """The real controller at work, on a step runner of its own."""
     with runner_process() as runner:
-        settings = ControllerSettings(
-            **msgspec.structs.asdict(world.settings) | {"nats_url": nats_url} | further,
-            step_runner_socket=str(runner.socket),
-            steps_dir=str(runner.steps_dir),
-            engine_data_dir=str(runner.data_dir),
-        )
-        stop = asyncio.Event()
-        controller = asyncio.create_task(controller_app.run(settings, stop))
-        try:
+        settings = controller_settings(world, nats_url, runner, **further)
+        async with controller_app.create_app(settings).lifespan():
             yield
-        finally:
-            stop.set()
-            await controller
+
+
+def controller_settings(world: World, nats_url: str, runner: RunnerProcess, **further: Any) -> ControllerSettings:
+    return ControllerSettings(
+        **msgspec.structs.asdict(world.settings) | {"nats_url": nats_url} | further,
+        step_runner_socket=str(runner.socket),
+        steps_dir=str(runner.steps_dir),
+        engine_data_dir=str(runner.data_dir),
+    )
 
 
 async def test_a_run_that_calls_itself_without_end_stops_where_the_setting_says(
@@ -80,3 +84,41 @@ async def test_a_step_runs_what_its_image_is_said_to_run_and_writes_where_it_is_
         await until(is_over, within_seconds=30)
     assert (await world.row(run_id))["status"] == "Succeeded"
     assert (open_folder / "of-steps" / "note").read_text() == "written\n"
+
+
+async def test_who_watches_the_controller_sees_whether_it_can_work_and_one_in_waiting_can_as_well(
+    world: World, nats_urls: dict[str, str]
+) -> None:
+    with runner_process() as runner:
+        settings = controller_settings(world, nats_urls["run-controller"], runner)
+        async with served(settings) as active, served(settings) as waiting:
+            for url in (active, waiting):
+                await until(partial(says, url, "/readyz", 200), within_seconds=30)
+                assert await says(url, "/livez", 200)
+                assert await says(url, "/startupz", 200)
+                assert await says(url, "/metrics", 200)
+            runner.kill()
+            for url in (active, waiting):
+                await until(partial(says, url, "/readyz", 503), within_seconds=30)
+                assert await says(url, "/livez", 200)
+
+
+async def says(url: str, path: str, status: int) -> bool:
+    with contextlib.suppress(aiohttp.ClientConnectionError):
+        async with aiohttp_session() as session, session.get(url + path) as answer:
+            return answer.status == status
+    return False
+
+
+@contextlib.asynccontextmanager
+async def served(settings: ControllerSettings) -> AsyncIterator[str]:
+    """A controller with its HTTP."""
+    (port,) = free_ports(1)
+    app = controller_app.create_app(settings)
+    server = PromptServer(as_in_production(app, port=port, log_config=None, lifespan="on", ws="none"))
+    serving = asyncio.create_task(server.serve())
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        await serving

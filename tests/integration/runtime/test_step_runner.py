@@ -13,7 +13,9 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
+from infra.embedded.ports import free_ports
 from services.run.engine.embedded.runner.client import RunnerClient, RunnerRefused
 from services.run.engine.embedded.runner.protocol import End, Event, StepExit, StepExited, StepLost, StepStarted
 from services.run.engine.embedded.runtime import Mount, Process, StepSpec
@@ -398,3 +400,57 @@ async def test_nonsense_on_the_socket_is_refused_and_harms_nobody(runner: Runner
     writer.close()
     await writer.wait_closed()
     assert (await runner.run(runner.spec("true"))).exit_code == 0
+
+
+async def _page(port: int, path: str, method: str = "GET") -> tuple[int, str]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    with contextlib.closing(writer):
+        writer.write(f"{method} {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        head, _, body = (await reader.read()).decode().partition("\r\n\r\n")
+    return int(head.split(" ")[1]), body
+
+
+async def test_who_watches_the_runner_sees_whether_it_is_ready_and_what_its_steps_came_to() -> None:
+    (port,) = free_ports(1)
+    with runner_room(is_ordinary_user=False) as runner:
+        runner.start(HEADRACE_LISTEN_PORT=str(port), HEADRACE_LOG_FORMAT="json")
+        await runner.shell("exit 0")
+        await runner.run(runner.spec("sleep", "1000", deadline_seconds=0.2))
+        assert await _page(port, "/livez") == (200, "ok\n")
+        assert await _page(port, "/readyz") == (200, "ok\n")
+        assert (await _page(port, "/apis"))[0] == 404
+        assert (await _page(port, "/metrics", "POST"))[0] == 405
+        status, text = await _page(port, "/metrics")
+        assert status == 200
+        seen = {
+            sample.name + str(sample.labels.get("end", "")): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+        assert seen["headrace_runner_steps_started_total"] == 2
+        assert seen["headrace_runner_steps_ended_totalexited"] == 1
+        assert seen["headrace_runner_steps_ended_totaldeadline"] == 1
+        assert seen["headrace_runner_step_duration_seconds_count"] == 2
+        assert seen["headrace_runner_steps_running"] == 0
+        first = msgspec.json.decode(runner.log().splitlines()[0])
+        assert (first["process"], first["level"]) == ("step-runner", "info")
+
+
+async def test_who_asks_the_runner_for_nothing_is_hung_up_on_and_holds_nobody_up() -> None:
+    (port,) = free_ports(1)
+    with runner_room(is_ordinary_user=False) as runner:
+        runner.start(HEADRACE_LISTEN_PORT=str(port))
+        await runner.wait_until_said("steps run in")
+        await eventually(lambda: _answers(port))
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        with contextlib.closing(writer):
+            writer.write(b"GET /livez HTTP/1.1\r\nX: " + b"x" * 20_000)
+            with contextlib.suppress(ConnectionError):
+                assert await asyncio.wait_for(reader.read(), 30) == b""
+        assert await _page(port, "/livez") == (200, "ok\n")
+
+
+async def _answers(port: int) -> bool:
+    with contextlib.suppress(OSError):
+        return await _page(port, "/livez") == (200, "ok\n")
+    return False

@@ -193,3 +193,15 @@ async def test_two_running_tasks_cannot_share_a_name() -> None:
     with pytest.raises(ValueError, match="running already"):
         tasks.spawn("same", forever)
     await tasks.stop()
+
+
+async def test_a_loop_that_goes_on_is_alive_and_one_that_has_stopped_turning_is_lost() -> None:
+    tasks = Tasks()
+    with tasks.loop("tell the engine", stuck_after_seconds=3600) as loop:
+        assert tasks.lost() == []
+        with tasks.loop("compare", stuck_after_seconds=0) as stuck:
+            await _until(lambda: stuck.is_stuck)
+            assert tasks.lost() == ["compare"]
+        assert tasks.lost() == [], "one that has ended is not stuck"
+        loop.turn()
+    assert tasks.lost() == []

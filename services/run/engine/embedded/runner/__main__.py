@@ -5,16 +5,16 @@ from __future__ import annotations
 
 import sys
 
-# asyncio would load OpenSSL, a quarter of this process' memory, and it speaks to a unix socket only.
+# asyncio would load OpenSSL, a quarter of this process' memory, and nothing here is encrypted.
 sys.modules["ssl"] = None  # type: ignore[assignment]
 
 import asyncio
-import logging
 import signal
 
 from services.run.engine.embedded.runner.journal import StepsDirectoryInUse
 from services.run.engine.embedded.runner.server import SocketInUse, serve
 from services.run.engine.embedded.runner.settings import RunnerSettings
+from shared.logs import LogSettings, configure
 from shared.settings import SettingsError, load
 
 
@@ -29,12 +29,10 @@ async def run() -> None:
     await serve(load(RunnerSettings), stop, hurry)
 
 
-# As the other processes write, without the modules that `shared.logs` brings.
-_LOG_FORMAT = "%(asctime)s.%(msecs)03d step-runner  %(levelname)s %(message)s"
-
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format=_LOG_FORMAT, datefmt="%H:%M:%S")
     try:
+        log = load(LogSettings)
+        configure("step-runner", format=log.log_format, level=log.log_level)
         asyncio.run(run())
     except (SettingsError, StepsDirectoryInUse, SocketInUse, OSError) as error:
         sys.exit(f"step-runner: {error}")

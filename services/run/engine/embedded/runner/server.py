@@ -1,4 +1,5 @@
-"""The step runner: parent of every step, as a container shim is. No database, no network, no business rule.
+"""The step runner: parent of every step, as a container shim is. No database, no client on the network, no business
+rule.
 
 It exists so that the controller can die, be upgraded and come back while steps run. It knows attempts by their key,
 starts each once, enforces its deadline, and reports its end after that is on the disk. If it dies itself its steps
@@ -21,6 +22,8 @@ from typing import assert_never
 
 import msgspec
 
+from services.run.engine.embedded.runner.door import Page, serving, verdict
+from services.run.engine.embedded.runner.figures import CONTENT_TYPE, Figures
 from services.run.engine.embedded.runner.journal import Journal
 from services.run.engine.embedded.runner.protocol import (
     MAX_LINE_BYTES,
@@ -96,7 +99,7 @@ async def serve(settings: RunnerSettings, stop: asyncio.Event, hurry: asyncio.Ev
         runner = StepRunner(journal, choice, settings)
         runner.remember()
         sweeper = asyncio.create_task(runner.empty_trash(), name="empty the trash")
-        async with _listening(settings.step_runner_socket, runner.answer):
+        async with _listening(settings.step_runner_socket, runner.answer), _watchable(settings, runner):
             await stop.wait()
             await runner.stop(hurry)
         sweeper.cancel()
@@ -137,8 +140,27 @@ class StepRunner:
         self._has_trash = asyncio.Event()
         self._has_trash.set()  # a former runner's
         self._is_stopping = False
+        self._figures = Figures()
         self._leftovers: dict[str, asyncio.Task[None]] = {}
         """By container engine: the removal of what a former runner has left there."""
+
+    @property
+    def pages(self) -> dict[str, Callable[[], Page]]:
+        """What those who watch it may ask for."""
+        return {
+            "/livez": lambda: verdict(None),
+            "/readyz": lambda: verdict(self._why_not_ready()),
+            "/metrics": lambda: Page(
+                text=self._figures.exposition(running=len(self._running()), is_watched=bool(self._watchers)),
+                content_type=CONTENT_TYPE,
+            ),
+        }
+
+    def _why_not_ready(self) -> str | None:
+        """Steps that run in less than the full sandbox run; steps without one do not."""
+        if self._is_stopping:
+            return "draining"
+        return None if self._choice.runtime is not None else self._choice.weaker or "no sandbox"
 
     async def empty_trash(self) -> None:
         """Until cancelled. In batches: each costs a process."""
@@ -395,12 +417,14 @@ class StepRunner:
             attempt.begun.set()
             return
         self._tell(attempt, StepStarted(key=spec.key, started_at=started.started_at))
+        self._figures.step_started()
         if runtime is None or tree is None or prepared is None:
             outcome = _Outcome(end=End.COULD_NOT_START, reason=problem or "")
         else:
             outcome = await self._run(spec, attempt, runtime, tree, prepared)
         exit = _exit_of(spec.key, outcome, started.started_at)
         await self._note(exit)
+        self._figures.step_ended(exit)
         self._tell(attempt, StepExited(key=spec.key, exit=exit))
 
     async def _note(self, exit: StepExit) -> None:
@@ -650,6 +674,15 @@ async def _refuse_a_second_runner(path: str) -> None:
         return
     writer.close()
     raise SocketInUse(f"{path} is in use by another step runner")
+
+
+@contextlib.asynccontextmanager
+async def _watchable(settings: RunnerSettings, runner: StepRunner) -> AsyncIterator[None]:
+    if settings.listen_port is None:
+        yield
+        return
+    async with serving(runner.pages, host=settings.listen_host, port=settings.listen_port):
+        yield
 
 
 @contextlib.asynccontextmanager

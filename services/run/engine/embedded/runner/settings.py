@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from services.run.engine.embedded.runtime import Wanted
+from shared.settings import Port
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 
@@ -27,6 +28,11 @@ class RunnerSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     steps_dir: str
     """Where each attempt keeps its journal, its log and its private tree. Belongs to one runner."""
+
+    listen_host: str = "127.0.0.1"
+
+    listen_port: Port | None = None
+    """Where those who watch it ask: `/livez`, `/readyz`, `/metrics`. Nowhere, unless told."""
 
     runtime: Wanted = "auto"
     """What steps run in: `process` is the sandbox, where images are ignored; `docker` and `podman` run the images.
