@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from infra.cli.serve import SERVICES, LogSettings
+from infra.cli.serve import SERVICES
 
 PATIENCE_SECONDS = 60.0
 """With a server that is still starting."""
@@ -39,7 +39,7 @@ def migrate(name: str) -> None:
     from shared.settings import SettingsError, load
 
     try:
-        log = load(LogSettings)
+        log = load(logs.LogSettings)
         logs.configure(f"migrate-{name}", format=log.log_format, level=log.log_level)
         applied = asyncio.run(_migrate(name, load(Settings)))
     except SettingsError as error:
