@@ -87,6 +87,11 @@ coverage: setup-dev ## Show what the last `make test` has seen of each operation
 test-containers: setup-dev ## Bring up docker-compose.yml and run a pipeline in it (docker, or root and dockerd)
 	@$(BIN)/pytest -q -s -m containers tests/containers
 
+.PHONY: test-kubernetes
+test-kubernetes: setup-dev ## Hold a real API server (KUBECONFIG) to what the fake one of the tests imitates
+	@test -n "$(KUBECONFIG)" || { echo "KUBECONFIG has to say which server" >&2; exit 1; }
+	@HEADRACE_TEST_KUBECONFIG=$(KUBECONFIG) $(BIN)/pytest -q tests/contract/kubernetes --ignore=tests/contract/kubernetes/test_faults.py
+
 check: setup-dev ## Lint, types and the import rules
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .

@@ -72,7 +72,7 @@ class PodLogs:
 
 
 def container_of(pod: Document, asked: str) -> str:
-    """The container whose log is meant. Raises Refusal where there is none, or none yet."""
+    """The container whose log is meant. Raises Refusal where there is none, or its kubelet has not started it yet."""
     meta, names = pod["metadata"], [each["name"] for each in _containers(pod)]
     if not asked and len(pod["spec"]["containers"]) > 1:
         among = " ".join(each["name"] for each in pod["spec"]["containers"])
@@ -80,7 +80,7 @@ def container_of(pod: Document, asked: str) -> str:
     container = asked or pod["spec"]["containers"][0]["name"]
     if container not in names:
         raise bad_request(f"container {container} is not valid for pod {meta['name']}")
-    if _phase(pod) == "Pending":
+    if _phase(pod) == "Pending" and pod["spec"].get("nodeName"):
         why = f'container "{container}" in pod "{meta["name"]}" is waiting to start: ContainerCreating'
         raise Refusal(400, why)
     return container

@@ -28,7 +28,7 @@ class FakeKubernetes:
     """An API server in this process, on loopback, over HTTP. What it holds outlives its stops, as etcd's data would."""
 
     def __init__(
-        self, *, namespaces: Sequence[str] = ("default", "kubeflow"), most_changes: int = _MOST_CHANGES
+        self, *, namespaces: Sequence[str] = ("default", "kube-system", "kubeflow"), most_changes: int = _MOST_CHANGES
     ) -> None:
         self._faults = Faults()
         self._store = Store(most_changes=most_changes)
