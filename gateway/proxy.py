@@ -11,8 +11,8 @@ When a request is sent again
     1. The connection was refused or timed out: the next replica, for any request. Nothing was sent.
     2. A pooled connection turns out to be closed, or to hold bytes nobody asked for, before anything is written: it is
        dropped and another is taken, for any request. Nothing was sent.
-    3. A pooled connection ends after a GET was written and before a byte of the answer: once more. The upstream may
-       have closed it as idle in that very moment, and reading twice does no harm.
+    3. A connection ends after a GET or HEAD was written and before the answer: once more, at another replica where
+       there is one. The upstream may have closed it as idle in that moment, or died, and reading twice does no harm.
     Nothing else is repeated. A POST that was written may have been applied even though no byte came back, so its
     client is told (503) and decides.
 
@@ -33,7 +33,6 @@ import time
 import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping, Sequence
-from contextvars import ContextVar
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -246,7 +245,7 @@ class Proxy:
         target = call.target.decode("ascii", "surrogateescape")
         if not target.isascii():
             target = "".join(c if c.isascii() else f"%{ord(c) - 0xDC00:02X}" for c in target)
-        may_repeat = call.method == "GET"
+        may_repeat = call.method in ("GET", "HEAD")
         untried = replicas.in_turn()
         while untried:
             address = untried.popleft()
@@ -263,7 +262,7 @@ class Proxy:
             except aiohttp.ClientError as error:
                 if body.client_left:
                     raise ClientLeft from error
-                if not (may_repeat and _connection_is_reused.get() and not body.is_taken):
+                if body.is_taken or not may_repeat:
                     _log.warning("%s: %s ended without an answer: %r", replicas.service, address, error)
                     raise Unavailable(
                         f"The {replicas.service} service did not answer; the request may have been applied.",
@@ -380,17 +379,11 @@ class _Pool(aiohttp.TCPConnector):
             connection = await super().connect(req, traces, timeout)
             protocol = connection.protocol
             assert protocol is not None
-            is_reused = protocol in self._used
-            if is_reused and _has_news(connection.transport):
+            if protocol in self._used and _has_news(connection.transport):
                 connection.close()
                 continue
             self._used.add(protocol)
-            _connection_is_reused.set(is_reused)
             return connection
-
-
-_connection_is_reused: ContextVar[bool] = ContextVar("connection_is_reused", default=False)
-"""Whether the connection that this task was given last had served a request before."""
 
 
 def _has_news(transport: asyncio.Transport | None) -> bool:

@@ -252,6 +252,22 @@ async def test_a_get_on_a_connection_that_closes_under_it_is_sent_once_more(hous
     assert len(upstream.requests) == 4
 
 
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_what_only_reads_is_answered_by_another_replica_where_one_dies_over_it(house: House, method: str) -> None:
+    def die_before_the_answer(connection: RawConnection, _number: int) -> None:
+        connection.read_request()
+
+    alive = RecordingService()
+    with raw_upstream(die_before_the_answer) as dying:
+        gateway = house.gateway(dying.url, house.service(alive).url)
+        async with gateway.client() as client:
+            answers = [await client.request(method, "/apis/headrace/v1/runs/a/nodes/b/artifacts/c") for _ in range(4)]
+
+    assert [answer.status_code for answer in answers] == [200] * 4
+    assert len(dying.requests) == 2
+    assert len(alive.seen) == 4
+
+
 async def test_a_post_on_a_connection_that_closes_under_it_is_not_sent_once_more(house: House) -> None:
     with raw_upstream(_close_while_answering_the_second) as upstream:
         gateway = house.gateway(upstream.url)
