@@ -66,9 +66,12 @@ class Backing:
         )
 
     def rows(self) -> list[Row]:
+        return [*self.keepers(), Row(name="nats", startable=self._nats)]
+
+    def keepers(self) -> list[Row]:
+        """Those whose data nothing else can bring back."""
         return [
             Row(name="postgres", startable=self._postgres),
-            Row(name="nats", startable=self._nats),
             Row(name="object-store", startable=self._object_store),
         ]
 
@@ -87,6 +90,16 @@ class Backing:
         except RolesRefused as error:
             reason = " ".join(str(error).split())
             raise StartFailure(f"the database roles could not be created: {reason}") from error
+
+    def superuser(self) -> dict[str, str]:
+        """The variables of Postgres's own programs, as the superuser in our database."""
+        return {
+            "PGHOST": LOOPBACK,
+            "PGPORT": str(self._postgres.port),
+            "PGUSER": SUPERUSER,
+            "PGPASSWORD": self._postgres.password,
+            "PGDATABASE": DATABASE,
+        }
 
     def database(self, role: str) -> dict[str, str]:
         """The variables of a process that logs in to the database as `role`."""

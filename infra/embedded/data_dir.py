@@ -32,6 +32,8 @@ T = TypeVar("T")
 _SUCCESSION_SECONDS = 15
 """How long the servers of a killed stack may take to end."""
 _LOCK = "headrace.lock"
+_RESTORING = "restoring"
+"""There while a backup is read into the folder: nothing runs on half of it."""
 _MAY_LIE_THERE = ("tokens.json", ".tokens.json.lock", ".tokens.json.draft", "lost+found")
 """What is found in a folder that no stack has run on yet: tokens that were made first, and the root of a disk."""
 _CLOSED_TO_OTHERS = ("logs", "steps", "engine", "nats", "object-store")
@@ -54,6 +56,10 @@ class DataDir:
     def steps(self) -> Path:
         return self.path / "steps"
 
+    @property
+    def engine(self) -> Path:
+        return self.path / "engine"
+
     async def open(self, *, least_free_bytes: int = LEAST_FREE_BYTES) -> None:
         """Create the folder where it is missing and lock it. Raises StartFailure; a folder it created is removed.
 
@@ -61,6 +67,10 @@ class DataDir:
         """
         try:
             await self._enter()
+            if (self.path / _RESTORING).exists():
+                raise StartFailure(
+                    f"the data directory {self.path} holds a part of a backup: empty it, and restore again"
+                )
             self._refuse_a_full_disk(least_free_bytes)
             for name in _CLOSED_TO_OTHERS:
                 (self.path / name).mkdir(mode=0o700, exist_ok=True)
@@ -77,6 +87,43 @@ class DataDir:
         for folder in (self._run_folder(), self._short_run_folder()):
             shutil.rmtree(folder, ignore_errors=True)
         self._unlock()
+
+    def is_in_use(self) -> bool:
+        """Whether a stack runs on it. Raises StartFailure where none ever did."""
+        try:
+            descriptor = os.open(self.path / _LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError as error:
+            raise StartFailure(f"no stack has run on {self.path}: {error.strerror}") from error
+        try:
+            return not _try_lock(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def begin_restore(self) -> None:
+        """From now until `end_restore`, nobody else opens the folder. Raises StartFailure where it is not a new one."""
+        if set(os.listdir(self.path)) - {_LOCK, "lost+found", *_CLOSED_TO_OTHERS}:
+            raise StartFailure(f"the data directory {self.path} holds something: name an empty folder, or a new one")
+        (self.path / _RESTORING).touch(mode=0o600)
+
+    def end_restore(self) -> None:
+        os.sync()
+        (self.path / _RESTORING).unlink()
+
+    def clear(self) -> None:
+        """Leave nothing of a restore that did not end."""
+        for entry in self.path.iterdir():
+            if entry.name in {_LOCK, _RESTORING, "lost+found"}:
+                continue
+            if entry.is_dir():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                entry.unlink()
+        (self.path / _RESTORING).unlink()
+        self._abandon()
+
+    def kept_ports(self) -> dict[str, int]:
+        """Those of the stack that runs on the folder."""
+        return _read(self.path / "ports.json", dict[str, int])
 
     def secrets(self, names: Sequence[str]) -> dict[str, str]:
         """A password for each name: made once, kept for as long as the folder."""
@@ -101,7 +148,7 @@ class DataDir:
 
     def bus_url(self, user: str) -> str:
         """How others reach the bus of the stack that runs on this folder. Raises StartFailure where none ever did."""
-        port = _read(self.path / "ports.json", dict[str, int]).get("nats")
+        port = self.kept_ports().get("nats")
         password = _read(self.path / "secrets.json", dict[str, str]).get(f"nats.{user}")
         if port is None or password is None:
             raise StartFailure(f"no stack has run on {self.path}")

@@ -6,11 +6,16 @@ import signal
 import nats
 import pytest
 
+from infra.embedded.backup import RESTORED
 from shared.bus import EVENTS_STREAM, declare_streams
 from tests.integration.nervous_system.conftest import House
 from tests.support.eventually import eventually
-from tests.support.facts import publish_again
+from tests.support.facts import effects, publish_again
 from tests.support.replica_process import replica_process
+from tests.support.servers import PostgresAccess
+
+A_LEAP = 1_000_000_000
+"""Of positions, after a restore: see infra/postgres/restored.sql."""
 
 
 async def stored_positions(house: House) -> list[int]:
@@ -149,6 +154,36 @@ async def test_positions_go_on_where_the_broker_knows_more_than_a_restored_datab
     assert await house.owner.fetchval("select max(position) from outbox") == 6
 
 
+async def test_facts_go_on_behind_a_leap_and_our_own_do_not_wait_for_what_is_gone(
+    house: House, postgres: PostgresAccess
+) -> None:
+    await restored_to(house, 3, applied=3, postgres=postgres)
+    await house.relay()
+    # Longer than the test waits: nobody takes the leap for facts that are late.
+    await house.subscriber(gap_seconds=600)
+    await house.change(times=2)
+
+    async def are_applied() -> bool:
+        return await effects(house.listener) == [1, 2, 3, A_LEAP + 4, A_LEAP + 5]
+
+    await eventually(are_applied)
+    assert await stored_positions(house) == [1, 2, 3, A_LEAP + 4, A_LEAP + 5]
+
+
+async def test_a_subscriber_that_was_behind_applies_what_is_kept_and_passes_over_the_leap(
+    house: House, postgres: PostgresAccess
+) -> None:
+    await restored_to(house, 3, applied=1, postgres=postgres)
+    await house.relay()
+    await house.subscriber(gap_seconds=0.2)
+    await house.change()
+
+    async def are_applied() -> bool:
+        return await effects(house.listener) == [1, 2, 3, A_LEAP + 4]
+
+    await eventually(are_applied)
+
+
 async def test_a_new_stream_that_holds_the_newest_facts_already_gets_the_older_ones(house: House) -> None:
     relay = await house.relay()
     await house.change(times=3)
@@ -195,3 +230,26 @@ async def end(task: asyncio.Task[None]) -> None:
 
 async def applied_the_first(house: House) -> bool:
     return bool(await house.listener.fetchval("select count(*) = 1 from effects"))
+
+
+async def restored_to(house: House, position: int, *, applied: int, postgres: PostgresAccess) -> None:
+    """Both databases as they were at a position of the owner's; it told five facts, all were applied, and all of the
+    procedure has been done."""
+    relay = await house.relay()
+    subscriber = await house.subscriber()
+    await house.change(times=5)
+    await house.applied_each_once(5)
+    await end(relay)
+    await end(subscriber)
+    await house.owner.execute("delete from outbox where position > $1", position)
+    await house.owner.execute("update relay set allocated = $1, published = $1", position)
+    await house.owner.execute("update things set version = $1", position)
+    await house.listener.execute("delete from effects where position > $1", applied)
+    await house.listener.execute("update cursors set position = $1", applied)
+    database = house.database_urls["run"].rpartition("/")[2]
+    postgres.run(f'\\connect "{database}"\n{RESTORED.read_text()}')
+    client = await nats.connect(house.nats_urls["admin"])
+    try:
+        await client.jetstream().delete_stream(EVENTS_STREAM)
+    finally:
+        await client.close()
