@@ -92,12 +92,13 @@ test-kubernetes: setup-dev ## Hold a real API server (KUBECONFIG) to what the fa
 	@test -n "$(KUBECONFIG)" || { echo "KUBECONFIG has to say which server" >&2; exit 1; }
 	@HEADRACE_TEST_KUBECONFIG=$(KUBECONFIG) $(BIN)/pytest -q tests/contract/kubernetes --ignore=tests/contract/kubernetes/test_faults.py
 
-check: setup-dev ## Lint, types and the import rules
+check: setup-dev ## Lint, types, the import rules, and what a cluster makes of the manifests
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/python -m tests.support.asyncapi
+	@$(BIN)/python -m tests.support.manifests
 
 format: setup-dev ## Format the code
 	@$(BIN)/ruff check --fix --quiet .
