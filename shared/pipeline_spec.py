@@ -23,9 +23,16 @@ class EngineName(StrEnum):
     """What drives a run, or fires a job."""
 
     EMBEDDED = "embedded"
-    """This installation's own: its controller and its scheduler."""
+    """This installation's own controller, on its machine; its own scheduler."""
+    ARGO = "argo"
+    """Argo Workflows, told by this installation's own controllers; its own scheduler."""
     EXTERNAL = "external"
     """Another one, of which nothing is known here but what its agent reports (section 12)."""
+
+    @property
+    def is_told(self) -> bool:
+        """Whether this installation tells it what to do; the other kind only tells."""
+        return self is not EngineName.EXTERNAL
 
 
 class ResourceType(StrEnum):

@@ -490,8 +490,8 @@ def no_job_reported(report: Report) -> InvalidInput:
 def fired_here(job_id: str) -> InvalidInput:
     """Invalid input, because the original's agent repeats what is refused for another reason."""
     return InvalidInput(
-        f"Job {job_id} is fired by the embedded engine of this installation: reports are accepted of the jobs of an "
-        "external engine alone."
+        f"Job {job_id} is fired by the scheduler of this installation: reports are accepted of the jobs of an external "
+        "engine alone."
     )
 
 

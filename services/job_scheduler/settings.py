@@ -18,8 +18,8 @@ class Settings(ServiceSettings, frozen=True, kw_only=True):
     namespace: str = "kubeflow"
     """Where the workflows of jobs run."""
     engine: EngineName = EngineName.EMBEDDED
-    """What fires the jobs that are created from now on. `external`: somebody else's scheduler, of which an agent
-    reports."""
+    """What executes the runs of the jobs that are created from now on, as the run service is told. `external`: not this
+    service fires them, but somebody else's scheduler, of which an agent reports."""
     cron_schedule_timezone: str = "UTC"
     """In which cron expressions of new jobs are read that name no zone themselves; the original's
     `CRON_SCHEDULE_TIMEZONE`. Jobs keep theirs when this changes."""

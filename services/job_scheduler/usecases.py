@@ -369,7 +369,7 @@ class Jobs:
             try:
                 async with self._database.transaction() as tx:
                     job = await store.insert(tx, msgspec.structs.replace(draft, object_name=name))
-                    if job.engine is EngineName.EMBEDDED:
+                    if job.engine.is_told:
                         await store.set_next_slot(tx, job.id, firing.first_slot(job))
                         tx.after_commit(self._wake_tickers)
                     await self._outbox.add(tx, events.JOB_CREATED, to_state(job))

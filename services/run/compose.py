@@ -17,7 +17,7 @@ from shared import scalars
 from shared.lengths import LONGEST_NAME_BYTES, is_too_long
 from shared.macros import Occasion, expand
 
-from .domain import DEFAULT_SERVICE_ACCOUNT, Parameter, Run, Status
+from .domain import DEFAULT_SERVICE_ACCOUNT, EngineName, Parameter, Run, Status
 
 API_VERSION = "argoproj.io/v1alpha1"
 KIND = "Workflow"
@@ -39,6 +39,7 @@ _LONGEST_GENERATE_NAME = 200
 _SCHEDULE = "scheduledworkflows.kubeflow.org/"
 """What the labels of a fired workflow start with (section 11.7)."""
 _PER_RUN = frozenset({"arguments", "serviceAccountName", "podMetadata", "templates"})
+_TIMES_TO_LIVE = frozenset({"ttlStrategy", "ttlSecondsAfterFinished"})
 
 
 class Malformed(Exception):
@@ -280,9 +281,12 @@ def _metadata(prepared: Prepared, run: Run) -> dict[str, Any]:
     if run.is_fired:
         return _metadata_of_fired(run)
     names = {"name": run.workflow_name, "generateName": prepared.generate_name}
+    # What an object that was exported carries beside, such as its resourceVersion, its owners and its finalizers, a
+    # cluster refuses, or takes for the new one's.
+    own = {} if run.engine is EngineName.ARGO else prepared.metadata
     return {
         **{key: value for key, value in names.items() if value},
-        **prepared.metadata,
+        **own,
         "namespace": run.namespace,
         "uid": run.id,
         "creationTimestamp": _time(run.created_at),
@@ -322,8 +326,10 @@ def _spec(prepared: Prepared, run: Run) -> dict[str, Any]:
 
     parameters = [{"name": name, "value": value(name, own)} for name, own in prepared.declared.items()]
     labels = prepared.pod_metadata["labels"] | {RUN_ID_LABEL: run.id}
+    # A workflow that removed itself before its end is on record would be a lost run: the controller removes it.
+    unwanted = _TIMES_TO_LIVE if run.engine is EngineName.ARGO else frozenset()
     return {
-        **prepared.spec,
+        **{key: value for key, value in prepared.spec.items() if key not in unwanted},
         **({"templates": prepared.fired_templates} if run.is_fired else {}),
         "arguments": {**prepared.arguments, **({"parameters": parameters} if parameters else {})},
         # A run that was reported names none itself.

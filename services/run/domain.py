@@ -123,7 +123,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def is_fired(self) -> bool:
         """Whether a job's slot made it here: then only its workflow tells what it was made from (section 12.2)."""
-        return self.scheduled_at is not None and self.engine is EngineName.EMBEDDED
+        return self.scheduled_at is not None and self.engine.is_told
 
 
 class NewRun(Asked, frozen=True, kw_only=True):
@@ -252,8 +252,8 @@ def not_a_report(reason: str) -> InvalidInput:
 def driven_here(run_id: str) -> InvalidInput:
     """Invalid input, because the original's agent repeats what is refused for another reason, but for unknown runs."""
     return InvalidInput(
-        f"Run {run_id} is driven by the embedded engine of this installation: reports are accepted of the runs of an "
-        "external engine alone."
+        f"Run {run_id} is driven by the engine of this installation: reports are accepted of the runs of an external "
+        "engine alone."
     )
 
 

@@ -6,11 +6,14 @@ by `read`. Knows no run record and no cache.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Final, cast
+from typing import Any, Final, cast
 
 import msgspec
+
+from shared.pipeline_spec import LARGEST_PARAMETERS_BYTES
 
 from . import compose
 from .domain import EngineName, Run, RunId, WorkflowName
@@ -18,6 +21,13 @@ from .engine.embedded.machine import Machine
 
 WORK: Final = f"{__name__}:read"
 """For `shared.readers`."""
+MOST_WORKFLOW_BYTES: Final = 1024 * 1024
+
+_LARGEST_ANNOTATIONS_BYTES = 256 * 1024
+_LARGEST_OF_A_RUN_BYTES = LARGEST_PARAMETERS_BYTES + 6 * 1024
+"""Its parameters, its names, and what an engine writes beside."""
+_WORD = re.compile(r"[a-zA-Z0-9]([-a-zA-Z0-9_.]{0,61}[a-zA-Z0-9])?")
+_DOMAIN = re.compile(r"(?=.{1,253}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 
 
 class Runner(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,6 +36,8 @@ class Runner(msgspec.Struct, frozen=True, kw_only=True):
     engine: EngineName = EngineName.EMBEDDED
     machine: Machine = Machine()
     """That the embedded engine's steps run on."""
+    most_workflow_bytes: int = MOST_WORKFLOW_BYTES
+    """That Argo's cluster takes."""
 
 
 class Reading(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,12 +92,13 @@ def judge(prepared: compose.Prepared, runner: Runner) -> str:
     """Why it would not be run; empty where it would. Arguments decide nothing here."""
     from .engine.embedded.manifest import ManifestError
 
-    workflow = cast("Mapping[str, object]", msgspec.json.decode(compose.workflow(prepared, _NOBODYS)))
+    text = compose.workflow(prepared, msgspec.structs.replace(_NOBODYS, engine=runner.engine))
+    workflow = cast("Mapping[str, Any]", msgspec.json.decode(text))
     try:
         validate(workflow, runner)
     except ManifestError as error:
         return error.reason
-    return ""
+    return _unfit_for_cluster(workflow, len(text), runner) if runner.engine is EngineName.ARGO else ""
 
 
 def validate(workflow: Mapping[str, object], runner: Runner) -> None:
@@ -94,11 +107,38 @@ def validate(workflow: Mapping[str, object], runner: Runner) -> None:
     from .engine.embedded import manifest, validation
 
     parsed = manifest.parse(workflow)
-    if runner.engine is not EngineName.EXTERNAL:
+    if runner.engine is EngineName.EMBEDDED:
         # First what it is called: whoever uses another engine's feature is told so, not what is missing without it.
         validation.refuse_unsupported(parsed, runner.machine)
     # What no engine could run is refused for every one.
     validation.validate(parsed)
+
+
+def _unfit_for_cluster(workflow: Mapping[str, Any], size: int, runner: Runner) -> str:
+    """What an API server refuses of any object, which would come out only after the creation; empty where nothing."""
+    metadata = workflow["metadata"]
+    room = runner.most_workflow_bytes - _LARGEST_OF_A_RUN_BYTES
+    if size > room:
+        return (
+            f"the workflow has {size} bytes, and {room} are allowed (HEADRACE_MOST_WORKFLOW_BYTES, less the room for "
+            "the parameters of a run): split the pipeline, or let its steps read large texts from artifacts instead of "
+            "carrying them in their templates"
+        )
+    annotations = metadata["annotations"]
+    annotated = sum(len(text.encode()) for item in annotations.items() for text in item if isinstance(text, str))
+    if annotated > _LARGEST_ANNOTATIONS_BYTES:
+        return (
+            f"metadata.annotations have {annotated} bytes, and a cluster allows {_LARGEST_ANNOTATIONS_BYTES}: leave "
+            "out those that only describe, such as pipelines.kubeflow.org/pipeline_spec"
+        )
+    for kind in ("labels", "annotations"):
+        for key, value in metadata[kind].items():
+            domain, slash, word = key.rpartition("/")
+            if not _WORD.fullmatch(word) or (slash and not _DOMAIN.fullmatch(domain)):
+                return f"metadata.{kind}: '{key}' is no name that a cluster allows"
+            if not isinstance(value, str) or (kind == "labels" and value and not _WORD.fullmatch(value)):
+                return f"metadata.{kind}.{key}: {msgspec.json.encode(value).decode()} is no value that a cluster allows"
+    return ""
 
 
 _NOBODYS: Final = Run(

@@ -8,7 +8,7 @@ engine beyond the port's structs.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -24,8 +24,8 @@ from shared.readers import OverLimit
 from shared.telemetry import continue_trace
 
 from . import compose, domain, node_facts, store
-from .domain import Run, RunId, Status, WorkflowName
-from .engine import NodeDocument, Observation, Submission
+from .domain import EngineName, Run, RunId, Status, WorkflowName
+from .engine import NodeDocument, Observation, Submission, shards
 from .engine import WorkflowName as EngineWorkflowName
 from .manifests import Manifests
 from .usecases import to_state
@@ -76,19 +76,28 @@ class Due(msgspec.Struct, frozen=True, kw_only=True):
 
 class Records:
     def __init__(
-        self, database: Database, outbox: Outbox, manifests: Manifests, *, nodes: Outbox | None = None
+        self,
+        database: Database,
+        outbox: Outbox,
+        manifests: Manifests,
+        *,
+        nodes: Outbox | None = None,
+        engine: EngineName = EngineName.EMBEDDED,
     ) -> None:
-        """`nodes`: where facts about nodes go, which nobody hears of without."""
+        """`nodes`: where facts about nodes go, which nobody hears of without. `engine`: whose runs are due and active;
+        the others are another controller's."""
         self._database = database
         self._outbox = outbox
         self._manifests = manifests
         self._nodes = nodes
+        self._engine = engine
 
-    async def due(self, limit: int) -> Due:
-        """At most `limit` of each kind. A run is due for submission until `mark_submitted`, and so on."""
-        submissions = await store.list_unsubmitted(self._database, limit)
-        terminations = await store.list_terminations(self._database, limit)
-        erasures = await store.list_erasures(self._database, limit)
+    async def due(self, limit: int, held: Collection[int] = shards.ALL) -> Due:
+        """At most `limit` of each kind, of the runs in these shards. A run is due for submission until
+        `mark_submitted`, and so on."""
+        submissions = await store.list_unsubmitted(self._database, self._engine, held, limit)
+        terminations = await store.list_terminations(self._database, self._engine, held, limit)
+        erasures = await store.list_erasures(self._database, self._engine, held, limit)
         return Due(
             submissions=tuple(submissions),
             terminations=tuple(
@@ -98,10 +107,12 @@ class Records:
             erasures=tuple(Erasure(run_id=run_id, workflow_name=name) for run_id, name in erasures),
         )
 
-    async def active(self, *, after: str = "", limit: int = 1000) -> tuple[ActiveRun, ...]:
-        """Runs that are not final, by id: what a controller submits again when it starts. `after` is the last id
-        of the page before."""
-        rows = await store.list_active(self._database, after, limit)
+    async def active(
+        self, held: Collection[int] = shards.ALL, *, after: str = "", limit: int = 1000
+    ) -> tuple[ActiveRun, ...]:
+        """Runs in these shards that are not final, by id: what a controller submits again when it starts. `after` is
+        the last id of the page before."""
+        rows = await store.list_active(self._database, self._engine, held, after, limit)
         return tuple(
             ActiveRun(id=run_id, created_at=created_at, has_started=started) for run_id, created_at, started in rows
         )

@@ -13,7 +13,7 @@ from shared.settings import ServiceSettings, variable_of
 
 from .domain import EngineName
 from .engine.embedded.machine import Entrypoints, Machine
-from .reading import Runner
+from .reading import MOST_WORKFLOW_BYTES, Runner
 
 
 class Settings(ServiceSettings, frozen=True, kw_only=True):
@@ -27,8 +27,8 @@ class Settings(ServiceSettings, frozen=True, kw_only=True):
     namespace: str = "kubeflow"
     """Where workflows run."""
     engine: EngineName = EngineName.EMBEDDED
-    """What drives the runs that are created from now on. `external`: they wait until somebody else runs their workflows
-    and an agent reports how that goes."""
+    """What drives the runs that are created from now on. `argo`: Argo Workflows on a Kubernetes cluster. `external`:
+    they wait until somebody else runs their workflows and an agent reports how that goes."""
     runtime: Literal["auto", "process", "docker", "podman"] = "auto"
     """What the embedded engine's steps run in, as its step runner is told. Only where it is said to be containers may a
     step leave its command to its image."""
@@ -61,6 +61,10 @@ class Settings(ServiceSettings, frozen=True, kw_only=True):
     One of this size takes the event loop two milliseconds, and a thread beside it thirty; both grow with it. Below it
     the process, which takes a hundred to start, would be what its creator waits for.
     """
+    most_workflow_bytes: Annotated[int, msgspec.Meta(ge=65536)] = MOST_WORKFLOW_BYTES
+    """The largest workflow that the engine `argo` is given, in JSON; creation refuses larger ones. etcd takes a
+    megabyte and a half, and Argo, which writes the state of a workflow into it, gives one up that is larger than a
+    megabyte."""
     manifest_readers: int = 2
     """How many processes may read manifests at a time."""
     manifest_read_cpu_seconds: float = 60.0
@@ -88,7 +92,7 @@ class Settings(ServiceSettings, frozen=True, kw_only=True):
         # Under `auto` nobody knows here what steps will run in, and what is accepted must not depend on the machine.
         runs_images = self.runtime in ("docker", "podman")
         machine = Machine(runs_images=runs_images, entrypoints=self.image_entrypoints, host_paths=self.host_paths)
-        return Runner(engine=self.engine, machine=machine)
+        return Runner(engine=self.engine, machine=machine, most_workflow_bytes=self.most_workflow_bytes)
 
     def __post_init__(self) -> None:
         check_sha256(self.agent_token_sha256)

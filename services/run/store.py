@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 
 import msgspec
@@ -351,7 +351,7 @@ async def delete(tx: Transaction, run_id: str) -> Run | None:
             insert into run_count_deltas (experiment_id, storage_state, delta)
             select experiment_id, storage_state, -1 from gone
         ), noted as (
-            insert into erasures (run_id, workflow_name) select id, workflow_name from gone
+            insert into erasures (run_id, workflow_name, engine) select id, workflow_name, engine from gone
         ), uncached as (
             delete from step_cache where run_id = $1
         )
@@ -642,48 +642,72 @@ async def upsert_step_outputs(connection: Connection, key: str, run_id: str, out
     )
 
 
-# What the engine has to be told. Nobody tells an external one anything.
+# What an engine has to be told, by who holds these shards of its runs. Nobody tells an external one anything.
+# The engine stands in the text: each has partial indexes, which a plan finds by what it is called.
+
+_IS_OF_SHARDS = "get_byte(decode(md5({}), 'hex'), 0) % 64 = any($1::integer[])"
+"""`engine.shards.shard_of` in the database's words."""
 
 
-async def list_unsubmitted(connection: Connection, limit: int) -> list[RunId]:
+async def list_unsubmitted(
+    connection: Connection, engine: EngineName, shards: Collection[int], limit: int
+) -> list[RunId]:
     rows = await connection.fetch(
-        """
-        select id from runs where engine = 'embedded' and submitted_at is null and finished_at is null
-        order by created_at, id limit $1
-        """,
+        f"""
+        select id from runs
+        where engine = '{engine.value}' and submitted_at is null and finished_at is null
+          and {_IS_OF_SHARDS.format("id")}
+        order by created_at, id limit $2
+        """,  # noqa: S608
+        list(shards),
         limit,
     )
     return [RunId(row["id"]) for row in rows]
 
 
-async def list_terminations(connection: Connection, limit: int) -> list[tuple[RunId, WorkflowName, int]]:
+async def list_terminations(
+    connection: Connection, engine: EngineName, shards: Collection[int], limit: int
+) -> list[tuple[RunId, WorkflowName, int]]:
     """Run, workflow and attempt."""
     rows = await connection.fetch(
-        """
+        f"""
         select id, workflow_name, attempt from runs
-        where terminate_requested_at is not null and terminate_sent_at is null and finished_at is null
-          and submitted_at is not null
-        order by terminate_requested_at, id limit $1
-        """,
+        where engine = '{engine.value}' and terminate_requested_at is not null and terminate_sent_at is null
+          and finished_at is null and submitted_at is not null and {_IS_OF_SHARDS.format("id")}
+        order by terminate_requested_at, id limit $2
+        """,  # noqa: S608
+        list(shards),
         limit,
     )
     return [(RunId(row["id"]), WorkflowName(row["workflow_name"]), row["attempt"]) for row in rows]
 
 
-async def list_erasures(connection: Connection, limit: int) -> list[tuple[RunId, WorkflowName]]:
+async def list_erasures(
+    connection: Connection, engine: EngineName, shards: Collection[int], limit: int
+) -> list[tuple[RunId, WorkflowName]]:
     rows = await connection.fetch(
-        "select run_id, workflow_name from erasures order by requested_at, run_id limit $1", limit
+        f"""
+        select run_id, workflow_name from erasures
+        where engine = '{engine.value}' and {_IS_OF_SHARDS.format("run_id")}
+        order by requested_at, run_id limit $2
+        """,  # noqa: S608
+        list(shards),
+        limit,
     )
     return [(RunId(row["run_id"]), WorkflowName(row["workflow_name"])) for row in rows]
 
 
-async def list_active(connection: Connection, after: str, limit: int) -> list[tuple[RunId, datetime, bool]]:
+async def list_active(
+    connection: Connection, engine: EngineName, shards: Collection[int], after: str, limit: int
+) -> list[tuple[RunId, datetime, bool]]:
     """Run, when it was created, and whether it has started."""
     rows = await connection.fetch(
-        """
+        f"""
         select id, created_at, started_at is not null as has_started from runs
-        where engine = 'embedded' and finished_at is null and id > $1 order by id limit $2
-        """,
+        where engine = '{engine.value}' and finished_at is null and id > $2 and {_IS_OF_SHARDS.format("id")}
+        order by id limit $3
+        """,  # noqa: S608
+        list(shards),
         after,
         limit,
     )

@@ -66,7 +66,7 @@ async def test_a_token_opens_the_stack_and_names_its_holder_while_the_services_s
     assert found == {name: {"runs": [name], "jobs": [name]} for name in tokens}
     assert reported[0] == (403, "Reports are accepted from the persistence agent alone.")
     assert reported[1][0] == 400
-    assert reported[1][1].startswith(f"Run {made['ci']} is driven by the embedded engine")
+    assert reported[1][1].startswith(f"Run {made['ci']} is driven by the engine of this installation")
     assert directly == {
         "experiment": 403,
         "pipeline-registry": 403,

@@ -118,7 +118,7 @@ async def test_a_job_that_is_fired_here_has_no_other_scheduler(world: World, age
 
     assert (answer.status, answer.json["code"]) == (400, 3)
     message = answer.json["details"][0]["error_message"]
-    assert message.startswith(f"Job {job['id']} is fired by the embedded engine of this installation")
+    assert message.startswith(f"Job {job['id']} is fired by the scheduler of this installation")
     assert await world.get(job["id"]) == job | {"status": "Enabled"}
     assert await world.facts(job["id"]) == ["created"]
 

@@ -227,6 +227,19 @@ async def test_what_another_scheduler_fires_is_left_to_it(world: World) -> None:
     assert await world.facts(job["id"]) == ["created"]
 
 
+async def test_jobs_of_runs_on_argo_are_fired_here_whatever_triggers_them(world: World) -> None:
+    argo = await world.start_replica(engine=EngineName.ARGO)
+    asked = {"enabled": True, "pipeline_spec": {"workflow_manifest": MANIFEST}, "max_concurrency": "3"}
+    job = await argo.post("/jobs", asked | {"name": "timed", "trigger": periodic(slots=2)})
+    triggers = await world.triggered(job["id"], 2)
+    assert {trigger.engine for trigger in triggers} == {"argo"}
+    assert (await world.row(job["id"]))["engine"] == "argo"
+    # A run may trigger it, as it may none of another scheduler's.
+    on_run = {"on": {"job_id": job["id"], "facts": ["succeeded"]}}
+    after = await argo.post("/jobs", asked | {"name": "after"} | on_run)
+    assert (await world.row(after["id"]))["trigger_kind"] == "run"
+
+
 async def test_a_slot_fires_when_it_comes_and_not_earlier(world: World) -> None:
     job = await job_of(world, trigger={"periodic_schedule": {"interval_second": "1"}})
     triggers = await world.triggered(job["id"], 3)

@@ -17,6 +17,7 @@ import uvicorn
 from infra.embedded.ports import free_ports
 from services.run import compose, reading
 from services.run.app import create_app
+from services.run.domain import EngineName
 from services.run.engine import Observation
 from services.run.engine import WorkflowName as EngineWorkflowName
 from services.run.manifests import Manifests
@@ -232,6 +233,8 @@ class World:
     database: Database
     blobs: Blobs
     records: Records
+    records_of: Callable[[EngineName], Records]
+    """What a controller of another engine would hold."""
 
     async def facts(self, run_id: str) -> list[str]:
         """What the service has told of a run, in order."""
@@ -330,6 +333,10 @@ async def world(
         cache_bytes=1_000_000,
         large_bytes=settings.large_manifest_bytes,
     )
+
+    def records_of(engine: EngineName) -> Records:
+        return Records(database, Outbox("run"), manifests, nodes=Outbox("node"), engine=engine)
+
     client = await start_replica()
     yield World(
         client=client,
@@ -338,7 +345,8 @@ async def world(
         settings=settings,
         database=database,
         blobs=blobs,
-        records=Records(database, Outbox("run"), manifests, nodes=Outbox("node")),
+        records=records_of(EngineName.EMBEDDED),
+        records_of=records_of,
     )
 
     for server, _ in servers:

@@ -150,7 +150,7 @@ async def test_of_a_run_that_is_driven_here_nobody_else_reports(world: World, ag
     answer = await agent.report(run_id, "Succeeded", startedAt=STARTED, finishedAt=ENDED)
 
     assert (answer.status, answer.body["code"]) == (400, 3)
-    assert answer.message.startswith(f"Run {run_id} is driven by the embedded engine of this installation")
+    assert answer.message.startswith(f"Run {run_id} is driven by the engine of this installation")
     assert "status" not in await world.client.get(run_id)
     assert await world.facts(run_id) == ["created"]
 

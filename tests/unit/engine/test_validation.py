@@ -14,7 +14,7 @@ from services.run.reading import Runner
 from tests.support.embedded_runs import workflow
 from tests.support.packages import merge_bomb
 
-EXTERNAL = Runner(engine=EngineName.EXTERNAL)
+OTHERS = (Runner(engine=EngineName.ARGO), Runner(engine=EngineName.EXTERNAL))
 
 
 def dag(tasks: str, more: str = "", spec: str = "") -> Workflow:
@@ -447,12 +447,13 @@ def test_a_feature_of_other_engines_is_named_before_what_is_missing_without_it(m
 
 @pytest.mark.parametrize("feature", [feature for feature in UNSUPPORTED if feature.startswith("templates.")])
 def test_a_feature_of_other_engines_is_none_of_our_business_where_another_engine_runs_it(feature: str) -> None:
-    reading.validate(msgspec.to_builtins(UNSUPPORTED[feature]), EXTERNAL)
+    for runner in OTHERS:
+        reading.validate(msgspec.to_builtins(UNSUPPORTED[feature]), runner)
 
 
 def test_what_no_engine_can_run_is_refused_for_every_engine() -> None:
     manifest = msgspec.to_builtins(dag("[{name: a, template: t, dependencies: [nowhere]}]"))
-    for runner in (Runner(), EXTERNAL):
+    for runner in (Runner(), *OTHERS):
         with pytest.raises(ManifestError, match="'nowhere' not defined"):
             reading.validate(manifest, runner)
 

@@ -10,7 +10,7 @@ import pytest
 
 from services.run import compose
 from services.run.compose import Repository, Rules
-from services.run.domain import Parameter, Run, RunId, Status, WorkflowName
+from services.run.domain import EngineName, Parameter, Run, RunId, Status, WorkflowName
 from services.run.engine.embedded.collection import artifact_prefix
 
 RUN_ID = "8f2c3d1e-0000-4000-8000-000000000001"
@@ -279,3 +279,32 @@ def test_an_artifact_whose_name_is_no_text_is_left_to_the_engine() -> None:
     artifacts = [{"name": ["mlpipeline-metrics"]}, {"name": {}}]
     (template,) = composed({"templates": [{"outputs": {"artifacts": artifacts}}]})["spec"]["templates"]
     assert template["outputs"]["artifacts"] == artifacts
+
+
+def test_argo_gets_nothing_of_an_exported_object_that_only_a_cluster_may_say_and_no_time_to_live() -> None:
+    metadata = {
+        "name": "old",
+        "resourceVersion": "7",
+        "ownerReferences": [{"kind": "CronWorkflow"}],
+        "finalizers": ["x"],
+        "labels": {"team": "mill"},
+        "annotations": {"note": "n"},
+    }
+    spec = {"ttlStrategy": {"secondsAfterCompletion": 0}, "ttlSecondsAfterFinished": 0, "podGC": {}}
+    workflow = composed(spec, run=a_run(engine=EngineName.ARGO), metadata=metadata)
+    assert workflow["metadata"] == {
+        "name": "w-abcde",
+        "namespace": "kubeflow",
+        "uid": RUN_ID,
+        "creationTimestamp": "1970-01-01T00:00:26Z",
+        "labels": {"team": "mill", "pipeline/runid": RUN_ID},
+        "annotations": {"note": "n", "pipelines.kubeflow.org/run_name": "my run"},
+    }
+    assert workflow["spec"].keys() == {"podGC", "templates", "arguments", "serviceAccountName", "podMetadata"}
+
+
+def test_a_run_that_a_job_has_fired_on_argo_is_composed_as_any_fired_one() -> None:
+    fired = a_run(scheduled_at=NOW, workflow_name=WorkflowName("nightly-3-123"))
+    on_argo = composed({}, run=msgspec.structs.replace(fired, engine=EngineName.ARGO))
+    assert on_argo == composed({}, run=fired)
+    assert on_argo["metadata"]["labels"]["scheduledworkflows.kubeflow.org/workflowIndex"] == "3"
