@@ -1,38 +1,55 @@
 """The door between records and engine: tells the engine what the records want, records what the engine shows.
 
-One controller is active at a time. It keeps nothing that its successor would need: what the engine has to hear stays
-due until it was heard, and what an engine without records of its own is about to do waits until it is recorded.
-Records and engine are compared both ways, so that no run stays open because a message was lost.
+Each run is one controller's: all of them are the only active one's, or those of the shards that it holds. It keeps
+nothing that its successor would need: what the engine has to hear stays due until it was heard, and what an engine
+without records of its own is about to do waits until it is recorded. Records and engine are compared both ways, so
+that no run stays open because a message was lost.
+
+What one controller does late, when another has the run already, does no harm. The engine is told nothing unless the
+shard is held at that moment, and by the engine's own rules a workflow is submitted once, whoever says it how often;
+what was seen is written in a transaction that proves the shard.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from contextlib import AbstractContextManager
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import datetime
 from functools import partial
 from typing import TypeVar
 
 import msgspec
+from prometheus_client import Gauge
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
+from shared import telemetry
 from shared.bus import Bus
 from shared.contracts.questions import DESCRIBE_ENGINE, READ_LOG, EngineAnswer, Nothing
 from shared.errors import Unavailable
-from shared.leases import Lease, LeaseLost
+from shared.leases import LeaseLost
+from shared.shards import Holding
 from shared.tasks import Loop, Tasks
 from shared.telemetry import continue_trace
 
 from . import step_logs
 from .engine import Engine, NameTaken, Observation, WorkflowName
+from .engine.shards import shard_of
 from .records import ActiveRun, Due, Records
 from .step_metrics import StepMetrics, artifacts_of
 
 T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
+_queued = Gauge(
+    "headrace_engine_queued_runs",
+    "Runs of this controller that wait to be started.",
+    registry=telemetry.metrics,
+)
+
+SHARDS_PING = "kfp.ping.run-shards"
+"""Controllers have come or gone, or have handed something on."""
 
 _BATCH = 100
 _STUCK_SECONDS = 300.0
@@ -43,7 +60,7 @@ _AT_ONCE = 16
 
 
 class Controller:
-    """Drives one engine for as long as it holds the lease."""
+    """Drives one engine, as far as it holds the runs."""
 
     def __init__(
         self,
@@ -51,7 +68,7 @@ class Controller:
         engine: Engine,
         bus: Bus,
         metrics: StepMetrics,
-        lease: Lease,
+        holding: Holding,
         *,
         poll_seconds: float,
         compare_seconds: float,
@@ -63,24 +80,29 @@ class Controller:
         self._engine = engine
         self._bus = bus
         self._metrics = metrics
-        self._lease = lease
+        self._holding = holding
         self._poll_seconds = poll_seconds
         self._compare_seconds = compare_seconds
         self._metrics_wait_seconds = metrics_wait_seconds
         self._tasks = tasks
+        self._driven: frozenset[int] = frozenset()
+        """The shards that the engine has been told to drive."""
         self._woken = asyncio.Event()
         self._caught_up = asyncio.Event()
-        """The engine has heard of every run that was there when this controller became the active one."""
+        """The engine has heard of every run that was there when this controller came to hold it."""
+        self._moved = asyncio.Event()
+        """Others are held than when records and engine were compared last."""
         self._reports: dict[str, dict[asyncio.Task[None], float]] = {}
         """Run → what brings its steps' metrics to their owner, and until when of the loop's clock it is awaited."""
 
     async def run(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Control until cancelled. `work` is the engine's own, and runs while this replica is the active one."""
+        """Control until cancelled. `work` is the engine's own, and runs while there may be something to control."""
         await self._bus.on_ping("kfp.ping.run", self._woken.set)
+        await self._bus.on_ping(SHARDS_PING, self._holding.wake)
         while True:
             try:
-                async with self._lease.hold():
-                    _log.info("this controller is the active one")
+                async with self._holding.hold():
+                    _log.info("this controller is active")
                     await self._control(work)
             except* LeaseLost:
                 _log.warning("another controller has taken over")
@@ -89,6 +111,7 @@ class Controller:
                 await asyncio.sleep(self._poll_seconds)
 
     async def _control(self, work: Callable[[], Awaitable[None]]) -> None:
+        self._driven = frozenset()
         self._caught_up.clear()
         answering = self._bus.answering(READ_LOG, partial(step_logs.answer, self._engine))
         describing = self._bus.answering(DESCRIBE_ENGINE, self._describe)
@@ -97,15 +120,22 @@ class Controller:
             group.create_task(self._tell(), name="tell the engine")
             group.create_task(self._observe(), name="observe the engine")
             group.create_task(self._compare(), name="compare records and engine")
-            group.create_task(self._stay_active(), name="stay the active one")
+            group.create_task(self._hold(), name="hold the runs")
 
-    async def _stay_active(self) -> None:
-        """A controller that slept through its lease must not act on what it remembers."""
-        with self._loop("stay the active one") as loop:
-            while True:
-                await self._lease.confirm()
-                loop.turn()
-                await asyncio.sleep(self._poll_seconds)
+    async def _hold(self) -> None:
+        with self._loop("hold the runs") as loop:
+            await self._holding.keep(self._own, loop.turn)
+
+    async def _own(self, shards: frozenset[int]) -> None:
+        """From now on these are ours: the engine lets go of others, and hears of what it has to do for new ones."""
+        _log.info("this controller drives %d shards", len(shards))
+        await self._engine.own(shards)
+        self._driven = shards
+        self._caught_up.clear()
+        self._moved.set()
+
+    def _holds(self, run_id: str) -> bool:
+        return self._holding.holds(shard_of(run_id))
 
     def _loop(self, name: str) -> AbstractContextManager[Loop]:
         return self._tasks.loop(name, stuck_after_seconds=_STUCK_SECONDS + self._compare_seconds)
@@ -116,37 +146,39 @@ class Controller:
     # What the records want
 
     async def _tell(self) -> None:
-        await self._caught_up.wait()
         with self._loop("tell the engine") as loop:
             while True:
                 loop.turn()
+                await _until(self._caught_up, within_seconds=self._poll_seconds)
+                if not self._caught_up.is_set():
+                    continue
                 self._woken.clear()
-                due = await self._records.due(_BATCH)
-                await self._tell_due(due, loop)
-                if not due.is_empty:
-                    continue
-                try:
-                    async with asyncio.timeout(self._poll_seconds):
-                        await self._woken.wait()
-                except TimeoutError:
-                    continue
+                with self._outages_waited_out():
+                    due = await self._records.due(_BATCH, self._driven)
+                    await self._tell_due(due, loop)
+                    if not due.is_empty:
+                        continue
+                await _until(self._woken, within_seconds=self._poll_seconds)
 
     async def _tell_due(self, due: Due, loop: Loop) -> None:
         for run_id in due.submissions:
             await self._submit(run_id)
             loop.turn()
         for termination in due.terminations:
-            await self._engine.terminate(WorkflowName(termination.workflow_name))
-            await self._records.mark_terminated(termination.run_id, termination.attempt)
+            if self._holds(termination.run_id):
+                await self._engine.terminate(WorkflowName(termination.workflow_name))
+                await self._records.mark_terminated(termination.run_id, termination.attempt)
             loop.turn()
         for erasure in due.erasures:
-            await self._engine.erase(erasure.run_id)
-            await self._records.mark_erased(erasure.run_id)
+            if self._holds(erasure.run_id):
+                await self._engine.erase(erasure.run_id)
+                await self._records.mark_erased(erasure.run_id)
             loop.turn()
 
     async def _submit(self, run_id: str) -> None:
         submission = await self._records.submission(run_id)
-        if submission is None:
+        # After the record was read: whoever was stopped meanwhile must not say what it was.
+        if submission is None or not self._holds(run_id):
             return
         with continue_trace(submission.traceparent or None):
             try:
@@ -169,10 +201,19 @@ class Controller:
                 task.add_done_callback(lambda _: room.release())
 
     async def _take_in(self, observation: Observation) -> None:
+        try:
+            await self._record(observation)
+        except LeaseLost as lost:
+            # Whoever has the run now sees the same.
+            _log.info("what was seen of run %s is left to another controller: %s", observation.run_id, lost)
+
+    async def _record(self, observation: Observation) -> None:
+        shard = shard_of(observation.run_id)
+        self._holding.proof(shard)
         self._report_metrics(observation)
         if observation.finished_at is not None:
             await self._until_reported(observation.run_id)
-        if not await _patiently(lambda: self._records.record(observation)):
+        if not await _patiently(lambda: self._records.record(observation, self._holding.proof(shard))):
             await self._drop(observation)
             return
         await self._engine.recorded(observation)
@@ -181,7 +222,8 @@ class Controller:
 
     async def _drop(self, observation: Observation) -> None:
         """The record has moved on. A run that is over or gone is none the engine may still drive."""
-        if await _patiently(lambda: self._records.submission(observation.run_id)) is None:
+        is_open = await _patiently(lambda: self._records.submission(observation.run_id)) is not None
+        if not is_open and self._holds(observation.run_id):
             await self._engine.erase(observation.run_id, up_to_attempt=observation.attempt)
 
     def _report_metrics(self, observation: Observation) -> None:
@@ -205,35 +247,67 @@ class Controller:
     # Both ways
 
     async def _compare(self) -> None:
-        """At once after a start: an engine without records of its own knows nothing yet."""
+        """At once after a start, and when runs were another's: the engine may know nothing of them yet."""
         with self._loop("compare records and engine") as loop:
-            while True:
-                loop.turn()
-                active = await self._active()
-                known = await self._engine.known()
-                for run in sorted((run for run in active.values() if run.id not in known), key=_turn):
-                    await self._submit(run.id)
+            try:
+                while True:
                     loop.turn()
-                self._caught_up.set()
-                leftovers = await self._engine.leftovers()
-                for run_id in leftovers.keys() - (await self._active()).keys():
-                    _log.info("what is left of run %s is removed", run_id)
-                    await self._engine.erase(run_id, up_to_attempt=leftovers[run_id])
-                    loop.turn()
-                await asyncio.sleep(self._compare_seconds)
+                    self._moved.clear()
+                    wait_seconds = self._poll_seconds
+                    with self._outages_waited_out():
+                        await self._compare_once(self._driven, loop)
+                        wait_seconds = self._compare_seconds
+                    await _until(self._moved, within_seconds=wait_seconds)
+            finally:
+                _queued.set(0)
 
-    async def _active(self) -> dict[str, ActiveRun]:
+    async def _compare_once(self, driven: frozenset[int], loop: Loop) -> None:
+        active = await self._active(driven)
+        _queued.set(sum(not run.has_started for run in active.values()))
+        if not driven:
+            return
+        known = await self._engine.known()
+        for run in sorted((run for run in active.values() if run.id not in known), key=_turn):
+            await self._submit(run.id)
+            loop.turn()
+        if not self._moved.is_set():
+            self._caught_up.set()
+        leftovers = await self._engine.leftovers()
+        active = await self._active(driven)
+        for run_id, attempt in leftovers.items():
+            if shard_of(run_id) in driven and run_id not in active and self._holds(run_id):
+                _log.info("what is left of run %s is removed", run_id)
+                await self._engine.erase(run_id, up_to_attempt=attempt)
+            loop.turn()
+
+    async def _active(self, driven: frozenset[int]) -> dict[str, ActiveRun]:
         found: dict[str, ActiveRun] = {}
         after = ""
-        while page := await self._records.active(after=after):
+        while page := await self._records.active(driven, after=after):
             found.update((run.id, run) for run in page)
             after = page[-1].id
         return found
+
+    @contextmanager
+    def _outages_waited_out(self) -> Iterator[None]:
+        """What is away for every controller alike is no reason to stop: what was not done stays due."""
+        try:
+            yield
+        except Unavailable as error:
+            if self._holding.gives_up_in_outages:
+                raise
+            _log.warning("the controller waits: %s", error)
 
 
 def _turn(run: ActiveRun) -> tuple[bool, datetime, str]:
     """Runs that have started go on before others take their room; those that wait do so from their creation."""
     return not run.has_started, run.created_at, run.id
+
+
+async def _until(event: asyncio.Event, *, within_seconds: float) -> None:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(within_seconds):
+            await event.wait()
 
 
 async def _forever(work: Awaitable[None]) -> None:

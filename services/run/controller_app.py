@@ -1,12 +1,13 @@
 """The composition root of the run service's second process, the controller. Nothing imports it.
 
 Its HTTP is for those who watch it, and for nobody else; the relay of the schema's facts it leaves to the service's
-first process.
+first process. Of the engines it imports the one that it drives: the other's drivers are no part of the process.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from shared.blobs import Blobs
 from shared.contracts.events import NODE_STARTED
@@ -14,21 +15,22 @@ from shared.leases import Lease
 from shared.outbox import Outbox
 from shared.plumbing import Plumbing
 from shared.readers import Readers
+from shared.shards import Whole
 from shared.web import Service
 from shared.web import create_app as create_service
 
 from . import reading
 from .compose import Rules
 from .controller import Controller
-from .engine.embedded.driver import EmbeddedEngine
-from .engine.embedded.objects import Objects
-from .engine.embedded.reconcile import Limits
-from .engine.embedded.runner.client import RunnerClient
+from .engine.shards import SHARDS
 from .manifests import Manifests
 from .records import Records
 from .settings import ControllerSettings
 from .step_cache import StepCache
 from .step_metrics import StepMetrics
+
+if TYPE_CHECKING:
+    from .engine.embedded.driver import EmbeddedEngine
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 
@@ -53,23 +55,8 @@ def create_app(settings: ControllerSettings) -> Service:
         cache_bytes=settings.manifest_cache_bytes,
         large_bytes=settings.large_manifest_bytes,
     )
-    data_dir = Path(settings.engine_data_dir)
-    engine = EmbeddedEngine(
-        RunnerClient(settings.step_runner_socket),
-        blobs,
-        steps_dir=Path(settings.steps_dir),
-        data_dir=data_dir,
-        most_steps=settings.most_steps or None,
-        most_runs=settings.most_runs or None,
-        machine=settings.runner.machine,
-        limits=Limits(depth=settings.most_levels, nodes=settings.most_nodes),
-        objects=Objects(
-            data_dir,
-            secrets_dir=_directory(settings.secrets_dir),
-            config_maps_dir=_directory(settings.config_maps_dir),
-        ),
-        cache=StepCache(plumbing.database) if settings.step_cache else None,
-    )
+    engine = _embedded(settings, plumbing, blobs)
+    lease = Lease(plumbing.database, "run-controller")
     controller = Controller(
         Records(
             plumbing.database,
@@ -80,7 +67,7 @@ def create_app(settings: ControllerSettings) -> Service:
         engine,
         plumbing.bus,
         StepMetrics(blobs, plumbing.bus, plumbing.database),
-        Lease(plumbing.database, "run-controller"),
+        Whole(lease, SHARDS, confirm_seconds=settings.poll_seconds),
         poll_seconds=settings.poll_seconds,
         compare_seconds=settings.compare_seconds,
         metrics_wait_seconds=settings.metrics_wait_seconds,
@@ -105,6 +92,31 @@ def create_app(settings: ControllerSettings) -> Service:
         # Who waits for the lease is as ready as who holds it.
         ready=(*plumbing.checks, engine.check),
         tasks=plumbing.tasks,
+    )
+
+
+def _embedded(settings: ControllerSettings, plumbing: Plumbing, blobs: Blobs) -> EmbeddedEngine:
+    from .engine.embedded.driver import EmbeddedEngine
+    from .engine.embedded.objects import Objects
+    from .engine.embedded.reconcile import Limits
+    from .engine.embedded.runner.client import RunnerClient
+
+    data_dir = Path(settings.engine_data_dir)
+    return EmbeddedEngine(
+        RunnerClient(settings.step_runner_socket),
+        blobs,
+        steps_dir=Path(settings.steps_dir),
+        data_dir=data_dir,
+        most_steps=settings.most_steps or None,
+        most_runs=settings.most_runs or None,
+        machine=settings.runner.machine,
+        limits=Limits(depth=settings.most_levels, nodes=settings.most_nodes),
+        objects=Objects(
+            data_dir,
+            secrets_dir=_directory(settings.secrets_dir),
+            config_maps_dir=_directory(settings.config_maps_dir),
+        ),
+        cache=StepCache(plumbing.database) if settings.step_cache else None,
     )
 
 

@@ -21,6 +21,7 @@ from shared.contracts.states import RunState
 from shared.database import Database, Transaction
 from shared.outbox import Outbox
 from shared.readers import OverLimit
+from shared.shards import Proof, fence
 from shared.telemetry import continue_trace
 
 from . import compose, domain, node_facts, store
@@ -159,12 +160,17 @@ class Records:
         """The engine has forgotten the workflow of a deleted run: forget its nodes and metrics too."""
         await store.erase(self._database, run_id)
 
-    async def record(self, observation: Observation) -> bool:
+    async def record(self, observation: Observation, proof: Proof | None = None) -> bool:
         """Write what was seen, in one transaction. False where it says nothing to this record: the run is gone or
-        final, or the observation is of another attempt."""
-        if await self._record_progress(observation):
+        final, or the observation is of another attempt.
+
+        `proof`: that nobody else records what is seen of this run; raises LeaseLost where somebody does by now.
+        """
+        if await self._record_progress(observation, proof):
             return True
         async with self._database.transaction() as tx:
+            if proof is not None:
+                await fence(tx, proof)
             run = await store.lock(tx, observation.run_id)
             if run is None or run.status.is_final or run.attempt != observation.attempt:
                 return False
@@ -185,7 +191,7 @@ class Records:
             await self._enter(tx, run, Status.ERROR, reason)
         return True
 
-    async def _record_progress(self, observation: Observation) -> bool:
+    async def _record_progress(self, observation: Observation, proof: Proof | None) -> bool:
         """Most of what is seen is nodes of a run that goes on as it did. False, with nothing written, where more is."""
         if observation.is_complete or observation.is_vanished or observation.finished_at is not None:
             return False
@@ -201,6 +207,7 @@ class Records:
             _plain(observation.message),
             _rows(observation),
             told,
+            proof,
         )
         if told and is_written and self._nodes is not None:
             await self._nodes.wake()

@@ -11,6 +11,7 @@ from shared.database import Connection, Row, Transaction
 from shared.listing import Column, Kind, Listing
 from shared.outbox import Entry
 from shared.references import ResourceType as KeyType
+from shared.shards import Proof
 
 from .domain import (
     TERMINABLE,
@@ -433,9 +434,10 @@ async def upsert_nodes_of_open(
     error: str,
     nodes: Sequence[tuple[str, str, str]],
     told: Sequence[NodeFact],
+    proof: Proof | None = None,
 ) -> bool:
-    """As `tell_of_nodes` and `upsert_nodes`, where the run has started, is not over, and is as described; False where
-    it is not.
+    """As `tell_of_nodes` and `upsert_nodes`, where the run has started, is not over, and is as described, and the proof
+    holds, if there is one; False where it is not.
 
     One statement by itself: this is what a step costs in the database.
     """
@@ -446,6 +448,9 @@ async def upsert_nodes_of_open(
                 select id, experiment_id, pipeline_id, pipeline_version_id, job_id, traceparent from runs
                 where id = $1 and attempt = $2 and workflow_name = $3 and status = $4 and error = $5
                   and started_at is not null and finished_at is null
+                  and ($15::text is null or exists (
+                      select from shards where name = $15 and shard = $16 and holder = $17 and epoch = $18 for share
+                  ))
                 for no key update
             ), written as (
                 insert into nodes (run_id, id, phase, body)
@@ -481,6 +486,7 @@ async def upsert_nodes_of_open(
             [phase for _, phase, _ in nodes],
             [body for _, _, body in nodes],
             *_columns_of(told),
+            *((proof.name, proof.shard, proof.holder, proof.epoch) if proof else (None, None, None, None)),
         )
     )
 

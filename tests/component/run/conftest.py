@@ -233,6 +233,7 @@ class World:
     database: Database
     blobs: Blobs
     records: Records
+    manifests: Manifests
     records_of: Callable[[EngineName], Records]
     """What a controller of another engine would hold."""
 
@@ -346,6 +347,7 @@ async def world(
         database=database,
         blobs=blobs,
         records=records_of(EngineName.EMBEDDED),
+        manifests=manifests,
         records_of=records_of,
     )
 

@@ -13,8 +13,11 @@ import msgspec
 
 from services.run.controller import Controller
 from services.run.engine import About, NodeId, Observation, Submission, WorkflowName
+from services.run.engine.shards import SHARDS
 from services.run.step_metrics import ARTIFACT, StepMetrics
+from shared import telemetry
 from shared.leases import Lease
+from shared.shards import Whole
 from shared.tasks import Tasks
 from tests.component.run.conftest import World, until
 from tests.component.run.test_life import ENDED, STARTED, node
@@ -25,6 +28,9 @@ class PlayedEngine:
 
     def __init__(self) -> None:
         self.submitted: list[Submission] = []
+        self.told: list[str] = []
+        """Which workflows were to be terminated, and which runs to be erased."""
+        self.compared = 0
         self.recorded_of: list[str] = []
         """The runs of the observations that were recorded, in order."""
         self._shown: asyncio.Queue[Observation] = asyncio.Queue()
@@ -37,9 +43,11 @@ class PlayedEngine:
     async def submit(self, submission: Submission) -> None:
         self.submitted.append(submission)
 
-    async def terminate(self, workflow_name: WorkflowName) -> None: ...
+    async def terminate(self, workflow_name: WorkflowName) -> None:
+        self.told.append(workflow_name)
 
-    async def erase(self, run_id: str, *, up_to_attempt: int | None = None) -> None: ...
+    async def erase(self, run_id: str, *, up_to_attempt: int | None = None) -> None:
+        self.told.append(run_id)
 
     async def own(self, shards: frozenset[int]) -> None: ...
 
@@ -47,6 +55,7 @@ class PlayedEngine:
         return {submission.run_id for submission in self.submitted}
 
     async def leftovers(self) -> dict[str, int]:
+        self.compared += 1
         return {}
 
     async def observe(self) -> AsyncIterator[Observation]:
@@ -71,8 +80,17 @@ class PlayedEngine:
         await asyncio.Event().wait()
 
 
+class Overtaken(Whole):
+    """It believes to hold everything, and asked at the moment it does not."""
+
+    def holds(self, shard: int) -> bool:
+        return False
+
+
 @contextlib.asynccontextmanager
-async def controlled(world: World, *, metrics_wait_seconds: float) -> AsyncIterator[PlayedEngine]:
+async def controlled(
+    world: World, *, metrics_wait_seconds: float = 1, kind: type[Whole] = Whole
+) -> AsyncIterator[PlayedEngine]:
     """A controller at work."""
     bus = world.peers.buses["run-controller"]
     engine = PlayedEngine()
@@ -82,7 +100,7 @@ async def controlled(world: World, *, metrics_wait_seconds: float) -> AsyncItera
         bus,
         # Nobody answers questions about metrics here, so no report ever ends.
         StepMetrics(world.blobs, bus, world.database),
-        Lease(world.database, "run-controller"),
+        kind(Lease(world.database, "run-controller"), SHARDS, confirm_seconds=0.05),
         poll_seconds=0.05,
         compare_seconds=0.05,
         metrics_wait_seconds=metrics_wait_seconds,
@@ -140,6 +158,38 @@ async def test_the_end_of_a_run_waits_for_metrics_from_when_they_were_written_no
         await until(lambda: met(engine.recorded_of.count(third) == 2), within_seconds=20)
 
     assert engine.recorded_of[-2:] == [second, third]
+
+
+async def test_a_controller_that_is_overtaken_while_it_reads_tells_the_engine_nothing(world: World) -> None:
+    running = (await world.client.create())["id"]
+    await world.records.mark_submitted(running, 1)
+    await world.observe(running, "Running", started_at=STARTED)
+    await world.client.call("POST", f"/runs/{running}/terminate")
+    gone = (await world.client.create())["id"]
+    await world.client.call("DELETE", f"/runs/{gone}")
+    await world.client.create()
+    async with controlled(world, kind=Overtaken) as engine:
+        await until(lambda: met(engine.compared > 1), within_seconds=20)
+    assert (engine.submitted, engine.told) == ([], [])
+    due = await world.records.due(10)
+    assert (len(due.submissions), len(due.terminations), len(due.erasures)) == (1, 1, 1)
+
+
+async def test_the_runs_that_wait_to_be_started_are_counted(world: World) -> None:
+    def is_counted(number: int) -> bool:
+        return telemetry.metrics.get_sample_value("headrace_engine_queued_runs") == number
+
+    run_ids = [(await world.client.create())["id"] for _ in range(3)]
+    async with controlled(world) as engine:
+        await until(lambda: met(len(engine.submitted) == 3 and is_counted(3)), within_seconds=20)
+        engine.show(run_ids[0], "Pending", message="position 1 in the queue")
+        engine.show(run_ids[1], "Running", started_at=STARTED)
+        await until(lambda: met(is_counted(2)), within_seconds=20)
+        run = await world.client.get(run_ids[0])
+        assert run["status"] == "Pending"
+        status = (await world.client.workflow(run_ids[0]))["status"]
+        assert (status["phase"], status["message"]) == ("Pending", "position 1 in the queue")
+    assert is_counted(0)
 
 
 def packed_metrics() -> bytes:
