@@ -108,21 +108,38 @@ def overlap(one: str, other: str) -> bool:
 
 
 class ControllerSettings(Settings, frozen=True, kw_only=True):
-    """What the run controller is told beside: where the embedded engine's steps live."""
+    """What the run controller is told beside: where the embedded engine's steps live, or where Argo Workflows is. It
+    drives the runs of the engine `argo` where that is its engine, else those of the embedded one."""
 
-    step_runner_socket: str
-    """Path of the step runner's unix socket."""
-    steps_dir: str
+    step_runner_socket: str = ""
+    """Path of the step runner's unix socket. The embedded engine must be told this and the two directories."""
+    steps_dir: str = ""
     """Where the step runner keeps attempts; on the same host."""
-    engine_data_dir: str
+    engine_data_dir: str = ""
     """Where claims, secrets and what is brought to and from steps are kept."""
+    kubeconfig: str = ""
+    """The file that says where the cluster is and who we are there. Empty: a pod's service account where there is one,
+    else what `KUBECONFIG` names, else `~/.kube/config`."""
+    kube_context: str = ""
+    """Which of its contexts; empty: the current one."""
+    argo_cluster_wide: bool = False
+    """Whether workflows are looked for in all namespaces of the cluster, for who has changed `namespace` while runs
+    were open. It takes rights in all of them."""
+    submissions_per_second: Annotated[float, msgspec.Meta(gt=0)] = 20.0
+    """How many workflows each controller gives to the cluster in a second; others wait as Pending."""
+    submissions_burst: Annotated[int, msgspec.Meta(ge=1)] = 50
+    """How many it may give at once after a time without any."""
+    workflow_ttl_seconds: Annotated[float, msgspec.Meta(ge=0)] = 86_400.0
+    """How long a workflow stays on the cluster after its end is on record. Logs of its pods go with it, unless Argo
+    archives them."""
     most_steps: Annotated[int, msgspec.Meta(ge=0)] = 0
     """How many steps run at once; others wait as Pending, experiments in turn.
 
     0: as many as there are processors, and at least four, because steps often only wait.
     """
     most_runs: Annotated[int, msgspec.Meta(ge=0)] = 0
-    """How many runs go on at once; others wait as Pending, experiments in turn. 0: eight for each step that may run.
+    """How many runs go on at once; others wait as Pending, experiments in turn. 0: eight for each step that may run; on
+    Argo, where it is the number of all controllers together, as many as there are.
 
     A run counts from its first step to its end, also while it only waits. Runs that have started, retried ones among
     them, never wait: there may be more of them than this.
@@ -147,6 +164,10 @@ class ControllerSettings(Settings, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.engine is not EngineName.ARGO:
+            for name in ("step_runner_socket", "steps_dir", "engine_data_dir"):
+                if not getattr(self, name):
+                    raise ValueError(f"{variable_of(name)} is not set")
         for name in ("secrets_dir", "config_maps_dir"):
             path = getattr(self, name)
             if path and not os.path.isdir(path):

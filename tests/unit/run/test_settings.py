@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from services.run.domain import EngineName
 from services.run.engine.embedded.reconcile import Limits
 from services.run.settings import ControllerSettings
 from shared.settings import SettingsError, load
@@ -57,3 +60,25 @@ def test_paths_that_show_what_the_server_keeps_are_not_for_steps(tmp_path: Path)
     ):
         with pytest.raises(SettingsError, match=reason):
             controller(**ours, HOST_PATHS=path)
+
+
+def test_argo_needs_no_place_for_steps_and_the_embedded_engine_does() -> None:
+    steps = ("HEADRACE_STEP_RUNNER_SOCKET", "HEADRACE_STEPS_DIR", "HEADRACE_ENGINE_DATA_DIR")
+    backing = {name: value for name, value in NEEDED.items() if name not in steps}
+    settings = load(ControllerSettings, backing | {"HEADRACE_ENGINE": "argo"})
+    assert settings.engine is EngineName.ARGO
+    for engine in ("embedded", "external"):
+        for missing in steps:
+            told = {name: value for name, value in NEEDED.items() if name != missing} | {"HEADRACE_ENGINE": engine}
+            with pytest.raises(SettingsError, match=f"^{missing} is not set$"):
+                load(ControllerSettings, told)
+
+
+def test_a_controller_is_made_of_no_engine_before_it_is_told_of_which() -> None:
+    check = "import sys, services.run.controller_app; print(*sys.modules)"
+    modules = subprocess.run(
+        [sys.executable, "-c", check], capture_output=True, check=True, text=True, timeout=60
+    ).stdout.split()
+    assert "services.run.controller" in modules
+    engines = ("services.run.engine.argo", "services.run.engine.embedded.driver", "kubernetes_asyncio")
+    assert not {module for module in modules if module.startswith(engines)}
