@@ -25,6 +25,9 @@ FAULT_TESTS := tests/integration/nervous_system/test_recovery.py tests/contract/
 # Those that strike as often as they are told.
 STRIKING_TESTS := tests/integration/nervous_system/test_slots.py tests/integration/nervous_system/test_fault_run.py
 
+# How many of each service `make test-replicas` has.
+REPLICAS ?= 2
+
 # What a run of all tests leaves for `make coverage`.
 EVIDENCE := build/evidence.json
 
@@ -79,6 +82,10 @@ up: setup ## Start everything on this machine until Ctrl-C (HEADRACE_PORT, HEADR
 
 test: setup-dev clients ## Run the whole test suite
 	@$(BIN)/pytest -q --numprocesses $(TEST_WORKERS) --dist loadfile --evidence $(EVIDENCE)
+
+.PHONY: test-replicas
+test-replicas: setup-dev clients ## Run the tests of the whole system with two replicas of each service (REPLICAS)
+	@HEADRACE_TEST_REPLICAS=$(REPLICAS) $(BIN)/pytest -q tests/system
 
 coverage: setup-dev ## Show what the last `make test` has seen of each operation, and how many tests there are of what
 	@$(BIN)/python -m tests.coverage $(EVIDENCE)

@@ -16,8 +16,8 @@ import click
 )
 @click.option(
     "--replicas",
-    metavar="NAME=COUNT,…",
-    help="How many processes of a service share its work, as run=2,metrics=2: HEADRACE_REPLICAS, else one of each.",
+    metavar="[COUNT,]NAME=COUNT,…",
+    help="How many processes share a service's work, as run=4,metrics=2, or 2 of each: HEADRACE_REPLICAS, else 1.",
 )
 def up(port: int | None, data_dir: str | None, replicas: str | None) -> None:
     """Start everything on this machine and run it until Ctrl-C.

@@ -26,12 +26,16 @@ _LEAST_CONNECTIONS = 4
 
 
 def counted(asked: Iterable[str]) -> dict[str, int]:
-    """From `NAME=COUNT` each; one of every service that is not named. Raises ValueError, in words for who asked."""
+    """From `NAME=COUNT` each, or COUNT for every service that is not named. Raises ValueError, in words for people."""
     counts: dict[str, int] = {}
+    otherwise = 1
     for text in asked:
+        if text.isdecimal() and int(text) > 0:
+            otherwise = int(text)
+            continue
         name, _, number = text.partition("=")
         if not number.isdecimal() or not name:
-            raise ValueError(f"replicas: {text!r} is not NAME=COUNT, as run=2")
+            raise ValueError(f"replicas: {text!r} is neither COUNT nor NAME=COUNT, as run=2")
         if name not in SERVICES and name not in _ONE_ALONE:
             likely = difflib.get_close_matches(name, SERVICES, n=1)
             hint = f"did you mean {likely[0]}?" if likely else f"there are {', '.join(SERVICES)}"
@@ -43,7 +47,7 @@ def counted(asked: Iterable[str]) -> dict[str, int]:
             raise ValueError(f"replicas: {text!r}: there is at least one of each")
         if name in _ONE_ALONE and count > 1:
             raise ValueError(f"replicas: {text!r}: there is one {name}, because {_ONE_ALONE[name]}")
-    of_services = {name: counts.get(name, 1) for name in SERVICES}
+    of_services = {name: counts.get(name, otherwise) for name in SERVICES}
     if sum(of_services.values()) > _most_processes():
         raise ValueError(
             f"replicas: {sum(of_services.values())} processes are too many for the embedded database, "

@@ -16,7 +16,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     data_dir: str = ".headrace"
     """Folder for everything that is kept; created on first use."""
     replicas: tuple[str, ...] = ()
-    """`NAME=COUNT` each, comma separated: how many processes of a service share its work. One, unless named."""
+    """How many processes of a service share its work: `NAME=COUNT` each, comma separated, or a COUNT for all that are
+    not named; one, unless said."""
 
     def __post_init__(self) -> None:
         counted(self.replicas)

@@ -14,6 +14,10 @@ def test_there_is_one_of_each_that_is_not_named() -> None:
     assert counted(["run=4", "gateway=1"]) == dict.fromkeys(SERVICES, 1) | {"run": 4}
 
 
+def test_a_number_alone_is_meant_for_all_that_are_not_named() -> None:
+    assert counted(["2", "run=4"]) == dict.fromkeys(SERVICES, 2) | {"run": 4}
+
+
 def test_the_first_replica_is_called_as_one_that_is_alone() -> None:
     assert names("run", 1) == ["run"]
     assert names("run", 3) == ["run", "run-2", "run-3"]
@@ -30,8 +34,9 @@ def test_the_connections_of_all_fit_the_database(count: int) -> None:
 @pytest.mark.parametrize(
     ("asked", "complaint"),
     [
-        ("run", "'run' is not NAME=COUNT, as run=2"),
-        ("run=two", "'run=two' is not NAME=COUNT, as run=2"),
+        ("run", "'run' is neither COUNT nor NAME=COUNT, as run=2"),
+        ("run=two", "'run=two' is neither COUNT nor NAME=COUNT, as run=2"),
+        ("0", "'0' is neither COUNT nor NAME=COUNT, as run=2"),
         ("run=0", "'run=0': there is at least one of each"),
         ("metric=2", "'metric=2' names no service (did you mean metrics?)"),
         ("mill=2", f"'mill=2' names no service (there are {', '.join(SERVICES)})"),
@@ -43,6 +48,7 @@ def test_the_connections_of_all_fit_the_database(count: int) -> None:
             "step-runner=2",
             "'step-runner=2': there is one step-runner, because the steps of one machine have one parent",
         ),
+        ("5", "30 processes are too many for the embedded database, which has connections for 24"),
         ("run=20", "25 processes are too many for the embedded database, which has connections for 24"),
     ],
 )
