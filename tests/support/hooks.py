@@ -37,8 +37,8 @@ class JudgedResponse(aiohttp.ClientResponse):
         return body
 
 
-def aiohttp_session() -> aiohttp.ClientSession:
-    return aiohttp.ClientSession(response_class=JudgedResponse)
+def aiohttp_session(*, connector: aiohttp.TCPConnector | None = None) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(response_class=JudgedResponse, connector=connector)
 
 
 def httpx_client(

@@ -6,25 +6,51 @@ import contextlib
 import signal
 import time
 
+import msgspec
 import psutil
 
+from infra.embedded.readiness import http_status
+from infra.embedded.replicas import names
+from tests.support.eventually import eventually
 from tests.support.stack import Stack
 
 _WORDS = {"step-runner": "-m services.run.engine.embedded.runner"}
 
 
 def process_of(stack: Stack, name: str) -> psutil.Process:
-    """The process of that name; fails where there is none."""
+    """The process of that name, or one of its replicas; fails where there is none."""
+    found = replicas_of(stack, name)
+    assert found, f"no process {name}"
+    return found[0]
+
+
+def replicas_of(stack: Stack, name: str) -> list[psutil.Process]:
+    """Every process of that name."""
     words = _WORDS.get(name, f"serve {name}")
+    found = []
     for child in psutil.Process(stack.process.pid).children(recursive=True):
-        try:
+        with contextlib.suppress(psutil.Error):
             # A forked process has its command line as one text.
             command = " ".join(child.cmdline())
             if f" {words} " in f"{command} " and child.status() != psutil.STATUS_ZOMBIE:
-                return child
-        except psutil.Error:
-            continue
-    raise AssertionError(f"no process {name}")
+                found.append(child)
+    return found
+
+
+async def end(stack: Stack, name: str, replica: psutil.Process, number: signal.Signals) -> None:
+    """Send the signal to one of the replicas, and wait until its successor takes requests beside the others."""
+    count = len(replicas_of(stack, name))
+    kept = msgspec.json.decode((stack.data_dir / "ports.json").read_bytes(), type=dict[str, int])
+    ports = [kept[replica] for replica in names(name, count)]
+
+    async def is_succeeded() -> bool:
+        living = replicas_of(stack, name)
+        if replica in living or len(living) < count:
+            return False
+        return all([await http_status(port, "/readyz") == 200 for port in ports])
+
+    replica.send_signal(number)
+    await eventually(is_succeeded, within_seconds=60)
 
 
 def server_of(stack: Stack, program: str) -> psutil.Process:

@@ -177,6 +177,35 @@ async def test_a_replica_that_leaves_finishes_the_answers_it_began(house: House)
     await closing
 
 
+async def test_no_question_is_lost_while_a_replica_leaves(house: House) -> None:
+    leaving, asked, release = await house.bus("experiment"), asyncio.Event(), asyncio.Event()
+    by_leaving: list[str] = []
+
+    async def answer_last(request: ById) -> ExperimentState:
+        by_leaving.append(request.id)
+        asked.set()
+        await release.wait()
+        return state_of(request)
+
+    async def answer(request: ById) -> ExperimentState:
+        return state_of(request)
+
+    await leaving.answer(GET_EXPERIMENT, answer_last)
+    asking = [asyncio.create_task(ask(house.listener_bus, "first", within_seconds=15))]
+    await asyncio.wait_for(asked.wait(), 5)
+    await house.owner_bus.answer(GET_EXPERIMENT, answer)
+    closing = asyncio.create_task(leaving.close())
+    asking += [asyncio.create_task(ask(house.listener_bus, str(nth), within_seconds=15)) for nth in range(50)]
+    release.set()
+    assert [state.id for state in await asyncio.gather(*asking)] == ["first", *map(str, range(50))]
+    await closing
+
+    by_leaving.clear()
+    for nth in range(20):
+        await ask(house.listener_bus, str(nth))
+    assert by_leaving == []
+
+
 async def test_answering_again_replaces_the_handler(house: House) -> None:
     for position in (1, 2):
 
