@@ -43,7 +43,7 @@ _SETTINGS = {
     "run-controller": "services.run.settings:ControllerSettings",
     "prepare": "infra.embedded.prepare:Settings",
 }
-_EVERYTHING_ELSE = ("infra.cli.serve:LogSettings", "shared.identity:Settings")
+_EVERYTHING_ELSE = ("shared.logs:LogSettings", "shared.identity:Settings")
 _PODS_OF = {"Deployment", "StatefulSet", "Job"}
 _SECRETS = secrets_of_the_house(postgres="postgres:5432/headrace", nats="nats:4222", given={})
 _NAMESPACE = "headrace"
@@ -55,9 +55,9 @@ def _struct(name: str) -> type[msgspec.Struct]:
     return found
 
 
-_KNOWS_ARGO = "argo" in {str(engine) for engine in importlib.import_module("services.run.settings").EngineName}
-_of_argo = pytest.mark.skipif(not _KNOWS_ARGO, reason="the run service has no engine of that name yet")
-_told = [pytest.param(name, marks=_of_argo if "run" in name or name == "job-scheduler" else ()) for name in _SETTINGS]
+_DRIVES_ARGO = "argo_cluster_wide" in _struct("run-controller").__struct_fields__
+_of_argo = pytest.mark.skipif(not _DRIVES_ARGO, reason="the run controller cannot be told to drive Argo yet")
+_told = [pytest.param(name, marks=_of_argo if name == "run-controller" else ()) for name in _SETTINGS]
 
 
 def _all(things: tuple[Object, ...], *kinds: str) -> list[Object]:
