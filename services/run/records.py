@@ -161,8 +161,8 @@ class Records:
         await store.erase(self._database, run_id)
 
     async def record(self, observation: Observation, proof: Proof | None = None) -> bool:
-        """Write what was seen, in one transaction. False where it says nothing to this record: the run is gone or
-        final, or the observation is of another attempt.
+        """Write what was seen, in one transaction. False where it says nothing to this record: the run is gone or has
+        ended otherwise, or the observation is of another attempt.
 
         `proof`: that nobody else records what is seen of this run; raises LeaseLost where somebody does by now.
         """
@@ -172,10 +172,11 @@ class Records:
             if proof is not None:
                 await fence(tx, proof)
             run = await store.lock(tx, observation.run_id)
-            if run is None or run.status.is_final or run.attempt != observation.attempt:
+            if run is None or run.attempt != observation.attempt or str(run.workflow_name) != observation.workflow_name:
                 return False
-            if str(run.workflow_name) != observation.workflow_name:
-                return False
+            if run.status.is_final:
+                # An engine that died before it heard that the end is durable tells it again.
+                return observation.finished_at is not None and Status(observation.phase) is run.status
             if observation.is_vanished:
                 await self._close_open_nodes(tx, run, observation)
             await self._write_nodes(tx, run, observation)

@@ -112,7 +112,8 @@ async def test_an_observation_that_is_repeated_or_late_changes_nothing(world: Wo
     assert (await world.row(run_id))["version"] == version
     assert await world.observe(run_id, "Failed", message="child failed", finished_at=ENDED)
 
-    assert not await world.observe(run_id, "Failed", message="child failed", finished_at=ENDED)
+    assert await world.observe(run_id, "Failed", message="told again", finished_at=ENDED), "its end is on record"
+    assert not await world.observe(run_id, "Succeeded", finished_at=ENDED)
     assert not await world.observe(run_id, "Running", started_at=STARTED)
     assert not await world.observe(run_id, "Running", attempt=2)
     assert (await world.client.get(run_id))["status"] == "Failed"
