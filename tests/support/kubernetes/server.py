@@ -124,6 +124,11 @@ class FakeKubernetes:
         """Answer the next requests with this status, and do nothing. `path`: a part of the paths that are meant."""
         self._faults.refused.append(Refused(left=times, methods=methods, path=path, status=status))
 
+    def relent(self) -> None:
+        """Refuse nothing any more, and lose no answers."""
+        self._faults.refused.clear()
+        self._faults.lost.clear()
+
     def lose_answers(self, times: int, *, methods: Collection[str] = ALL_METHODS, path: str = "") -> None:
         """Do what the next requests ask for, and break the connection instead of saying so."""
         self._faults.lost.append(Trouble(left=times, methods=methods, path=path))

@@ -3,3 +3,7 @@
 `submitting` (who is given to the cluster next) and `shapes` (objects as the versions of Argo write them) are pure;
 `cluster` is the only place that knows Kubernetes' API.
 """
+
+from .engine import ArgoEngine
+
+__all__ = ["ArgoEngine"]

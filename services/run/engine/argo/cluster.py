@@ -5,7 +5,8 @@ request: with all its models it takes seconds, and more memory than a whole serv
 
     Unavailable         no answer, or none for now: the same call may pass later
     ├── Busy            the server asks for a pause
-    └── Forbidden       we may not; nothing but an operator changes that
+    ├── Forbidden       we may not; nothing but an operator changes that
+    └── NotInstalled    it knows no workflows
     Missing             404  no such object, or no such kind
     Conflict            409  somebody else has changed it meanwhile
     └── AlreadyExists   409  the name is taken
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
@@ -73,6 +75,10 @@ class Busy(Unavailable):
 
 
 class Forbidden(Unavailable):
+    pass
+
+
+class NotInstalled(Unavailable):
     pass
 
 
@@ -175,7 +181,12 @@ class Cluster:
     ) -> Page:
         """A page, from where an earlier one said on. Raises Expired where that is too long ago. No namespace: all."""
         query = {"labelSelector": labels, "fieldSelector": fields, "continue": at, "limit": str(limit)}
-        return await self._list(_workflows(namespace), query, _ONLY_METADATA_LIST if only_metadata else _JSON)
+        try:
+            return await self._list(_workflows(namespace), query, _ONLY_METADATA_LIST if only_metadata else _JSON)
+        except Missing as missing:
+            raise NotInstalled(
+                f"The cluster knows no workflows ({_GROUP}/{_VERSION}): install Argo Workflows.", cause=str(missing)
+            ) from missing
 
     async def watch_workflows(
         self, namespace: str, *, labels: str, resource_version: str
@@ -235,14 +246,8 @@ class Cluster:
     async def check(self, namespaces: tuple[str, ...]) -> None:
         """Raises Unavailable, with all that is missing. No namespaces: all of them."""
         await self.version()
-        try:
+        with contextlib.suppress(Forbidden):  # What else is forbidden is worth saying in the same breath.
             await self.list_workflows(namespaces[0] if namespaces else "", limit=1, only_metadata=True)
-        except Missing as missing:
-            raise Unavailable(
-                f"The cluster knows no workflows ({_GROUP}/{_VERSION}): install Argo Workflows.", cause=str(missing)
-            ) from missing
-        except Forbidden:
-            pass  # What else is forbidden is worth saying in the same breath.
         await self._check_status_is_written()
         denied = [
             f"{verb} {rule.resource}" + (f" in namespace {namespace}" if namespace else "")
@@ -380,7 +385,8 @@ class _Connection:
             method,
             str(self._configuration.host).rstrip("/") + address,
             headers=headers | ({"Authorization": token} if token else {}),
-            data=body,
+            # As a file: aiohttp warns of large bodies that are none.
+            data=None if body is None else io.BytesIO(body),
             timeout=timeout,
             **settings,
         )

@@ -12,7 +12,7 @@ import gzip
 import zlib
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -35,6 +35,9 @@ _LONGEST_POD_PREFIX: Final = 253 - len("4294967295") - 1
 _LARGEST_NODES_BYTES: Final = 256 * 1024 * 1024
 """Of what was compressed: a hundred times what fits into an object otherwise."""
 
+Text: TypeAlias = bytes | msgspec.Raw
+"""JSON."""
+
 
 class Unreadable(Exception):
     """The object is none that this module understands; the text says why."""
@@ -43,7 +46,8 @@ class Unreadable(Exception):
 class Metadata(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """Whose object it is, and in which state; all that is needed of one that is not driven any more."""
 
-    name: str
+    name: str = ""
+    """A bookmark has none."""
     namespace: str = ""
     uid: str = ""
     resource_version: str = ""
@@ -166,12 +170,14 @@ _node_of = msgspec.json.Decoder(dict[str, Any]).decode
 _document_of = msgspec.json.Decoder(dict[str, Any]).decode
 
 
-def read(text: bytes | msgspec.Raw) -> Seen:
+def read(text: Text) -> Seen:
     """Raises Unreadable."""
     try:
         found = _object_of(text)
     except (msgspec.DecodeError, ValueError) as error:
         raise Unreadable(str(error)) from error
+    if not found.metadata.name:
+        raise Unreadable("it has no name")
     status = found.status or _Status()
     has_nodes = _size(status.nodes) > len("null")
     phase = status.phase or "Pending"
@@ -194,7 +200,7 @@ def read(text: bytes | msgspec.Raw) -> Seen:
     )
 
 
-def read_metadata(text: bytes | msgspec.Raw) -> Metadata:
+def read_metadata(text: Text) -> Metadata:
     """Raises Unreadable."""
     try:
         return _listed_of(text).metadata
@@ -202,7 +208,7 @@ def read_metadata(text: bytes | msgspec.Raw) -> Metadata:
         raise Unreadable(str(error)) from error
 
 
-def _size(text: bytes | msgspec.Raw) -> int:
+def _size(text: Text) -> int:
     return memoryview(text).nbytes
 
 
