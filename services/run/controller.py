@@ -266,7 +266,7 @@ class Controller:
         _queued.set(sum(not run.has_started for run in active.values()))
         if not driven:
             return
-        known = await self._engine.known()
+        known = await self._known()
         for run in sorted((run for run in active.values() if run.id not in known), key=_turn):
             await self._submit(run.id)
             loop.turn()
@@ -279,6 +279,14 @@ class Controller:
                 _log.info("what is left of run %s is removed", run_id)
                 await self._engine.erase(run_id, up_to_attempt=attempt)
             loop.turn()
+
+    async def _known(self) -> set[str]:
+        """An engine that has to look first, and cannot for so long, is away."""
+        try:
+            async with asyncio.timeout(self._compare_seconds):
+                return await self._engine.known()
+        except TimeoutError as error:
+            raise Unavailable("The engine does not say yet what it knows.") from error
 
     async def _active(self, driven: frozenset[int]) -> dict[str, ActiveRun]:
         found: dict[str, ActiveRun] = {}

@@ -95,7 +95,8 @@ class Engine(Protocol):
         forgotten, not stopped: another controller goes on with it."""
 
     async def known(self) -> set[str]:
-        """The runs that are being driven now; an open run beyond them has to be submitted again."""
+        """The runs that are being driven now; an open run beyond them has to be submitted again. It may have to look
+        first, for as long as that takes."""
 
     async def leftovers(self) -> dict[str, int]:
         """The runs that are not driven and of which something is left, with its latest attempt; `erase` removes it."""

@@ -87,13 +87,33 @@ class Overtaken(Whole):
         return False
 
 
+class Patient(Whole):
+    """Whatever is away is away for every controller."""
+
+    gives_up_in_outages = False
+
+
+class FarEngine(PlayedEngine):
+    """It does not know what it drives before it has looked, and it cannot look."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.can_look = asyncio.Event()
+        self.asked = 0
+
+    async def known(self) -> set[str]:
+        self.asked += 1
+        await self.can_look.wait()
+        return await super().known()
+
+
 @contextlib.asynccontextmanager
 async def controlled(
-    world: World, *, metrics_wait_seconds: float = 1, kind: type[Whole] = Whole
+    world: World, *, metrics_wait_seconds: float = 1, kind: type[Whole] = Whole, engine: PlayedEngine | None = None
 ) -> AsyncIterator[PlayedEngine]:
     """A controller at work."""
     bus = world.peers.buses["run-controller"]
-    engine = PlayedEngine()
+    engine = engine or PlayedEngine()
     controller = Controller(
         world.records,
         engine,
@@ -173,6 +193,18 @@ async def test_a_controller_that_is_overtaken_while_it_reads_tells_the_engine_no
     assert (engine.submitted, engine.told) == ([], [])
     due = await world.records.due(10)
     assert (len(due.submissions), len(due.terminations), len(due.erasures)) == (1, 1, 1)
+
+
+async def test_an_engine_that_cannot_be_reached_for_long_is_asked_again_and_hears_of_no_run_before(
+    world: World,
+) -> None:
+    run_id = (await world.client.create())["id"]
+    engine = FarEngine()
+    async with controlled(world, kind=Patient, engine=engine):
+        await until(lambda: met(engine.asked > 2), within_seconds=20)
+        assert engine.submitted == []
+        engine.can_look.set()
+        await until(lambda: met([each.run_id for each in engine.submitted] == [run_id]), within_seconds=20)
 
 
 async def test_the_runs_that_wait_to_be_started_are_counted(world: World) -> None:
