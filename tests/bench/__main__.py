@@ -29,6 +29,8 @@ from tests.bench import (
     lists,
     memory,
     metrics_ingest,
+    replicas,
+    rolling_restart,
     schedule_lateness,
     start,
     step_overhead,
@@ -53,6 +55,7 @@ class Benchmark(Protocol):
 BENCHMARKS: tuple[Benchmark, ...] = (
     *(start, memory, create_experiment, create_run, large_manifest, lists, metrics_ingest, fact_delay, event_streams),
     webhook_delay,
+    *(replicas, rolling_restart),
     *(schedule_lateness, step_overhead, engine_scale, growth),
 )
 

@@ -17,6 +17,7 @@ class Unit(Enum):
     PER_SECOND = "/s"
     MEBIBYTES = "MiB"
     TIMES = "×"
+    REQUESTS = "requests"
 
     @property
     def more_is_better(self) -> bool:

@@ -31,6 +31,7 @@ _SERVICES_END_WITHIN_SECONDS = 30
 
 class House:
     def __init__(self, stack: Stack) -> None:
+        self.stack = stack
         self.url = stack.url
         self.data_dir = stack.data_dir
         self._process = stack.process
@@ -80,11 +81,11 @@ def empty_folder() -> Iterator[Path]:
 
 
 @contextmanager
-def standing() -> Iterator[House]:
-    """Raises RuntimeError, with what it said, where the stack does not start."""
+def standing(*, replicas: str = "") -> Iterator[House]:
+    """`replicas`: as `headrace up` is told. Raises RuntimeError, with what it said, where the stack does not start."""
     with empty_folder() as folder, ExitStack() as held:
         try:
-            stack = held.enter_context(running(folder / "data"))
+            stack = held.enter_context(running(folder / "data", replicas=replicas))
         except pytest.fail.Exception as failure:  # A test's verdict is no Exception, and nobody here would catch it.
             raise RuntimeError(str(failure)) from None
         yield House(stack)

@@ -11,7 +11,8 @@ import json
 import time
 import uuid
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
@@ -20,8 +21,12 @@ import msgspec
 from gateway.table import EXTENSION_PREFIX
 from tests.coverage.operations import V1, name_of
 from tests.support.api import FINAL, workflow_of
+from tests.support.eventually import eventually
 from tests.support.hooks import aiohttp_session
 
+CLIENTS = 7
+
+_LAST_OPERATION = "X1"
 _POLL_SECONDS = 0.1
 _RUN_ENDS_WITHIN_SECONDS = 60
 
@@ -35,8 +40,9 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
 class Traffic:
     """All clients together. `accepted` are the paths of what was created and left, `deleted` of what was deleted."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, session: Callable[..., aiohttp.ClientSession] = aiohttp_session) -> None:
         self._url = url
+        self._session = session
         self._is_over = False
         self.sent: Counter[str] = Counter()
         self.seconds: list[float] = []
@@ -46,9 +52,26 @@ class Traffic:
         self.accepted: list[str] = []
         self.deleted: list[str] = []
 
+    @asynccontextmanager
+    async def flowing(self) -> AsyncIterator[None]:
+        """All clients at work: before the block each operation was asked for, after it everybody has left."""
+        async with asyncio.TaskGroup() as group:
+            for client in (self.keep_alive, self.anew, self.quick):
+                for _ in range(2):
+                    group.create_task(client())
+            group.create_task(self.runs())
+            try:
+                await eventually(self._is_complete, within_seconds=60)
+                yield
+            finally:
+                self._is_over = True
+
     def stop(self) -> None:
         """Clients end what they have begun, and leave."""
         self._is_over = True
+
+    async def _is_complete(self) -> bool:
+        return self.sent[_LAST_OPERATION] > 0
 
     async def keep_alive(self) -> None:
         """One client on one connection, as far as the gateway keeps it."""
@@ -68,13 +91,13 @@ class Traffic:
 
     async def verify(self) -> None:
         """Everything that was accepted is there, and nothing that was deleted."""
-        async with aiohttp_session() as session:
+        async with self._session() as session:
             for wanted, paths in ((200, self.accepted), (404, self.deleted)):
                 statuses = await asyncio.gather(*(_status(session, self._url + path) for path in paths))
                 assert {path: status for path, status in zip(paths, statuses, strict=True) if status != wanted} == {}
 
     async def _come_and_go(self, visit: Callable[[_Client], Awaitable[None]], connector: aiohttp.TCPConnector) -> None:
-        async with aiohttp_session(connector=connector) as session:
+        async with self._session(connector=connector) as session:
             while not self._is_over:
                 try:
                     await visit(_Client(self, session, self._url))

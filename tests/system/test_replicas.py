@@ -9,8 +9,7 @@ import json
 import signal
 import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
 import aiohttp
@@ -21,9 +20,7 @@ from infra.embedded.replicas import SERVICES
 from tests.support.eventually import eventually
 from tests.support.processes import end, replicas_of
 from tests.support.stack import Stack, running
-from tests.support.traffic import Traffic
-
-_CLIENTS = 7
+from tests.support.traffic import CLIENTS, Traffic
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +33,8 @@ def pairs() -> Iterator[Stack]:
 
 
 async def test_every_replica_is_restarted_in_its_turn_and_no_request_fails(pairs: Stack) -> None:
-    async with _traffic(pairs) as traffic, _Follower(pairs) as follower:
+    traffic = Traffic(pairs.url)
+    async with traffic.flowing(), _Follower(pairs) as follower:
         first = {service: replicas_of(pairs, service) for service in SERVICES}
         for turn in range(2):
             # Of every service one at a time, and of all services at once: who is asked may be leaving as well.
@@ -55,36 +53,16 @@ async def test_every_replica_is_restarted_in_its_turn_and_no_request_fails(pairs
 
 
 async def test_a_killed_replica_takes_along_what_it_was_answering_and_no_more(pairs: Stack) -> None:
-    async with _traffic(pairs) as traffic:
+    traffic = Traffic(pairs.url)
+    async with traffic.flowing():
         await asyncio.gather(
             *(end(pairs, service, replicas_of(pairs, service)[0], signal.SIGKILL) for service in SERVICES)
         )
-        traffic.stop()
 
     # Nobody can tell whether these were applied, so that nobody but their clients may send them again.
     assert [each for each in traffic.failures if each.method == "GET" or not each.said.startswith("503 ")] == []
-    assert len(traffic.failures) <= _CLIENTS
+    assert len(traffic.failures) <= CLIENTS
     await traffic.verify()
-
-
-@asynccontextmanager
-async def _traffic(stack: Stack) -> AsyncIterator[Traffic]:
-    """Under way, with every operation answered once; ended when told, at the end of the block."""
-    traffic = Traffic(stack.url)
-    async with asyncio.TaskGroup() as group:
-        for client in (Traffic.keep_alive, Traffic.anew, Traffic.quick):
-            for _ in range(2):
-                group.create_task(client(traffic))
-        group.create_task(traffic.runs())
-        try:
-            await eventually(lambda: _has(traffic, "X1"), within_seconds=60)
-            yield traffic
-        finally:
-            traffic.stop()
-
-
-async def _has(traffic: Traffic, operation: str) -> bool:
-    return traffic.sent[operation] > 0
 
 
 class _Follower:
