@@ -27,6 +27,7 @@ import importlib.util
 import logging
 import posixpath
 import re
+import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import cache, partial
@@ -61,6 +62,8 @@ DRAIN_NOTICE_SECONDS: Final = 1.0
 """Between dropping readiness and refusing connections: the time balancers get to look elsewhere."""
 DRAIN_LIMIT_SECONDS: Final = 20
 """What requests in flight get to finish."""
+_LAST_REQUESTS_SECONDS: Final = 0.1
+"""Between refusing connections and closing those that are idle: a request may be on its way on the newest of them."""
 KEEP_ALIVE_SECONDS: Final = 75
 """Longer than the gateway keeps an idle connection, so that it is the gateway who closes it."""
 LONGEST_PATH: Final = 8192
@@ -183,7 +186,7 @@ def run_server(app: Service, *, host: str, port: int, notice_seconds: float = DR
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=DRAIN_LIMIT_SECONDS,
     )
-    _Server(config, app.health, notice_seconds).run()
+    Server(config, app.health, notice_seconds).run()
 
 
 class Health:
@@ -329,7 +332,7 @@ class Service(Litestar):
             scope["path_template"] = as_get.get("path_template")
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
     """uvicorn, with a notice between the signal and the closed door."""
 
     def __init__(self, config: uvicorn.Config, health: Health, notice_seconds: float) -> None:
@@ -350,6 +353,13 @@ class _Server(uvicorn.Server):
         if self._close_at is not None and time.monotonic() >= self._close_at:
             self.should_exit = True
         return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Closes the door a moment before the connections: who came in last has not been heard yet."""
+        for server in self.servers:
+            server.close()
+        await asyncio.sleep(_LAST_REQUESTS_SECONDS)
+        await super().shutdown(sockets)
 
 
 async def _send_text(send: Send, status: int, body: str, *headers: tuple[str, str]) -> None:

@@ -20,7 +20,7 @@ from tests.support.traffic import Traffic
 NAME = "rolling-restart"
 ABOUT = "two replicas of each service restarted in turn under traffic: requests sent and failed, p99"
 
-_UNDISTURBED_SECONDS = 10.0
+_UNDISTURBED_SECONDS = 5.0
 
 
 async def measure() -> Result:

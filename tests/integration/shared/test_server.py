@@ -11,8 +11,11 @@ from contextlib import suppress
 
 import httpx
 import pytest
+import uvicorn
+from litestar import Response
 
 from infra.embedded.ports import free_ports
+from shared import web
 
 _PROGRAM = """
 import asyncio, sys
@@ -109,6 +112,39 @@ async def test_a_second_signal_ends_the_notice_at_once(door: Door) -> None:
     door.process.send_signal(signal.SIGINT)
     out, _err = await door.output()
     assert (door.process.returncode, out) == (0, ["started", "stopped"])
+
+
+async def test_a_request_that_comes_as_the_door_closes_is_answered() -> None:
+    (port,) = free_ports(1)
+
+    @web.get("/mill")
+    async def mill() -> Response[bytes]:
+        return web.reply()
+
+    app = web.create_app(service="door", routes=[mill])
+    server = web.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_config=None), app.health, 0)
+    async with asyncio.timeout(20):
+        serving = asyncio.create_task(server.serve())
+        while not server.started:  # noqa: ASYNC110 - it tells nobody
+            await asyncio.sleep(0.01)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        while not server.server_state.connections:  # noqa: ASYNC110 - it tells nobody
+            await asyncio.sleep(0.01)
+        app.health.drain()
+        server.should_exit = True
+        shutdown = server.shutdown
+
+        async def write_and_shut_down(sockets: list[socket.socket] | None = None) -> None:
+            writer.write(b"GET /mill HTTP/1.1\r\nHost: mill\r\n\r\n")  # Not read yet when the door closes.
+            await shutdown(sockets)
+
+        server.shutdown = write_and_shut_down  # type: ignore[method-assign]
+        answer = await reader.read()
+        await serving
+        writer.close()
+
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert b"\r\nconnection: close\r\n" in answer
 
 
 async def test_answers_do_not_tell_what_serves_them(door: Door) -> None:
