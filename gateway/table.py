@@ -81,9 +81,11 @@ PAGES = (
     "/docs/",
     "/docs/start.js",
     "/docs/authentication.md",
+    "/docs/backup.md",
     "/docs/events.md",
     "/docs/extensions.md",
     "/docs/hello-world.yaml",
+    "/docs/operations.md",
     "/docs/swagger-ui.css",
     "/docs/swagger-ui-bundle.js",
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -16,8 +17,12 @@ from typing import Any
 
 import pytest
 
+from infra.embedded.binaries import find_programs
+from infra.postgres.roles import DATABASE, run_psql
 from tests.support.api import Api
 from tests.support.stack import Stack, running
+
+OPERATIONS = Path(__file__).parents[2] / "gateway" / "docs" / "operations.md"
 
 _WITHIN_SECONDS = 60
 _INTERVAL_SECONDS = 3
@@ -57,6 +62,7 @@ def test_what_was_there_at_the_moment_of_the_backup_is_there_again_and_goes_on(f
         again.fires_each_slot_once(since=slots_then)
         again.is_at_work()
         again.tells_subscribers_of_what_is_gone(read)
+        _ask_what_the_page_of_operations_asks(stack)
 
 
 class _House:
@@ -234,6 +240,23 @@ def _headrace(command: str, place: Path, *, data_dir: Path) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def _ask_what_the_page_of_operations_asks(stack: Stack) -> None:
+    """Its statements, as the superuser."""
+    (statements,) = re.findall(r"```sql\n(.*?)```", OPERATIONS.read_text(), re.DOTALL)
+    told = {name: json.loads((stack.data_dir / f"{name}.json").read_text()) for name in ("ports", "secrets")}
+    rows = run_psql(
+        f"\\connect {DATABASE}\n{statements}",
+        psql=find_programs().postgres_bin / "psql",
+        host="127.0.0.1",
+        port=told["ports"]["postgres"],
+        superuser="postgres",
+        password=told["secrets"]["postgres.postgres"],
+    )
+    assert re.search(r"^run\|\d+\|\d+\|", rows, re.MULTILINE), rows
+    assert re.search(r"^run\|experiment\|\d+$", rows, re.MULTILINE), rows
+    assert re.search(r"^relay:run\|", rows, re.MULTILINE), rows
 
 
 def _until(look: Callable[[], bool]) -> None:
