@@ -13,7 +13,6 @@ import pytest
 import yaml
 from prometheus_client import generate_latest
 
-import gateway.app  # noqa: F401 - it registers its figures
 from infra.cli.secrets import secrets_of_the_house
 from infra.cli.serve import SERVICES
 from infra.docker import nats_config
@@ -21,6 +20,7 @@ from infra.embedded import prepare
 from infra.embedded.preflight import variables_of
 from services.run.compose import KEY_FORMAT
 from services.run.domain import DEFAULT_SERVICE_ACCOUNT
+from services.run.engine.argo.cluster import RULES
 from shared import telemetry, web
 from shared.addresses import is_public
 from shared.settings import ReachSettings, load, variable_of
@@ -53,11 +53,6 @@ def _struct(name: str) -> type[msgspec.Struct]:
     module, _, struct = _SETTINGS[name].partition(":")
     found: type[msgspec.Struct] = getattr(importlib.import_module(module), struct)
     return found
-
-
-_DRIVES_ARGO = "argo_cluster_wide" in _struct("run-controller").__struct_fields__
-_of_argo = pytest.mark.skipif(not _DRIVES_ARGO, reason="the run controller cannot be told to drive Argo yet")
-_told = [pytest.param(name, marks=_of_argo if name == "run-controller" else ()) for name in _SETTINGS]
 
 
 def _all(things: tuple[Object, ...], *kinds: str) -> list[Object]:
@@ -115,7 +110,7 @@ def test_every_process_and_no_other_is_a_deployment_that_serves_it() -> None:
         assert migrated == ([] if name == "gateway" else [["migrate", "run" if name == "run-controller" else name]])
 
 
-@pytest.mark.parametrize("name", _told)
+@pytest.mark.parametrize("name", _SETTINGS)
 @pytest.mark.parametrize("where", OVERLAYS)
 def test_every_process_is_told_what_it_needs_and_takes_it(where: str, name: str) -> None:
     load(_struct(name), _environment(overlay(where), name))
@@ -131,12 +126,7 @@ def test_every_process_is_told_nothing_that_it_does_not_know(name: str) -> None:
 def test_what_all_are_told_is_known_to_one_of_them() -> None:
     known = variables_of(*_SETTINGS.values(), *_EVERYTHING_ELSE)
     assert set(_settings(overlay("kind"))) | set(_settings(overlay("production"))) <= known
-    assert set(_settings(with_components("oidc"))) <= known
-
-
-@_of_argo
-def test_what_all_are_told_where_runs_are_in_every_namespace_is_known_to_the_controller() -> None:
-    assert set(_settings(with_components("cluster-wide"))) <= variables_of(*_SETTINGS.values(), *_EVERYTHING_ELSE)
+    assert set(_settings(with_components(*COMPONENTS))) <= known
 
 
 def test_a_gateway_with_an_identity_provider_takes_what_it_is_told() -> None:
@@ -312,6 +302,8 @@ def test_the_connections_that_autoscalers_may_make_of_it_are_what_the_operator_i
 
 
 def test_autoscalers_go_by_figures_that_the_processes_show() -> None:
+    for module in ("gateway.app", "services.run.controller"):  # They register their figures when they are imported.
+        importlib.import_module(module)
     shown = generate_latest(telemetry.metrics).decode()
     asked: dict[str, set[str]] = {}
     for scaler in _all(overlay("production"), "HorizontalPodAutoscaler"):
@@ -324,8 +316,7 @@ def test_autoscalers_go_by_figures_that_the_processes_show() -> None:
         "headrace_engine_queued_runs": {"run-controller"},
     }
     for name in asked:
-        if name != "headrace_engine_queued_runs":
-            assert f"# TYPE {name} gauge" in shown
+        assert f"# TYPE {name} gauge" in shown
     rules = yaml.safe_load((MANIFESTS / "components/custom-metrics/prometheus-adapter.yaml").read_text())
     (rule,) = rules["rules"]["custom"]
     assert set(re.findall(r"headrace_\w+", rule["seriesQuery"])) == set(asked)
@@ -395,14 +386,13 @@ def test_the_run_controllers_rights_are_of_one_namespace_unless_all_are_meant() 
 
 
 def test_the_run_controllers_rights_are_those_that_its_engine_needs() -> None:
-    cluster = pytest.importorskip("services.run.engine.argo.cluster", reason="there is no such engine yet")
     given = {
         (group, resource): set(rule["verbs"])
         for rule in _one(overlay("production"), "Role", "run-controller")["rules"]
         for group in rule["apiGroups"]
         for resource in rule["resources"]
     }
-    assert given == {(rule.group, rule.resource): set(rule.verbs) for rule in cluster.RULES}
+    assert given == {(rule.group, rule.resource): set(rule.verbs) for rule in RULES}
 
 
 @pytest.mark.parametrize("where", OVERLAYS)
