@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.contract.kubernetes.place import WORKFLOWS, Place, workflow
+from tests.contract.kubernetes.place import WORKFLOWS, Place, pod, workflow
 from tests.support.kubernetes.client import JSON_PATCH, Answer
 
 ETCD_TAKES = 1_572_864
@@ -68,7 +68,8 @@ async def test_an_object_that_was_read_is_not_created_again_with_its_version(pla
     ("document", "expected"),
     [
         (b"no JSON", (400, "BadRequest")),
-        ({**workflow("a"), "kind": "Pod"}, (400, "BadRequest")),
+        ({"metadata": {"name": "a"}}, (400, "BadRequest")),
+        ({**workflow("a"), "kind": "Pod"}, (422, "Invalid")),
         ({**workflow("a"), "apiVersion": "v1"}, (400, "BadRequest")),
         (workflow("a", metadata={"namespace": "elsewhere"}), (400, "BadRequest")),
         (workflow("a", metadata={"labels": {"x": 1}}), (400, "BadRequest")),
@@ -351,5 +352,8 @@ async def test_one_may_ask_what_one_may_do(place: Place) -> None:
 
 async def test_there_are_paths_and_methods_that_mean_nothing(place: Place) -> None:
     assert (await place.api.get("/apis/argoproj.io/v1alpha1/nothings")).status == 404
-    assert refusal(await place.api.put(place.workflows, {})) == (405, "MethodNotAllowed")
-    assert refusal(await place.api.post(WORKFLOWS, workflow("a"))) == (405, "MethodNotAllowed")
+    assert (await place.api.post(WORKFLOWS, workflow("a"))).status == 404
+    assert (await place.api.delete(WORKFLOWS)).status == 404
+    assert refusal(await place.api.put(place.workflows, workflow("a"))) == (400, "BadRequest")
+    assert refusal(await place.api.put(place.pods, pod("a"))) == (405, "MethodNotAllowed")
+    assert refusal(await place.api.delete("/api/v1/pods")) == (405, "MethodNotAllowed")

@@ -8,7 +8,7 @@ from tests.contract.kubernetes.place import Place
 async def test_a_pod_that_is_nowhere_has_an_empty_log(place: Place) -> None:
     await place.create_pod("p")
     answer = await place.api.ask("GET", f"{place.pods}/p/log", accept="*/*", container="main")
-    assert (answer.status, answer.body) == (200, b"")
+    assert (answer.status, answer.body) == (204, b"")
 
 
 async def test_a_log_is_of_a_container_that_is_named(place: Place) -> None:

@@ -22,6 +22,7 @@ JSON_PATCH = "application/json-patch+json"
 METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 METADATA_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 
+_MOST_CONNECTIONS = 100
 _LONGEST_LINE_BYTES = 4 * 1024 * 1024
 """An event holds a whole object."""
 
@@ -170,7 +171,7 @@ def _tls(found: Configuration) -> ssl.SSLContext | None:
 
 
 def _session(*, tls: ssl.SSLContext | None) -> aiohttp.ClientSession:
-    connector = aiohttp.TCPConnector(ssl=True if tls is None else tls, limit=0)
+    connector = aiohttp.TCPConnector(ssl=True if tls is None else tls, limit=_MOST_CONNECTIONS)
     return aiohttp.ClientSession(
         connector=connector, read_bufsize=_LONGEST_LINE_BYTES, timeout=aiohttp.ClientTimeout(total=None, connect=20)
     )

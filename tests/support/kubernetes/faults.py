@@ -57,6 +57,8 @@ class Requests:
 class Faults:
     def __init__(self) -> None:
         self.token = secrets.token_urlsafe(16)
+        self.controller_token = secrets.token_urlsafe(16)
+        """Whoever shows it is part of the cluster: nothing goes wrong for it, and it is not counted."""
         self.delay_seconds = 0.0
         self.refused: list[Refused] = []
         self.lost: list[Trouble] = []
@@ -70,6 +72,9 @@ class Faults:
     def rotate_token(self) -> str:
         self.token, self._is_expired = secrets.token_urlsafe(16), False
         return self.token
+
+    def is_of_controller(self, header: str | None) -> bool:
+        return header == f"Bearer {self.controller_token}"
 
     def demand_token(self, header: str | None) -> None:
         if self._is_expired or header != f"Bearer {self.token}":

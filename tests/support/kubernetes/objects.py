@@ -204,10 +204,14 @@ class Objects:
 
 
 def _demand_kind(resource: Resource, document: Document) -> None:
-    for field, expected in (("apiVersion", resource.api_version), ("kind", resource.kind)):
-        said = document.get(field, expected)
+    """Kinds that are built in may leave it to the path."""
+    for field, what, expected in (("apiVersion", "API version", resource.api_version), ("kind", "kind", resource.kind)):
+        said = document.get(field) or ("" if resource.is_custom else expected)
+        if not said:
+            raise bad_request(f"Object '{field}' is missing")
+        if said != expected and field == "kind" and resource.is_custom:
+            raise invalid(resource, "", "kind", f'Invalid value: "{said}": must be {expected}')
         if said != expected:
-            what = {"apiVersion": "API version", "kind": "kind"}[field]
             raise bad_request(f"the {what} in the data ({said}) does not match the expected {what} ({expected})")
 
 

@@ -52,7 +52,7 @@ class PodLogs:
             if chunk:
                 yield chunk
             left = None if left is None else left - len(chunk)
-            if is_over or not asked.follow or left == 0:
+            if is_over or not asked.follow or left == 0 or is_nowhere(pod):
                 return
             await self._news(version)
 
@@ -80,10 +80,15 @@ def container_of(pod: Document, asked: str) -> str:
     container = asked or pod["spec"]["containers"][0]["name"]
     if container not in names:
         raise bad_request(f"container {container} is not valid for pod {meta['name']}")
-    if _phase(pod) == "Pending" and pod["spec"].get("nodeName"):
+    if _phase(pod) == "Pending" and not is_nowhere(pod):
         why = f'container "{container}" in pod "{meta["name"]}" is waiting to start: ContainerCreating'
         raise Refusal(400, why)
     return container
+
+
+def is_nowhere(pod: Document) -> bool:
+    """It has no kubelet yet that could be asked."""
+    return _phase(pod) == "Pending" and not pod["spec"].get("nodeName")
 
 
 def _containers(pod: Document) -> list[Document]:

@@ -15,7 +15,7 @@ from tests.support.kubernetes import patches, watching
 from tests.support.kubernetes.faults import Faults, Requests
 from tests.support.kubernetes.objects import Objects, Preconditions
 from tests.support.kubernetes.pages import Listing, page
-from tests.support.kubernetes.pod_logs import LogRequest, PodLogs
+from tests.support.kubernetes.pod_logs import LogRequest, PodLogs, is_nowhere
 from tests.support.kubernetes.resources import PODS, Resource
 from tests.support.kubernetes.selectors import Predicate, selector
 from tests.support.kubernetes.statuses import Refusal, bad_request
@@ -67,13 +67,15 @@ class Routes:
         return application
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
+        shown = request.headers.get("Authorization")
         try:
-            if not request.path.startswith(_LOG_DOOR):
-                self._requests.note(request.method, request.path_qs)
-                await asyncio.sleep(self._faults.delay_seconds)
-                self._faults.demand_luck(request.method, request.path_qs)
+            if self._faults.is_of_controller(shown):
+                return await self._answer(request)
+            self._requests.note(request.method, request.path_qs)
+            await asyncio.sleep(self._faults.delay_seconds)
+            self._faults.demand_luck(request.method, request.path_qs)
             if request.path not in _OPEN_PATHS:
-                self._faults.demand_token(request.headers.get("Authorization"))
+                self._faults.demand_token(shown)
             answer = await self._answer(request)
         except Refusal as refusal:
             answer = _refused(refusal)
@@ -92,9 +94,11 @@ class Routes:
         if request.path.startswith(_LOG_DOOR):
             return await self._hand_in_log(request, place)
         verb = self._verb(request, place)
-        if verb is None:
-            raise Refusal(405, "the server does not allow this method on the requested resource")
-        return await verb(request, place)
+        if verb is not None:
+            return await verb(request, place)
+        if place.resource.is_custom and not place.name:
+            raise bad_request("name must be provided") if request.method in ("PUT", "PATCH") else _no_such_path()
+        raise Refusal(405, "the server does not allow this method on the requested resource")
 
     def _verb(
         self, request: web.Request, place: Place
@@ -102,8 +106,10 @@ class Routes:
         if place.part == "log":
             return self._log if request.method == "GET" and place.resource == PODS else None
         if not place.name:
-            of_all = {"GET": self._watch if _flag(request, "watch") else self._list, "DELETE": self._delete_all}
-            return (of_all | {"POST": self._create}).get(request.method)
+            reads = {"GET": self._watch if _flag(request, "watch") else self._list}
+            is_of_all_namespaces = place.resource.is_namespaced and not place.namespace
+            writes = {} if is_of_all_namespaces else {"POST": self._create, "DELETE": self._delete_all}
+            return (reads | writes).get(request.method)
         of_one = {"GET": self._get, "PUT": self._replace, "PATCH": self._patch}
         return (of_one if place.part else of_one | {"DELETE": self._delete}).get(request.method)
 
@@ -115,7 +121,7 @@ class Routes:
                 return self._place_in("", version, rest)
             case ["apis", group, version, *rest]:
                 return self._place_in(group, version, rest)
-        raise Refusal(404, "the server could not find the requested resource")
+        raise _no_such_path()
 
     def _place_in(self, group: str, version: str, rest: list[str]) -> Place:
         namespace = ""
@@ -124,9 +130,9 @@ class Routes:
         plural, name, part, *beyond = (*rest, "", "", "")
         resource = self._objects.catalogue.find(group, version, plural)
         if resource is None or any(beyond) or part not in ("", "log", *(["status"] if resource.has_status else [])):
-            raise Refusal(404, "the server could not find the requested resource")
+            raise _no_such_path()
         if bool(namespace) != resource.is_namespaced and (name or namespace):
-            raise Refusal(404, "the server could not find the requested resource")
+            raise _no_such_path()
         return Place(resource=resource, namespace=namespace, name=name, part=part)
 
     def _described(self, parts: list[str]) -> dict[str, Any] | None:
@@ -141,7 +147,7 @@ class Routes:
     def _resources(self, group: str, version: str) -> dict[str, Any]:
         found = [each for each in self._objects.catalogue.all() if (each.group, each.version) == (group, version)]
         if not found:
-            raise Refusal(404, "the server could not find the requested resource")
+            raise _no_such_path()
         verbs = ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"]
         listed = [
             {
@@ -167,6 +173,7 @@ class Routes:
 
     async def _list(self, request: web.Request, place: Place) -> web.StreamResponse:
         version = request.query.get("resourceVersion", "")
+        _version(version or "0")
         asked = Listing(
             namespace=place.namespace,
             matches=_matches(request, place),
@@ -183,8 +190,6 @@ class Routes:
         return _json(listed)
 
     async def _create(self, request: web.Request, place: Place) -> web.StreamResponse:
-        if place.resource.is_namespaced and not place.namespace:
-            raise Refusal(405, "the server does not allow this method on the requested resource")
         document = await _body(request)
         made = self._objects.create(place.resource, place.namespace, document, is_dry=_is_dry(request))
         return _json(_seen(request)(made), status=201)
@@ -254,7 +259,8 @@ class Routes:
         response.enable_chunked_encoding()
         if (transport := request.transport) is None:
             return response
-        self._watched.add(transport)
+        if not self._faults.is_of_controller(request.headers.get("Authorization")):
+            self._watched.add(transport)
         try:
             await response.prepare(request)
             seen = _seen(request)
@@ -289,6 +295,8 @@ class Routes:
         async with aclosing(self._logs.read(pod, asked)) as chunks:
             # What cannot be had is refused before an answer has begun.
             first = await anext(chunks, b"")
+            if not first and is_nowhere(pod):
+                return web.Response(status=204)
             response = web.StreamResponse(headers={"Content-Type": "text/plain"})
             response.enable_chunked_encoding()
             await response.prepare(request)
@@ -399,6 +407,11 @@ def _refused(refusal: Refusal) -> web.Response:
     if refusal.code in (429, 503):
         answer.headers["Retry-After"] = "1"
     return answer
+
+
+def _no_such_path() -> web.HTTPNotFound:
+    """No kind of the server's is there, and so nobody who would say so in a document."""
+    return web.HTTPNotFound(text="404 page not found\n")
 
 
 def _line(event: watching.Event) -> bytes:

@@ -67,6 +67,12 @@ class FakeKubernetes:
     def token(self) -> str:
         return self._faults.token
 
+    @property
+    def controller_token(self) -> str:
+        """For whoever plays a part of the cluster: it does not expire, and what is made to go wrong spares it, but
+        for a stop of the server."""
+        return self._faults.controller_token
+
     def kubeconfig(self, folder: Path, *, namespace: str = "default", token_file: bool = False) -> Path:
         """A file by which clients find the server. With `token_file` the token lies in `folder / "token"`, where it
         may be replaced."""
