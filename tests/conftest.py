@@ -1,5 +1,7 @@
 """What every test may ask for by name, and the hooks that note what tests see."""
 
+from __future__ import annotations
+
 from tests.coverage.plugin import (
     evidence,
     pytest_addoption,
@@ -35,3 +37,8 @@ __all__ = [
     "pytest_testnodedown",
     "stack",
 ]
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Processes that share the tests must agree on their names, and what was packed just now has a time in it."""
+    return argname if isinstance(val, bytes) and len(val) > 40 else None
