@@ -251,8 +251,8 @@ def test_a_process_is_killed_no_earlier_than_its_drain_may_take() -> None:
         pod = deployment["spec"]["template"]["spec"]
         (command,) = [each["lifecycle"]["preStop"]["exec"]["command"] for each in pod["containers"]]
         assert command[0] == "sleep"
-        to_close_connections = 10
-        drain = web.DRAIN_NOTICE_SECONDS + web.DRAIN_LIMIT_SECONDS + to_close_connections
+        to_stop_work_and_close_connections = 20
+        drain = web.DRAIN_NOTICE_SECONDS + web.DRAIN_LIMIT_SECONDS + to_stop_work_and_close_connections
         assert pod["terminationGracePeriodSeconds"] >= int(command[1]) + drain
 
 
