@@ -342,6 +342,9 @@ def test_every_pod_is_as_restricted_as_in_compose_and_the_namespace_takes_no_oth
         assert pod["securityContext"]["runAsNonRoot"] is True
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
         assert pod["enableServiceLinks"] is False
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod)
+        kinds = {kind for volume in pod.get("volumes", ()) for kind in volume if kind != "name"}
+        assert kinds <= {"emptyDir", "secret"}
         for container in _containers(workload):
             assert container["securityContext"] == {
                 "allowPrivilegeEscalation": False,
