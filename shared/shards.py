@@ -29,7 +29,8 @@ from shared.leases import LEASE_SECONDS, Lease, LeaseLost
 _log = logging.getLogger(__name__)
 
 Moved = Callable[[frozenset[int]], Awaitable[None]]
-"""Told which shards are held from now on; returns when nothing is done in the others any more."""
+"""Told which shards are held from now on; returns when nothing is done in the others any more. Where `holds` has said
+no of a shard, it is told without that one before it is told of it again."""
 Turn = Callable[[], None]
 """Told each time round that it goes on."""
 
@@ -132,8 +133,8 @@ class Shards:
         self._leaving: frozenset[int] = frozenset()
         self._members = 1
         self._asked_at = -_FOREVER
-        self._has_lapsed = False
-        """Nothing was held for a while, and somebody may have been told so."""
+        self._lapses = 0
+        """How often nothing was held for a while, and somebody may have been told so."""
         self._turn = asyncio.Lock()
         """One statement about our rows at a time: each begins with what the one before has left."""
         self._woken = asyncio.Event()
@@ -164,7 +165,7 @@ class Shards:
             await self._leave()
 
     async def keep(self, moved: Moved, turn: Turn) -> NoReturn:
-        told: frozenset[int] | None = None
+        told: dict[int, tuple[int, int]] | None = None
         while True:
             turn()
             self._woken.clear()
@@ -173,12 +174,15 @@ class Shards:
             except Unavailable as error:
                 _log.warning("the shards of %s could not be shared: %s", self._name, error)
             try:
-                if self._has_lapsed:
-                    await moved(frozenset())
-                    told, self._has_lapsed = frozenset(), False
-                if (held := self.held) != told:
-                    await moved(held)
-                    told = held
+                held = {shard: (self._epochs[shard], self._lapses) for shard in self.held}
+                before, told = told, None
+                # What was not ours in between is given up first, and so is everything where that cannot be known.
+                kept = frozenset(shard for shard, since in held.items() if before and before.get(shard) == since)
+                if before is None or kept != before.keys():
+                    await moved(kept)
+                if kept != held.keys():
+                    await moved(frozenset(held))
+                told = held
                 await self._hand_on()
             except Unavailable as error:
                 _log.warning("the shards of %s did not move: %s", self._name, error)
@@ -272,7 +276,7 @@ class Shards:
         if lost := self._epochs.keys() - ours.keys():
             _log.warning("%d shards of %s are another's by now", len(lost), self._name)
             self._woken.set()
-        self._has_lapsed = self._has_lapsed or bool(self._epochs and not self._is_fresh)
+        self._lapses += bool(self._epochs and not self._is_fresh)
         self._epochs, self._members, self._asked_at = ours, rows[0]["members"], asked_at
         return bool(rows[0]["is_new"])
 

@@ -111,8 +111,7 @@ class Controller:
                 await asyncio.sleep(self._poll_seconds)
 
     async def _control(self, work: Callable[[], Awaitable[None]]) -> None:
-        self._driven = frozenset()
-        self._caught_up.clear()
+        await self._own(frozenset())
         answering = self._bus.answering(READ_LOG, partial(step_logs.answer, self._engine))
         describing = self._bus.answering(DESCRIBE_ENGINE, self._describe)
         async with answering, describing, asyncio.TaskGroup() as group:
