@@ -15,13 +15,14 @@ from shared.leases import Lease
 from shared.outbox import Outbox
 from shared.plumbing import Plumbing
 from shared.readers import Readers
-from shared.shards import Whole
+from shared.shards import Holding, Shards, Whole
 from shared.web import Service
 from shared.web import create_app as create_service
 
 from . import reading
 from .compose import Rules
-from .controller import Controller
+from .controller import SHARDS_PING, Controller
+from .domain import EngineName
 from .engine.shards import SHARDS
 from .manifests import Manifests
 from .records import Records
@@ -30,6 +31,7 @@ from .step_cache import StepCache
 from .step_metrics import StepMetrics
 
 if TYPE_CHECKING:
+    from .engine.argo import ArgoEngine
     from .engine.embedded.driver import EmbeddedEngine
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
@@ -55,19 +57,27 @@ def create_app(settings: ControllerSettings) -> Service:
         cache_bytes=settings.manifest_cache_bytes,
         large_bytes=settings.large_manifest_bytes,
     )
-    engine = _embedded(settings, plumbing, blobs)
-    lease = Lease(plumbing.database, "run-controller")
+    holding: Holding
+    argo: ArgoEngine | None = None
+    if settings.engine is EngineName.ARGO:
+        holding = Shards(plumbing.database, settings.engine.value, SHARDS, tell=lambda: plumbing.bus.ping(SHARDS_PING))
+        argo = _argo(settings, holding)
+    else:
+        lease = Lease(plumbing.database, "run-controller")
+        holding = Whole(lease, SHARDS, confirm_seconds=settings.poll_seconds)
+    engine = argo or _embedded(settings, plumbing, blobs)
     controller = Controller(
         Records(
             plumbing.database,
             plumbing.outbox,
             manifests,
             nodes=Outbox(NODE_STARTED.owner, plumbing.bus) if settings.node_facts else None,
+            engine=EngineName.EMBEDDED if argo is None else EngineName.ARGO,
         ),
         engine,
         plumbing.bus,
         StepMetrics(blobs, plumbing.bus, plumbing.database),
-        Whole(lease, SHARDS, confirm_seconds=settings.poll_seconds),
+        holding,
         poll_seconds=settings.poll_seconds,
         compare_seconds=settings.compare_seconds,
         metrics_wait_seconds=settings.metrics_wait_seconds,
@@ -81,6 +91,8 @@ def create_app(settings: ControllerSettings) -> Service:
 
     async def stop() -> None:
         await plumbing.close()
+        if argo is not None:
+            await argo.close()
         await readers.close()
         blobs.close()
 
@@ -89,9 +101,28 @@ def create_app(settings: ControllerSettings) -> Service:
         routes=(),
         on_startup=[start],
         on_shutdown=[stop],
-        # Who waits for the lease is as ready as who holds it.
+        # Who holds nothing is as ready as who does.
         ready=(*plumbing.checks, engine.check),
         tasks=plumbing.tasks,
+    )
+
+
+def _argo(settings: ControllerSettings, holding: Holding) -> ArgoEngine:
+    from .engine.argo import ArgoEngine
+    from .engine.argo.cluster import Cluster
+    from .engine.argo.submitting import Submitting
+
+    return ArgoEngine(
+        Cluster.from_settings(kubeconfig=settings.kubeconfig, context=settings.kube_context),
+        namespaces=() if settings.argo_cluster_wide else (settings.namespace,),
+        limits=Submitting(
+            rate_per_second=settings.submissions_per_second,
+            burst=settings.submissions_burst,
+            in_flight=settings.most_runs,
+        ),
+        ttl_seconds=settings.workflow_ttl_seconds,
+        most_workflow_bytes=settings.most_workflow_bytes,
+        holds=holding.holds,
     )
 
 

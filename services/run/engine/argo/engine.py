@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from datetime import UTC, datetime, timedelta
 from enum import Enum
 from typing import Any, Final
@@ -105,8 +105,12 @@ class ArgoEngine:
         limits: Submitting | None = None,
         ttl_seconds: float = 86_400.0,
         most_workflow_bytes: int = MOST_WORKFLOW_BYTES,
+        holds: Callable[[int], bool] | None = None,
     ) -> None:
         """`namespaces`: where workflows are; none: all over the cluster.
+
+        `holds`: whether a shard is ours at this moment, which `own` may tell late, if this process was stopped. The
+        cluster is asked for nothing that could be wrong by then. By default what is owned is held.
 
         `ttl_seconds`: how long an object outlives the record of its end, for logs of its pods and those who look at
         Argo itself.
@@ -115,6 +119,7 @@ class ArgoEngine:
         self._scopes = namespaces or ("",)
         self._ttl = timedelta(seconds=ttl_seconds)
         self._most_workflow_bytes = most_workflow_bytes
+        self._holds = holds or (lambda _: True)
         self._shards = ALL
         self._entries: dict[WorkflowName, _Entry] = {}
         self._queue = Queue(limits or Submitting(), now=time.monotonic())
@@ -166,13 +171,13 @@ class ArgoEngine:
         entry = self._entries.get(workflow_name)
         if entry is None:
             for metadata in await self._find(fields=f"metadata.name={workflow_name}"):
-                await self._stop(metadata.namespace, metadata.name)
+                await self._stop(metadata.namespace, metadata.name, metadata.run_id)
             return
         async with entry.lock:
             if entry.is_gone or entry.is_ending or entry.stage is _Stage.OVER:
                 return
             if not entry.is_before_object or await self._is_there(entry):
-                await self._stop(entry.namespace, entry.name)
+                await self._stop(entry.namespace, entry.name, entry.run_id)
             else:
                 self._end_unbegun(entry)
 
@@ -575,6 +580,8 @@ class ArgoEngine:
                 async with entry.lock:
                     if entry.is_gone or entry.is_ending or entry.stage is not _Stage.STARTING:
                         return
+                    if not self._holds(shard_of(entry.run_id)):
+                        return  # `own` is about to tell.
                     assert entry.submission is not None, "there is one until there is an object"
                     with continue_trace(entry.submission.traceparent or None):
                         await self._give(entry, entry.submission)
@@ -654,7 +661,7 @@ class ArgoEngine:
         if metadata.is_persisted and seen.is_final:
             self._hold(entry, seen)  # It is not watched any more, and its record says that it is open.
         elif is_terminating and not seen.is_stopping and not seen.is_final:
-            await self._stop(entry.namespace, entry.name)
+            await self._stop(entry.namespace, entry.name, entry.run_id)
 
     def _encoded(self, document: dict[str, Any]) -> bytes:
         body = msgspec.json.encode(document)
@@ -668,8 +675,10 @@ class ArgoEngine:
             )
         return body
 
-    async def _stop(self, namespace: str, name: str) -> None:
+    async def _stop(self, namespace: str, name: str, run_id: str) -> None:
         """As `argo terminate` of the time did, and Kubeflow Pipelines does."""
+        if not self._holds(shard_of(run_id)):
+            raise Unavailable("The run is another controller's by now.")
         with contextlib.suppress(Missing):
             await self._cluster.patch(namespace, name, {"spec": {"activeDeadlineSeconds": 0}})
 

@@ -1,0 +1,71 @@
+"""The controller process as it is wired for Argo Workflows: on a cluster of which a test plays Argo's part."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import msgspec
+
+from services.run import controller_app
+from services.run.domain import EngineName
+from services.run.engine import WorkflowName
+from services.run.engine.shards import shard_of
+from services.run.settings import ControllerSettings
+from tests.component.run.conftest import World
+from tests.contract.engine.argo_by_hand import argo_by_hand, node
+from tests.contract.engine.recorder import Run
+from tests.support.eventually import eventually
+from tests.support.kubernetes import FakeKubernetes
+
+
+class ControllerProcess:
+    """Its application, from its start to its orderly end, in a task of its own."""
+
+    def __init__(self, world: World, nats_url: str, kubeconfig: Path) -> None:
+        told = msgspec.structs.asdict(world.settings) | {"nats_url": nats_url, "engine": EngineName.ARGO}
+        self._settings = ControllerSettings(**told, kubeconfig=str(kubeconfig), poll_seconds=0.2, compare_seconds=5)
+        self._started = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._task = asyncio.create_task(self._serve())
+
+    async def _serve(self) -> None:
+        async with controller_app.create_app(self._settings).lifespan():
+            self._started.set()
+            await self._stopping.wait()
+
+    async def until_started(self) -> None:
+        async with asyncio.timeout(30):
+            await self._started.wait()
+
+    async def stop(self) -> None:
+        self._stopping.set()
+        await self._task
+
+
+async def test_a_run_goes_from_its_creation_to_its_end_whichever_controller_is_there(
+    world: World, nats_urls: dict[str, str], tmp_path: Path
+) -> None:
+    client = await world.start_replica(engine=EngineName.ARGO)
+    async with FakeKubernetes.serving() as fake, argo_by_hand(fake) as argo:
+        kubeconfig = fake.kubeconfig(tmp_path)
+        first = ControllerProcess(world, nats_urls["run-controller"], kubeconfig)
+        run_id = (await client.create())["id"]
+        run = Run(name=WorkflowName((await world.row(run_id))["workflow_name"]), run_id=run_id, workflow={})
+        found = await argo.until_there(run)
+        assert found["metadata"]["labels"]["headrace.dev/shard"] == str(shard_of(run_id))
+        assert found["spec"]["podMetadata"]["labels"] == {"pipeline/runid": run_id}
+        await argo.shows(run, "Running", node(run))
+
+        async def is_running() -> bool:
+            return str((await client.get(run_id)).get("status")) == "Running"
+
+        await eventually(is_running, within_seconds=30)
+        second = ControllerProcess(world, nats_urls["run-controller"], kubeconfig)
+        await second.until_started()
+        await first.stop()
+        await argo.shows(run, "Succeeded", node(run, phase="Succeeded"))
+        await argo.until_marked(run)
+        await second.stop()
+    assert (await client.get(run_id))["status"] == "Succeeded"
+    assert await world.facts(run_id) == ["created", "started", "succeeded"]
