@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import msgspec
+import pytest
 
 from services.run import controller_app
 from services.run.domain import EngineName
-from services.run.engine import WorkflowName
-from services.run.engine.shards import shard_of
+from services.run.engine import Submission, WorkflowName
+from services.run.engine.argo import ArgoEngine
+from services.run.engine.argo.cluster import Cluster
+from services.run.engine.shards import ALL, shard_of
 from services.run.settings import ControllerSettings
+from shared.errors import Unavailable
 from tests.component.run.conftest import World
 from tests.contract.engine.argo_by_hand import argo_by_hand, node
 from tests.contract.engine.recorder import Run
@@ -69,3 +74,37 @@ async def test_a_run_goes_from_its_creation_to_its_end_whichever_controller_is_t
         await second.stop()
     assert (await client.get(run_id))["status"] == "Succeeded"
     assert await world.facts(run_id) == ["created", "started", "succeeded"]
+
+
+async def test_an_engine_whose_shard_is_another_controllers_by_now_asks_the_cluster_for_nothing(tmp_path: Path) -> None:
+    """Whatever stands in its queue still: nobody has told it to forget that yet."""
+    name = WorkflowName("two-steps-abcde")
+    labels = {"pipeline/runid": "r", "headrace.dev/shard": str(shard_of("r"))}
+
+    def workflow(name: str) -> dict[str, Any]:
+        metadata = {"name": name, "namespace": "kubeflow", "labels": labels}
+        return {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "metadata": metadata, "spec": {}}
+
+    held = set(ALL)
+    asked: asyncio.Queue[int] = asyncio.Queue()
+
+    def holds(shard: int) -> bool:
+        asked.put_nowait(shard)
+        return shard in held
+
+    async with FakeKubernetes.serving() as fake, argo_by_hand(fake) as argo:
+        cluster = Cluster.from_settings(kubeconfig=str(fake.kubeconfig(tmp_path)))
+        engine = ArgoEngine(cluster, namespaces=("kubeflow",), holds=holds)
+        working = asyncio.create_task(engine.run())
+        await engine.known()
+        held.remove(shard_of("r"))
+        await engine.submit(Submission(workflow_name=name, run_id="r", workflow=workflow(name)))
+        async with asyncio.timeout(30):
+            assert await asked.get() == shard_of("r")
+        await argo.create(workflow("other"))
+        with pytest.raises(Unavailable, match="another controller's by now"):
+            await engine.terminate(WorkflowName("other"))
+        working.cancel()
+        await asyncio.wait([working])
+        await engine.close()
+        assert (fake.requests.of("POST", "/workflows"), fake.requests.of("PATCH")) == (1, 0)

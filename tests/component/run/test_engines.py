@@ -64,14 +64,6 @@ async def test_a_controller_sees_the_runs_of_the_shards_that_it_holds(world: Wor
     assert {each.run_id for each in (await records.due(10, frozenset())).erasures} == set()
 
 
-async def test_the_database_knows_the_shards_as_we_do(world: World) -> None:
-    ids = [f"run {number} läuft" for number in range(500)]
-    rows = await world.database.fetch(
-        "select id, get_byte(decode(md5(id), 'hex'), 0) % 64 as shard from unnest($1::text[]) as id", ids
-    )
-    assert {row["id"]: row["shard"] for row in rows} == {each: shard_of(each) for each in ids}
-
-
 async def test_what_only_the_embedded_engine_cannot_do_is_accepted_for_argo(world: World) -> None:
     argo = await world.start_replica(engine=EngineName.ARGO, most_workflow_bytes=70_000)
     template = {"name": "main", "daemon": True, "container": {"image": "its-own-command"}}
@@ -105,18 +97,17 @@ class Explaining:
         return []
 
 
-@pytest.mark.parametrize("engine", OTHER)
-async def test_however_many_runs_are_over_a_controller_finds_its_own_by_index(world: World, engine: EngineName) -> None:
-    infix = "" if engine is EngineName.EMBEDDED else f"{engine}_"
-    async with world.database.transaction() as tx:
-        await tx.execute("set local enable_seqscan = off")
-        explaining = Explaining(tx)
-        connection = cast("Connection", explaining)
-        await store.list_unsubmitted(connection, engine, ALL, 10)
-        await store.list_active(connection, engine, ALL, "", 10)
-        await store.list_terminations(connection, engine, ALL, 10)
-    unsubmitted, active, terminations = explaining.plans
-    assert f"using runs_{infix}unsubmitted_idx" in unsubmitted
-    assert f"using runs_{infix}active_idx" in active
-    assert "using runs_termination_idx" in terminations
-    assert "Sort" not in "".join(explaining.plans)
+async def test_however_many_runs_are_over_a_controller_finds_its_own_by_index(world: World) -> None:
+    for engine, infix in ((EngineName.EMBEDDED, ""), (EngineName.ARGO, "argo_")):
+        async with world.database.transaction() as tx:
+            await tx.execute("set local enable_seqscan = off")
+            explaining = Explaining(tx)
+            connection = cast("Connection", explaining)
+            await store.list_unsubmitted(connection, engine, ALL, 10)
+            await store.list_active(connection, engine, ALL, "", 10)
+            await store.list_terminations(connection, engine, ALL, 10)
+        unsubmitted, active, terminations = explaining.plans
+        assert f"using runs_{infix}unsubmitted_idx" in unsubmitted
+        assert f"using runs_{infix}active_idx" in active
+        assert "using runs_termination_idx" in terminations
+        assert "Sort" not in "".join(explaining.plans)

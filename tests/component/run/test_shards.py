@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import services.run
-from services.run.engine.shards import ALL, SHARDS
+from services.run.engine.shards import ALL, SHARDS, shard_of
 from shared.database import Database
 from shared.leases import LeaseLost
 from shared.migrate import migrate
@@ -184,6 +184,14 @@ async def test_one_that_lost_a_shard_for_a_moment_is_told_without_it_first(house
     await replica.database.execute("update shards set epoch = epoch + 1 where shard = 7")
     replica.shards.wake()
     await eventually(lambda: _met(replica.told[2:] == [ALL - {7}, ALL]), within_seconds=30)
+
+
+async def test_the_database_knows_the_shard_of_a_run_as_we_do(house: House) -> None:
+    ids = [f"run {number} läuft" for number in range(500)]
+    rows = await (await house.database()).fetch(
+        "select id, get_byte(decode(md5(id), 'hex'), 0) % 64 as shard from unnest($1::text[]) as id", ids
+    )
+    assert {row["id"]: row["shard"] for row in rows} == {each: shard_of(each) for each in ids}
 
 
 async def _nothing_to_do(_: frozenset[int]) -> None: ...
