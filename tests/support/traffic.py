@@ -44,6 +44,8 @@ class Traffic:
         self._url = url
         self._session = session
         self._is_over = False
+        self.in_flight = 0
+        self.last_answer_at = time.monotonic()
         self.sent: Counter[str] = Counter()
         self.seconds: list[float] = []
         """How long each answer took that was the one wanted."""
@@ -243,12 +245,16 @@ class _Client:
     async def _call(self, method: str, path: str, **how: Any) -> bytes:
         operation = name_of(method, path) or path
         self._traffic.sent[operation] += 1
+        self._traffic.in_flight += 1
         begin = time.perf_counter()
         try:
             async with self._session.request(method, self._url + path, **how) as answer:
                 said = await answer.read()
         except aiohttp.ClientError as error:
             raise self._failed(operation, method, repr(error)) from error
+        finally:
+            self._traffic.in_flight -= 1
+            self._traffic.last_answer_at = time.monotonic()
         if answer.status != 200:
             raise self._failed(operation, method, f"{answer.status} {said.decode(errors='replace')[:500]}")
         self._traffic.seconds.append(time.perf_counter() - begin)
