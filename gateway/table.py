@@ -85,6 +85,7 @@ PAGES = (
     "/docs/events.md",
     "/docs/extensions.md",
     "/docs/hello-world.yaml",
+    "/docs/metrics.md",
     "/docs/operations.md",
     "/docs/swagger-ui.css",
     "/docs/swagger-ui-bundle.js",

@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit
+from weakref import WeakSet
 
 import msgspec
 import nats.errors
@@ -23,15 +25,34 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext, api
 from nats.js import errors as js_errors
+from prometheus_client import Counter, Gauge, Histogram
 
+from shared import telemetry
 from shared.contracts.questions import Question
 from shared.errors import Internal, Refusal, Unavailable, from_document, to_document
-from shared.telemetry import continue_trace, current_traceparent
+from shared.telemetry import child_span, continue_trace, current_traceparent
 
 Q = TypeVar("Q", bound=msgspec.Struct)
 A = TypeVar("A", bound=msgspec.Struct)
 
 _log = logging.getLogger(__name__)
+_opened: WeakSet[Bus] = WeakSet()
+"""Those of this process that were opened and not closed."""
+_connected = Gauge("headrace_broker_connected", "1 while the broker answers, else 0.", registry=telemetry.metrics)
+_connected.set_function(lambda: int(all(bus.is_connected for bus in list(_opened))))
+_asked = Histogram(
+    "headrace_question_duration_seconds",
+    "From a question to its answer, as who asks sees it; `outcome` is answered, refused or unavailable.",
+    ("owner", "question", "outcome"),
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+    registry=telemetry.metrics,
+)
+_answered = Counter(
+    "headrace_questions_answered_total",
+    "Questions that were answered; `outcome` is answered, refused or failed.",
+    ("owner", "question", "outcome"),
+    registry=telemetry.metrics,
+)
 
 EVENTS_STREAM = "KFP_EVENTS"
 DEAD_STREAM = "KFP_DEAD"
@@ -208,6 +229,7 @@ class Bus:
             await connection.close()
             raise UnsuitableServer(f"the NATS server is {version.major}.{version.minor}; 2.10 or newer is needed")
         self._opened = connection
+        _opened.add(self)
         # Room for two windows: `publish` never waits for it, because the client turns a cancellation of that wait into
         # another error.
         self._stream = connection.jetstream(timeout=5, publish_async_max_pending=2 * _IN_FLIGHT)
@@ -237,6 +259,7 @@ class Bus:
         if self._opened is None:
             return
         self._is_closing = True
+        _opened.discard(self)
         for subscription in self._answers.values():
             with contextlib.suppress(*_UNREACHABLE, nats.errors.Error):
                 await asyncio.wait_for(subscription.drain(), timeout=1)  # type: ignore[no-untyped-call]
@@ -460,6 +483,20 @@ class Bus:
 
     async def ask(self, question: Question[Q, A], request: Q, *, within_seconds: float) -> A:
         """The owner's answer. Raises the owner's refusal, or Unavailable when nobody answers in time."""
+        started, outcome = time.perf_counter(), "answered"
+        try:
+            with child_span(f"ask {question.owner} {question.what}", kind="client"):
+                return await self._ask(question, request, within_seconds)
+        except Unavailable:
+            outcome = "unavailable"
+            raise
+        except Refusal:
+            outcome = "refused"
+            raise
+        finally:
+            _asked.labels(question.owner, question.what, outcome).observe(time.perf_counter() - started)
+
+    async def _ask(self, question: Question[Q, A], request: Q, within_seconds: float) -> A:
         if not self.is_connected:
             raise Unavailable(f"The {question.owner} service does not answer.", cause="the broker is away")
         headers = {"traceparent": current_traceparent()}
@@ -485,12 +522,16 @@ class Bus:
         decode = msgspec.json.Decoder(question.request).decode
 
         async def respond(message: Msg) -> None:
-            with continue_trace((message.headers or {}).get("traceparent")):
+            traceparent = (message.headers or {}).get("traceparent")
+            with continue_trace(traceparent, f"answer {question.owner} {question.what}", kind="server"):
+                outcome = "answered"
                 try:
                     body, headers = msgspec.json.encode(await handler(decode(message.data))), None
                 except Refusal as refusal:
+                    outcome = "refused"
                     body, headers = _refused(refusal)
                 except Exception as error:  # noqa: BLE001 - whatever it is, the asker must hear of it
+                    outcome = "failed"
                     _log.exception("answering %s failed", question.subject)
                     body, headers = _refused(Internal(f"answering {question.subject} failed", cause=repr(error)))
                 if len(body) > self._connection.max_payload:
@@ -498,6 +539,7 @@ class Bus:
                     body, headers = _refused(Internal(f"the answer to {question.subject} is too large"))
                 with contextlib.suppress(*_UNREACHABLE, nats.errors.Error):
                     await self._connection.publish(message.reply, body, headers=headers)
+                _answered.labels(question.owner, question.what, outcome).inc()
 
         async def handle(message: Msg) -> None:
             task = asyncio.create_task(respond(message))

@@ -10,15 +10,47 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, Protocol, Self
+from weakref import WeakSet
 
 import asyncpg
+from prometheus_client import Gauge
 from tenacity import before_sleep_log, retry, retry_if_exception, stop_after_delay, wait_random_exponential
 
+from shared import telemetry
 from shared.errors import InvalidInput, Unavailable
 
 Row = asyncpg.Record
 
 _log = logging.getLogger(__name__)
+_pools: WeakSet[Database] = WeakSet()
+"""Those of this process that are open."""
+
+
+def _of_all(name: str, about: str, figure: Callable[[Database], int]) -> None:
+    gauge = Gauge(name, about, registry=telemetry.metrics)
+    gauge.set_function(lambda: sum(figure(database) for database in list(_pools)))
+
+
+_of_all(
+    "headrace_database_connections",
+    "Connections to the database that this process has.",
+    lambda database: database.connections,
+)
+_of_all(
+    "headrace_database_connections_in_use",
+    "Those of them in which a statement or a transaction is open.",
+    lambda database: database.connections_in_use,
+)
+_of_all(
+    "headrace_database_connections_limit",
+    "The most connections that this process opens.",
+    lambda database: database.max_size,
+)
+_of_all(
+    "headrace_database_waiting",
+    "Statements and transactions that wait for a connection.",
+    lambda database: database.waiting,
+)
 
 _OUTAGE = (
     OSError,
@@ -123,7 +155,9 @@ class Database:
         """
         self._url = url
         self._name = name
-        self._max_size = max_size
+        self.max_size: int = max_size
+        self._calls = 0
+        """Statements and transactions that are open or wait to be."""
         self._statement_seconds = statement_seconds
         self._idle_in_transaction_seconds = idle_in_transaction_seconds
         self._opened: Any = None
@@ -146,7 +180,7 @@ class Database:
                 self._url,
                 # A pool with a floor keeps trying to restore it while the server is away, with a stack trace each time.
                 min_size=0,
-                max_size=self._max_size,
+                max_size=self.max_size,
                 timeout=5,
                 command_timeout=self._statement_seconds,
                 reset=_reset,
@@ -167,7 +201,20 @@ class Database:
 
         with _our_words():
             self._opened = await connect()
+        _pools.add(self)
         return self
+
+    @property
+    def connections(self) -> int:
+        return 0 if self._opened is None else int(self._opened.get_size())
+
+    @property
+    def connections_in_use(self) -> int:
+        return 0 if self._opened is None else int(self._opened.get_size() - self._opened.get_idle_size())
+
+    @property
+    def waiting(self) -> int:
+        return max(self._calls - self.connections_in_use, 0)
 
     @property
     def _pool(self) -> Any:
@@ -179,8 +226,9 @@ class Database:
     async def transaction(self) -> AsyncIterator[Transaction]:
         """Commit on a clean exit, roll back on an exception; then run the after-commit callbacks."""
         # Only our own statements are put into our words: an OSError of the body is the body's.
-        with _our_words():
+        with self._call(), _our_words():
             connection = await self._pool.acquire()
+        self._calls += 1
         try:
             transaction = Transaction(connection)
             frame = connection.transaction()
@@ -196,27 +244,36 @@ class Database:
             with _our_words():
                 await frame.commit()
         finally:
+            self._calls -= 1
             await self._pool.release(connection)
         await transaction.committed()
 
+    @contextmanager
+    def _call(self) -> Iterator[None]:
+        self._calls += 1
+        try:
+            yield
+        finally:
+            self._calls -= 1
+
     async def fetch(self, sql: str, *arguments: Any) -> list[Row]:
-        with _our_words():
+        with self._call(), _our_words():
             return await self._pool.fetch(sql, *arguments)  # type: ignore[no-any-return]
 
     async def fetchrow(self, sql: str, *arguments: Any) -> Row | None:
-        with _our_words():
+        with self._call(), _our_words():
             return await self._pool.fetchrow(sql, *arguments)  # type: ignore[no-any-return]
 
     async def fetchval(self, sql: str, *arguments: Any) -> Any:
-        with _our_words():
+        with self._call(), _our_words():
             return await self._pool.fetchval(sql, *arguments)
 
     async def execute(self, sql: str, *arguments: Any) -> str:
-        with _our_words():
+        with self._call(), _our_words():
             return await self._pool.execute(sql, *arguments)  # type: ignore[no-any-return]
 
     async def executemany(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
-        with _our_words():
+        with self._call(), _our_words():
             await self._pool.executemany(sql, rows)
 
     async def check(self) -> None:
@@ -227,6 +284,7 @@ class Database:
         """Let running statements finish, for at most two seconds."""
         if self._opened is None:
             return
+        _pools.discard(self)
         try:
             await asyncio.wait_for(self._opened.close(), timeout=2)
         except (*_OUTAGE, asyncpg.InterfaceError):

@@ -49,8 +49,11 @@ async def list_oldest(connection: Connection, subscriber: str, most: int) -> tup
     return tuple(DeadLetter(**row) for row in rows)
 
 
-async def count(connection: Connection, subscriber: str) -> int:
-    found: int = await connection.fetchval("select count(*) from dead_letters where subscriber = $1", subscriber)
+async def count(connection: Connection, subscriber: str, *, most: int | None = None) -> int:
+    """Up to `most`, where that is given."""
+    found: int = await connection.fetchval(
+        "select count(*) from (select from dead_letters where subscriber = $1 limit $2) as letters", subscriber, most
+    )
     return found
 
 

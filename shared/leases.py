@@ -12,9 +12,18 @@ import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from prometheus_client import Gauge
+
+from shared import telemetry
 from shared.database import Database, Transaction
 from shared.errors import Unavailable
 
+_held = Gauge(
+    "headrace_leases_held",
+    "1 where this process does what one replica does at a time, else 0.",
+    ("lease",),
+    registry=telemetry.metrics,
+)
 _log = logging.getLogger(__name__)
 
 LEASE_SECONDS = 5.0
@@ -28,6 +37,7 @@ class Lease:
     """The right to do `name`, held by one replica. `hold()` waits for it and keeps it."""
 
     def __init__(self, database: Database, name: str, *, seconds: float = LEASE_SECONDS) -> None:
+        """`name` is a label of the metrics: it comes from a closed set."""
         self.name = name
         self._database = database
         self._seconds = seconds
@@ -50,12 +60,15 @@ class Lease:
 
         Raises LeaseLost inside the body's next `fence` when it was overtaken.
         """
+        held = _held.labels(self.name)
         while not await self._take():  # noqa: ASYNC110 - what changes is a row, not an object
             await asyncio.sleep(self._seconds / 4)
         renewing = asyncio.create_task(self._keep(), name=f"lease {self.name}")
+        held.set(1)
         try:
             yield
         finally:
+            held.set(0)
             renewing.cancel()
             await asyncio.gather(renewing, return_exceptions=True)
             await self._hand_back()

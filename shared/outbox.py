@@ -12,10 +12,13 @@ import asyncio
 import logging
 import re
 from collections.abc import Awaitable, Callable, Sequence
+from time import time_ns
 from uuid import UUID
 
 import msgspec
+from prometheus_client import Counter, Histogram
 
+from shared import clock, telemetry
 from shared.bus import Bus, BusError, Message
 from shared.contracts.events import LARGEST_FACT_BYTES, FactKind
 from shared.contracts.questions import RepeatAnswer, RepeatRequest, repeat
@@ -23,9 +26,23 @@ from shared.contracts.states import State
 from shared.database import Connection, Database, Transaction
 from shared.errors import Unavailable
 from shared.leases import Lease, LeaseLost
-from shared.telemetry import current_traceparent
+from shared.telemetry import current_traceparent, note_span
+from shared.trace import are_spans_recorded
 
 _log = logging.getLogger(__name__)
+_published = Counter(
+    "headrace_facts_published_total",
+    "Facts that the broker has acknowledged.",
+    ("owner",),
+    registry=telemetry.metrics,
+)
+_delays = Histogram(
+    "headrace_fact_publish_delay_seconds",
+    "From a fact's commit to the broker's acknowledgement.",
+    ("owner",),
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30, 300, 3600),
+    registry=telemetry.metrics,
+)
 
 _BATCH = 500
 _FORGOTTEN_AT_ONCE = 5000
@@ -262,13 +279,32 @@ class Relay:
         if loop.time() >= ours_until:
             # This process slept through its lease: what it holds is old, and the broker forgets ids in time.
             raise LeaseLost(self._lease.name)
+        started_ns = time_ns()
         accepted = await self._bus.publish(messages)
         if accepted:
             self._published = messages[accepted - 1].position
+            self._count(messages[:accepted], started_ns)
         if accepted < len(messages):
             self._compare_soon()
             raise BusError(f"the broker took {accepted} of {len(messages)} facts")
         return True
+
+    def _count(self, accepted: Sequence[Message], started_ns: int) -> None:
+        if are_spans_recorded():
+            ended_ns = time_ns()
+            for message in accepted:
+                note_span(
+                    f"publish {message.owner} {message.what}",
+                    parent=message.traceparent,
+                    started_ns=started_ns,
+                    ended_ns=ended_ns,
+                    kind="producer",
+                    attributes={"headrace.resource_id": message.resource_id, "headrace.position": message.position},
+                )
+        _published.labels(self._owner).inc(len(accepted))
+        delays, now = _delays.labels(self._owner), clock.now()
+        for message in accepted:
+            delays.observe(max((now - message.time).total_seconds(), 0))
 
     async def _next_messages(self) -> list[Message]:
         """Record what was published, give positions to facts that have none, and return what is not yet published.

@@ -14,6 +14,7 @@ from typing import Any
 from shared.bus import Bus, StreamLimits
 from shared.contracts.events import FactKind
 from shared.database import Database
+from shared.figures import Figures, Measure
 from shared.migrate import migrate
 from shared.outbox import Keep, Outbox, Relay
 from shared.settings import ServiceSettings
@@ -41,6 +42,8 @@ class Plumbing:
         )
         self.outbox = Outbox(owner, self.bus)
         self.tasks = Tasks()
+        self._relayed: list[str] = []
+        self._followed: list[str] = []
 
     async def open(self, *, migrations: Path) -> None:
         """Connect, and bring the schema up to date; waits for servers that are still starting."""
@@ -52,12 +55,27 @@ class Plumbing:
         """Publish the facts of the service in the background; or of another owner whose facts are in its schema: they
         have positions and a pace of their own."""
         keep = self.keep if keep_days is None else Keep(days=min(keep_days, self.keep.days), bytes=self.keep.bytes)
+        self._relayed.append(owner or self.owner)
         relay = Relay(self.database, self.bus, owner or self.owner, keep=keep, gather_seconds=gather_seconds)
         self.tasks.spawn("relay" if owner is None else f"relay of {owner}", relay.run)
 
     def subscribe(self, handlers: Mapping[FactKind[Any], Handler]) -> None:
         """Apply other services' facts in the background, and answer how far they are applied."""
+        self._followed += sorted({kind.owner for kind in handlers})
         self.tasks.spawn("subscriber", Subscriber(self.owner, self.database, self.bus, handlers).run)
+
+    def show(self, *further: Measure) -> None:
+        """Look up in the background what is to be known of the schema, for its metrics; after all that is relayed and
+        subscribed to."""
+        figures = Figures(
+            self.owner,
+            self.database,
+            self.bus,
+            relayed=self._relayed,
+            followed=self._followed,
+            further=further,
+        )
+        self.tasks.spawn("figures", figures.run)
 
     async def close(self) -> None:
         await self.tasks.stop()

@@ -16,10 +16,23 @@ from contextlib import suppress
 from typing import Final, Self
 
 import msgspec
+from prometheus_client import Counter, Gauge
 
+from shared import telemetry
 from shared.errors import Unavailable
 from shared.reader_process import LENGTH_BYTES, OUT_OF_PROCESSOR_TIME
 from shared.settings import variable_of
+
+_processes = Gauge(
+    "headrace_reader_processes", "Processes that read what others wrote, idle ones too.", registry=telemetry.metrics
+)
+_waiting = Gauge("headrace_reader_waiting", "Requests that wait for such a process.", registry=telemetry.metrics)
+_reads = Counter(
+    "headrace_reads_total",
+    "What was read in such a process; `outcome` is read, over-limit, busy or failed.",
+    ("outcome",),
+    registry=telemetry.metrics,
+)
 
 _REUSABLE_AFTER_BYTES: Final = 1024 * 1024
 _BROKEN: Final = (asyncio.IncompleteReadError, ConnectionError)
@@ -62,9 +75,25 @@ class Readers:
 
         Raises OverLimit, and Unavailable where this machine is too busy.
         """
+        outcome = "failed"
         try:
-            async with asyncio.timeout(self._limits.queue_seconds):
-                await self._turns.acquire()
+            answer = await self._read_in_turn(request)
+            outcome = "read"
+        except OverLimit:
+            outcome = "over-limit"
+            raise
+        except Unavailable:
+            outcome = "busy"
+            raise
+        finally:
+            _reads.labels(outcome).inc()
+        return answer
+
+    async def _read_in_turn(self, request: Callable[[], bytes]) -> bytes:
+        try:
+            with _waiting.track_inprogress():
+                async with asyncio.timeout(self._limits.queue_seconds):
+                    await self._turns.acquire()
         except TimeoutError:
             raise Unavailable("Too much is being read at this moment. Try again later.") from None
         try:
@@ -131,6 +160,7 @@ class _Reader:
             env={"PATH": os.defpath, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
             start_new_session=True,  # Ctrl-C is for the service, which ends its readers.
         )
+        _processes.inc()
         return cls(process)
 
     async def ask(self, request: bytes) -> bytes:
@@ -146,6 +176,7 @@ class _Reader:
     async def ended(self) -> int:
         """The status that it ended with by itself. To kill it now might lose that."""
         await self._process.communicate()
+        _processes.dec()
         status = self._process.returncode
         assert status is not None
         return status
@@ -155,3 +186,4 @@ class _Reader:
             with suppress(ProcessLookupError):  # It ended by itself just now.
                 self._process.kill()
         await self._process.communicate()
+        _processes.dec()

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar, assert_never
 from uuid import UUID
 
 import msgspec
+from prometheus_client import Counter, Histogram
 
-from shared import dead_letters
+from shared import clock, dead_letters, telemetry
 from shared.bus import ACK_WAIT_SECONDS, Bus, BusError, Consumer, Delivery, Message
 from shared.contracts.events import FactKind
 from shared.contracts.questions import (
@@ -44,6 +46,26 @@ from shared.telemetry import continue_trace
 B = TypeVar("B", bound=State)
 
 _log = logging.getLogger(__name__)
+_facts = Counter(
+    "headrace_facts_taken_total",
+    "Facts behind which a subscriber's cursor has moved: applied, or put aside as dead.",
+    ("subscriber", "owner", "outcome"),
+    registry=telemetry.metrics,
+)
+_batches = Histogram(
+    "headrace_subscriber_batch_duration_seconds",
+    "Of the transaction that applies a batch of facts, where it went through.",
+    ("subscriber", "owner"),
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30),
+    registry=telemetry.metrics,
+)
+_delays = Histogram(
+    "headrace_fact_apply_delay_seconds",
+    "From a fact's commit to its being applied; of the oldest of each batch.",
+    ("subscriber", "owner"),
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30, 300, 3600),
+    registry=telemetry.metrics,
+)
 
 _BATCH = 200
 _FETCH_SECONDS = 2.0  # A request that a stopped replica left standing takes facts for that long.
@@ -212,7 +234,7 @@ class Subscriber:
             async with self._database.transaction() as tx:
                 if not await dead_letters.delete(tx, self._name, message.id):
                     raise NotFound.of("Dead letter", message.id)
-                with continue_trace(message.traceparent):
+                with continue_trace(message.traceparent, "apply dead letter", kind="consumer"):
                     outcome = await apply(tx)
                 if not isinstance(outcome, Done):
                     raise _NotYet(outcome)
@@ -302,6 +324,7 @@ class Subscriber:
     async def _apply_batch(self, owner: str, lease: Lease, messages: Sequence[Message]) -> int:
         """Apply messages in one transaction, up to a gap in the positions. Returns how many that were."""
         count = 0
+        started = time.perf_counter()
         groups = [(group, await self._applying(group)) for group in self._groups(messages)]
         async with self._database.transaction() as tx:
             cursor = await self._fenced_cursor(tx, owner, lease)
@@ -314,7 +337,10 @@ class Subscriber:
                 if last.position > cursor:
                     if first.position <= cursor:
                         raise _NotYet(Later(0))  # Some of them are applied: one by one it shows which.
-                    with continue_trace(first.traceparent):
+                    seen: dict[str, str | int] = {"headrace.subscriber": self._name, "headrace.facts": len(group)}
+                    with continue_trace(
+                        first.traceparent, f"apply {first.owner} {first.what}", kind="consumer", attributes=seen
+                    ):
                         outcome = await apply(tx)
                     if not isinstance(outcome, Done):
                         raise _NotYet(outcome)
@@ -324,6 +350,10 @@ class Subscriber:
             if self._before_commit is not None:
                 await self._before_commit()
         await self._note(owner, cursor)
+        if count:
+            _facts.labels(self._name, owner, "applied").inc(count)
+            _batches.labels(self._name, owner).observe(time.perf_counter() - started)
+            _delays.labels(self._name, owner).observe(max((clock.now() - messages[0].time).total_seconds(), 0))
         return count
 
     async def _apply_one_by_one(self, owner: str, lease: Lease, deliveries: Sequence[Delivery]) -> int:
@@ -442,6 +472,7 @@ class Subscriber:
             await dead_letters.insert(tx, self._name, message, reason, tries)
             await self._move_cursor(tx, owner, message.position)
         await self._note(owner, message.position)
+        _facts.labels(self._name, owner, "dead").inc()
         return True
 
     async def _set_cursor(self, owner: str, lease: Lease, position: int) -> None:

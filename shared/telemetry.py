@@ -5,7 +5,9 @@ Kept apart from the context because the library of metrics is heavy, and not eve
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, ProcessCollector
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Gauge, ProcessCollector
 
 from shared.trace import (
     child_span,
@@ -32,6 +34,10 @@ __all__ = [
     "start_trace",
 ]
 
+VERSION: Final = "0.1.0"
+"""As the project's file says. The image holds the code and not the package, which could be asked."""
+
 metrics = CollectorRegistry()
 """Where every metric of this process registers. Names begin with `headrace_`; labels are closed sets."""
 ProcessCollector(registry=metrics)
+Gauge("headrace_build_info", "Always 1: what runs here.", ("version",), registry=metrics).labels(VERSION).set(1)

@@ -30,6 +30,7 @@ def create_app(settings: Settings) -> Service:
         await plumbing.open(migrations=_MIGRATIONS)
         await answer_questions(plumbing.bus, experiments)
         plumbing.relay()
+        plumbing.show()
         # As upstream does: whoever lists experiments finds the default one, before any run needed it.
         await experiments.get_default()
 

@@ -74,6 +74,7 @@ def create_app(settings: Settings) -> Service:
         await answer_questions(plumbing.bus, jobs)
         plumbing.relay()
         plumbing.subscribe(handlers(jobs, slots, reactions))
+        plumbing.show(slots.show)
         await on_wake(plumbing.bus, woken.set)
         plumbing.tasks.spawn("slots", partial(ticker.fire, slots, reactions, woken, poll_seconds=settings.poll_seconds))
         plumbing.tasks.spawn("check", partial(ticker.check, slots, every_seconds=settings.check_slots_seconds))

@@ -24,7 +24,7 @@ from . import causes, domain, firing, store
 from .causes import Cause, Handover
 from .domain import Ending, Job, Parameter
 from .firing import Plan
-from .slots import Slots
+from .slots import Slots, count_slots
 from .usecases import wake_tickers
 
 CAUSES_KEPT = 1000
@@ -77,6 +77,8 @@ class Reactions:
             for job, plan in planned:
                 if plan.error:
                     await store.set_error(tx, job.id, plan.error)
+        for _, plan in planned:
+            count_slots("run", plan)
         return len(planned)
 
     async def _planned(self, tx: Transaction, job: Job, now: datetime, answers: Mapping[Key, Answer]) -> Plan | None:

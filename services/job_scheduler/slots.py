@@ -12,13 +12,16 @@ from datetime import datetime
 from uuid import UUID
 
 import msgspec
+from prometheus_client import Counter, Histogram
 
+from shared import telemetry
 from shared.bus import Bus
 from shared.contracts import events, states
 from shared.contracts.questions import GET_RUN, ById
 from shared.contracts.states import MissedState, ParameterValue, RunState, RunStatus, TriggerState
-from shared.database import Database, Transaction
+from shared.database import Connection, Database, Transaction
 from shared.errors import NotFound
+from shared.figures import schema_gauge
 from shared.macros import Occasion, expand
 from shared.outbox import Entry, Outbox
 from shared.subscriptions import until_applied
@@ -39,6 +42,25 @@ _RUNS = "run"
 _CHECKED_AT_ONCE = 100
 
 _log = logging.getLogger(__name__)
+_fired = Counter(
+    "headrace_job_slots_fired_total",
+    "Slots that runs were ordered for; `cause` is schedule, backfill or run.",
+    ("cause",),
+    registry=telemetry.metrics,
+)
+_passed_over = Counter(
+    "headrace_job_slots_missed_total", "Slots that were passed over for good.", registry=telemetry.metrics
+)
+_lateness = Histogram(
+    "headrace_job_slot_lateness_seconds",
+    "From a slot's time to the transaction that fires it, where no earlier slot of its job is caught up on.",
+    buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30, 300, 3600),
+    registry=telemetry.metrics,
+)
+_overdue = schema_gauge(
+    "headrace_job_slots_overdue_seconds",
+    "How long the oldest slot is due that nobody has fired; 0 where there is none.",
+)
 
 
 class Slots:
@@ -55,6 +77,10 @@ class Slots:
             planned = [(job, plan) for job in jobs if (plan := await self._planned(tx, job, now))]
             if planned:
                 await self.write(tx, now, planned)
+        for _, plan in planned:
+            count_slots("schedule", plan)
+            if len(plan.firings) == 1:
+                _lateness.observe(max((now - plan.firings[0].slot).total_seconds(), 0))
         return len(jobs)
 
     async def fire_backfills(self, limit: int) -> int:
@@ -73,7 +99,14 @@ class Slots:
             ]
             if planned:
                 await self.write(tx, now, planned)
+        for _, plan in planned:
+            count_slots("backfill", plan)
         return len(jobs)
+
+    async def show(self, connection: Connection) -> None:
+        """For the metrics. Raises Unavailable."""
+        seconds = await store.seconds_until_due(connection)
+        _overdue.labels("job-scheduler").set(0 if seconds is None else max(-seconds, 0))
 
     async def seconds_until_due(self) -> float | None:
         """Not positive where something is due already; None where nothing is going to be."""
@@ -206,12 +239,13 @@ class Slots:
 
         for each in firings:
             # Nobody asked for it: every run begins a trace of its own.
-            with continue_trace(None):
+            with continue_trace(None, "fire slot", attributes={"headrace.job_id": job.id}):
                 give_up(each.missed)
                 trigger = _trigger(job, each, replaced, now, job.version + len(entries) + 1)
                 entries.append(self._outbox.entry(events.JOB_TRIGGERED, trigger, fact_id=UUID(each.run_id)))
-        with continue_trace(None):
-            give_up(plan.missed)
+        if plan.missed is not None:
+            with continue_trace(None, "pass over slots", attributes={"headrace.job_id": job.id}):
+                give_up(plan.missed)
         for cause, reason in plan.given_up:
             state = _given_up(job, cause, reason, job.version + len(entries) + 1)
             entries.append(self._outbox.entry(events.JOB_MISSED, state))
@@ -222,6 +256,12 @@ class Slots:
 
 
 _ALIVE = 0
+
+
+def count_slots(cause: str, plan: Plan) -> None:
+    _fired.labels(cause).inc(len(plan.firings))
+    ranges = (plan.missed, *(each.missed for each in plan.firings))
+    _passed_over.inc(sum(each.count for each in ranges if each is not None) + len(plan.given_up))
 
 
 def _trigger(job: Job, fired: Firing, replaced: tuple[str, ...], now: datetime, version: int) -> TriggerState:

@@ -32,6 +32,7 @@ def create_app(settings: Settings) -> Service:
         await answer_questions(plumbing.bus, metrics)
         plumbing.relay()
         plumbing.subscribe(HANDLERS)
+        plumbing.show()
 
     return create_service(
         service="metrics",

@@ -56,6 +56,7 @@ def create_app(settings: Settings) -> Service:
         await plumbing.open(migrations=_MIGRATIONS)
         plumbing.relay()
         plumbing.subscribe(handlers(deliveries, wake_tickers))
+        plumbing.show(deliveries.show)
         await plumbing.bus.on_ping(_DUE, due.set)
         plumbing.tasks.spawn("streams", streams.run)
         plumbing.tasks.spawn(

@@ -16,9 +16,14 @@ from collections import Counter
 from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
+from prometheus_client import Counter as Count
+from prometheus_client import Histogram
+
+from shared import clock, telemetry
 from shared.bus import Message
-from shared.database import Database, Transaction
+from shared.database import Connection, Database, Transaction
 from shared.errors import Unavailable
+from shared.figures import MOST_COUNTED, schema_gauge
 
 from . import store, telling
 from .domain import DeliveryStatus, Result, WebhookId
@@ -34,6 +39,19 @@ _GRACE_SECONDS = 15.0
 _STEPS = "node"
 
 _log = logging.getLogger(__name__)
+_attempts = Count(
+    "headrace_webhook_attempts_total",
+    "Deliveries that were tried; `outcome` is delivered, again (it is tried later) or gave-up.",
+    ("outcome",),
+    registry=telemetry.metrics,
+)
+_delays = Histogram(
+    "headrace_webhook_delivery_delay_seconds",
+    "From the writing down of a delivery to the receiver's answer that it was taken.",
+    buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30, 300, 3600, 6 * 3600, 26 * 3600),
+    registry=telemetry.metrics,
+)
+_waiting = schema_gauge("headrace_webhook_deliveries_waiting", "Deliveries that are not over.")
 
 
 class Deliveries:
@@ -147,9 +165,15 @@ class Deliveries:
             _log.error("delivery %s cannot be sent", claimed.id, exc_info=error)
             return Result(reason="It cannot be sent, and the log of the notifier says why.")
 
+    async def show(self, connection: Connection) -> None:
+        """For the metrics. Raises Unavailable."""
+        _waiting.labels("notifier").set(await store.count_waiting(connection, MOST_COUNTED))
+
     async def _record(self, claimed: Claimed, result: Result) -> bool:
         """Whether more waits in its queue, and is due."""
         if result.is_success:
+            _attempts.labels("delivered").inc()
+            _delays.observe(max((clock.now() - claimed.made_at).total_seconds(), 0))
             if claimed.is_failing:
                 await store.note_success(self._database, claimed.queue.webhook_id)
             return bool(await store.finish(self._database, claimed, DeliveryStatus.DELIVERED, result))
@@ -162,7 +186,9 @@ class Deliveries:
         )
         delay_seconds = next(iter(self._delays_seconds[claimed.tries :]), None)
         if delay_seconds is None and not is_paused:
+            _attempts.labels("gave-up").inc()
             return bool(await store.finish(self._database, claimed, DeliveryStatus.GAVE_UP, result))
+        _attempts.labels("again").inc()
         await store.try_later(self._database, claimed, result, delay_seconds=delay_seconds or 0)
         return False
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -359,6 +360,7 @@ class Claimed(msgspec.Struct, frozen=True, kw_only=True):
     event_id: str
     event: bytes
     tries: int
+    made_at: datetime
     is_failing: bool
     """Nothing of the webhook's has succeeded lately."""
     target: Target
@@ -368,12 +370,13 @@ async def list_first(tx: Transaction, queues: Sequence[Queue]) -> list[Claimed]:
     """What comes first in each. A statement of its own: it sees what was committed until the queue was claimed."""
     rows = await tx.fetch(
         """
-        select nth, first.id, event_id, event, tries, failing_since is not null as is_failing, url, format, secret,
+        select nth, first.id, event_id, event, tries, first.created_at, failing_since is not null as is_failing,
+            url, format, secret,
             case when former_until > clock_timestamp() then former_secret end as former_secret
         from unnest($1::text[], $2::text[], $3::text[]) with ordinality as queue (webhook_id, owner, subject, nth)
         join webhooks on webhooks.id = queue.webhook_id
         cross join lateral (
-            select deliveries.id, event_id, event, tries from deliveries
+            select deliveries.id, event_id, event, tries, deliveries.created_at from deliveries
             where deliveries.webhook_id = queue.webhook_id and deliveries.owner = queue.owner
               and deliveries.subject = queue.subject and status = 'waiting'
             order by seq limit 1
@@ -390,11 +393,20 @@ async def list_first(tx: Transaction, queues: Sequence[Queue]) -> list[Claimed]:
             event_id=row["event_id"],
             event=row["event"],
             tries=row["tries"],
+            made_at=row["created_at"],
             is_failing=row["is_failing"],
             target=_target(row),
         )
         for row in rows
     ]
+
+
+async def count_waiting(connection: Connection, most: int) -> int:
+    """Deliveries that are not over, up to `most`."""
+    found: int = await connection.fetchval(
+        "select count(*) from (select from deliveries where status = 'waiting' limit $1) as waiting", most
+    )
+    return found
 
 
 async def seconds_until_due(connection: Connection, *, besides: Sequence[WebhookId]) -> float | None:

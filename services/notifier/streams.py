@@ -16,7 +16,9 @@ from contextlib import aclosing
 from datetime import datetime
 
 import msgspec
+from prometheus_client import Counter, Gauge
 
+from shared import telemetry
 from shared.bus import Bus, BusError, Message, Reader, Stand
 from shared.contracts.events import FACTS
 from shared.contracts.questions import GET_RUN, ById
@@ -27,6 +29,13 @@ from .domain import Behind, Cursor, Since, Start, Until, Wanted, write_cursor
 from .telling import ENDS, Told
 
 _log = logging.getLogger(__name__)
+_streams_open = Gauge("headrace_event_streams_open", "Clients that follow events.", registry=telemetry.metrics)
+_streams_ended = Counter(
+    "headrace_event_streams_ended_total",
+    "Streams of events that ended; `reason` is end, cut (the client did not keep up), drain, broker or left.",
+    ("reason",),
+    registry=telemetry.metrics,
+)
 
 RUN_OWNERS = frozenset({"run", "node", "metrics"})
 """Whose facts carry the id of a run as their own."""
@@ -195,6 +204,8 @@ class Streams:
         follower = _Follower(wanted, most=self._most_unsent, patience_seconds=self._heartbeat_seconds)
         cursor = dict(past.cursor)
         is_over = False
+        reason = "left"
+        _streams_open.inc()
         try:
             async with aclosing(self._news(wanted, past, follower, until)) as batches:
                 async for batch in batches:
@@ -216,17 +227,25 @@ class Streams:
                         yield b": heartbeat\nid: " + write_cursor(cursor).encode() + b"\n\n"
                         # Who comes back may have read of the run's end before.
                         if until is Until.FINAL and await self._is_over(wanted.resource_id):
+                            reason = "end"
                             yield _END
                             return
             if until is Until.NOW or is_over:
+                reason = "end"
                 yield _END
             elif follower.is_cut:
+                reason = "cut"
                 yield _BEHIND
+            else:
+                reason = "drain"
         except BusError as error:
             # The client has the id of what it read last, and comes back for the rest.
+            reason = "broker"
             _log.warning("a stream of events ends: %s", error)
         finally:
             self._followers.discard(follower)
+            _streams_open.dec()
+            _streams_ended.labels(reason).inc()
 
     async def _news(
         self, wanted: Wanted, past: _Past, follower: _Follower, until: Until

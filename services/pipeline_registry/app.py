@@ -61,6 +61,7 @@ def create_app(settings: Settings) -> Service:
         await blobs.ensure_bucket()
         await answer_questions(plumbing.bus, pipelines)
         plumbing.relay()
+        plumbing.show()
         plumbing.tasks.spawn(
             "eraser", partial(erase_objects, pipelines, objects_doomed, poll_seconds=settings.erase_poll_seconds)
         )

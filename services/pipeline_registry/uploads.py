@@ -20,10 +20,25 @@ from multipart import (  # type: ignore[import-untyped]
     PushMultipartParser,
     parse_options_header,
 )
+from prometheus_client import Counter, Histogram
 
+from shared import telemetry
 from shared.errors import MalformedRequest, layer
 
 from .spool import Spool, spooled
+
+_uploads = Counter(
+    "headrace_uploads_total",
+    "Files that were uploaded; `outcome` is received or malformed.",
+    ("outcome",),
+    registry=telemetry.metrics,
+)
+_sizes = Histogram(
+    "headrace_upload_size_bytes",
+    "Of the files that were received.",
+    buckets=(2**10, 2**13, 2**16, 2**18, 2**20, 2**22, 2**24, 2**25, 2**26),
+    registry=telemetry.metrics,
+)
 
 FIELD: Final = "uploadfile"
 REQUEST_RATIO: Final = 8
@@ -48,7 +63,13 @@ async def received(request: Request[Any, Any, Any], otherwise: str, *, largest_b
     """The first file of the form's field `uploadfile`. Raises MalformedRequest inside of the layer `otherwise`."""
     with spooled(largest_bytes) as spool:
         with layer(otherwise):
-            name = await _receive(request, spool, REQUEST_RATIO * largest_bytes)
+            try:
+                name = await _receive(request, spool, REQUEST_RATIO * largest_bytes)
+            except MalformedRequest:
+                _uploads.labels("malformed").inc()
+                raise
+        _uploads.labels("received").inc()
+        _sizes.observe(spool.size_bytes)
         yield Upload(name=name, size_bytes=spool.size_bytes, content=spool.content)
 
 

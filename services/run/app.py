@@ -76,6 +76,7 @@ def create_app(settings: Settings) -> Service:
             gather_seconds=settings.node_facts_gather_seconds,
         )
         plumbing.subscribe(handlers(runs))
+        plumbing.show(runs.show)
         plumbing.tasks.spawn(
             "counts",
             partial(ticker.fold_counts, runs, every_seconds=settings.fold_counts_seconds),

@@ -18,10 +18,11 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import datetime
 from functools import partial
+from hashlib import sha256
 from typing import TypeVar
 
 import msgspec
-from prometheus_client import Gauge
+from prometheus_client import Counter, Gauge, Histogram
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
 from shared import telemetry
@@ -31,12 +32,14 @@ from shared.errors import Unavailable
 from shared.leases import LeaseLost
 from shared.shards import Holding
 from shared.tasks import Loop, Tasks
-from shared.telemetry import continue_trace
+from shared.telemetry import continue_trace, for_run, note_span
+from shared.trace import are_spans_recorded
 
 from . import step_logs
 from .engine import Engine, NameTaken, Observation, WorkflowName
 from .engine.shards import shard_of
 from .records import ActiveRun, Due, Records
+from .step_figures import Step, StepFigures
 from .step_metrics import StepMetrics, artifacts_of
 
 T = TypeVar("T")
@@ -45,6 +48,24 @@ _log = logging.getLogger(__name__)
 _queued = Gauge(
     "headrace_engine_queued_runs",
     "Runs of this controller that wait to be started.",
+    registry=telemetry.metrics,
+)
+_submissions = Counter(
+    "headrace_engine_submissions_total",
+    "Workflows that the engine was given; `outcome` is submitted or refused.",
+    ("outcome",),
+    registry=telemetry.metrics,
+)
+_observations = Counter(
+    "headrace_engine_observations_total",
+    "What the engine showed; `outcome` is recorded, or dropped where the record had moved on.",
+    ("outcome",),
+    registry=telemetry.metrics,
+)
+_delays = Histogram(
+    "headrace_engine_observation_delay_seconds",
+    "From what the engine showed to its being on record, with the wait for the metrics of steps.",
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30),
     registry=telemetry.metrics,
 )
 
@@ -92,6 +113,9 @@ class Controller:
         """The engine has heard of every run that was there when this controller came to hold it."""
         self._moved = asyncio.Event()
         """Others are held than when records and engine were compared last."""
+        self._steps = StepFigures()
+        self._traceparents: dict[str, str] = {}
+        """Of the runs that this controller has submitted and not seen end: what their steps' spans belong to."""
         self._reports: dict[str, dict[asyncio.Task[None], float]] = {}
         """Run → what brings its steps' metrics to their owner, and until when of the loop's clock it is awaited."""
 
@@ -130,6 +154,10 @@ class Controller:
         _log.info("this controller drives %d shards", len(shards))
         await self._engine.own(shards)
         self._driven = shards
+        self._steps.keep(lambda run_id: shard_of(run_id) in shards)
+        self._traceparents = {
+            run_id: parent for run_id, parent in self._traceparents.items() if shard_of(run_id) in shards
+        }
         self._caught_up.clear()
         self._moved.set()
 
@@ -179,14 +207,20 @@ class Controller:
         # After the record was read: whoever was stopped meanwhile must not say what it was.
         if submission is None or not self._holds(run_id):
             return
-        with continue_trace(submission.traceparent or None):
+        with for_run(run_id), continue_trace(submission.traceparent or None, "submit run", kind="consumer") as hop:
+            if are_spans_recorded():
+                # Before the engine knows: a quick step may be over when it returns.
+                self._traceparents.setdefault(run_id, hop)
             try:
                 await self._engine.submit(submission)
             except NameTaken:
+                _submissions.labels("refused").inc()
+                self._traceparents.pop(run_id, None)
                 reason = f"a workflow named {submission.workflow_name} runs for somebody else"
                 await self._records.fail(run_id, submission.attempt, reason)
                 return
             await self._records.mark_submitted(run_id, submission.attempt)
+            _submissions.labels("submitted").inc()
             _log.info("run %s is submitted as %s", run_id, submission.workflow_name)
 
     # What the engine shows
@@ -201,12 +235,15 @@ class Controller:
 
     async def _take_in(self, observation: Observation) -> None:
         try:
-            await self._record(observation)
+            with for_run(observation.run_id), _delays.time():
+                is_recorded = await self._record(observation)
         except LeaseLost as lost:
             # Whoever has the run now sees the same.
             _log.info("what was seen of run %s is left to another controller: %s", observation.run_id, lost)
+            return
+        _observations.labels("recorded" if is_recorded else "dropped").inc()
 
-    async def _record(self, observation: Observation) -> None:
+    async def _record(self, observation: Observation) -> bool:
         shard = shard_of(observation.run_id)
         self._holding.proof(shard)
         self._report_metrics(observation)
@@ -214,10 +251,22 @@ class Controller:
             await self._until_reported(observation.run_id)
         if not await _patiently(lambda: self._records.record(observation, self._holding.proof(shard))):
             await self._drop(observation)
-            return
+            self._steps.forget(observation.run_id)
+            self._traceparents.pop(observation.run_id, None)
+            return False
         await self._engine.recorded(observation)
+        self._count_steps(observation)
         # A hint for whoever watches a run; facts about nodes it is not.
         await self._bus.ping(f"kfp.ping.run-nodes.{observation.run_id}")
+        return True
+
+    def _count_steps(self, observation: Observation) -> None:
+        over = self._steps.count(observation)
+        if parent := self._traceparents.get(observation.run_id):
+            for step in over:
+                _trace_step(parent, observation.run_id, step)
+        if observation.finished_at is not None:
+            self._traceparents.pop(observation.run_id, None)
 
     async def _drop(self, observation: Observation) -> None:
         """The record has moved on. A run that is over or gone is none the engine may still drive."""
@@ -315,6 +364,29 @@ async def _until(event: asyncio.Event, *, within_seconds: float) -> None:
     with suppress(TimeoutError):
         async with asyncio.timeout(within_seconds):
             await event.wait()
+
+
+def _trace_step(parent: str, run_id: str, step: Step) -> None:
+    """The id follows from step and end: whoever takes over may see the same end."""
+    identity = f"{run_id} {step.node_id} {step.finished_at.isoformat()}"
+    note_span(
+        "step",
+        parent=parent,
+        started_ns=_nanoseconds(step.started_at),
+        ended_ns=_nanoseconds(step.finished_at),
+        span_id=sha256(identity.encode()).hexdigest()[:16],
+        attributes={
+            "headrace.run_id": run_id,
+            "headrace.node_id": step.node_id,
+            "headrace.template": step.template,
+            "headrace.phase": step.phase,
+        },
+        error=(step.message or step.phase) if step.phase in ("Failed", "Error") else None,
+    )
+
+
+def _nanoseconds(at: datetime) -> int:
+    return int(at.timestamp() * 1000) * 1_000_000
 
 
 async def _forever(work: Awaitable[None]) -> None:

@@ -13,8 +13,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
+from prometheus_client import Counter
 
-from shared import clock
+from shared import clock, telemetry
 from shared.contracts import events
 from shared.contracts.events import FactKind
 from shared.contracts.states import RunState
@@ -30,6 +31,13 @@ from .engine import NodeDocument, Observation, Submission, shards
 from .engine import WorkflowName as EngineWorkflowName
 from .manifests import Manifests
 from .usecases import to_state
+
+_finished = Counter(
+    "headrace_runs_finished_total",
+    "Runs that were seen to end, by status; a run that is retried ends again.",
+    ("status",),
+    registry=telemetry.metrics,
+)
 
 VANISHED = "The workflow has vanished from the engine."
 LARGEST_ERROR = 16_384
@@ -280,6 +288,8 @@ class Records:
     ) -> Run:
         now = await store.advance(tx, run.id, status, _plain(error), started_at=started_at, finished_at=finished_at)
         fact = _ENTERED.get(status)
+        if status.is_final:
+            _finished.labels(status.value).inc()
         if fact is not None and status is not run.status:
             with continue_trace(run.traceparent):
                 await self._outbox.add(tx, fact, to_state(now))

@@ -780,6 +780,20 @@ async def kept_count(connection: Connection, equalities: Mapping[str, str]) -> i
     return int(total)
 
 
+async def list_open(connection: Connection) -> list[tuple[str, int, float]]:
+    """Of the statuses that are not final: the status, how many runs have it, and the age of the oldest in seconds.
+
+    An index by status holds all of that; what it costs grows with the runs that are open, not with those there are.
+    """
+    rows = await connection.fetch(
+        """
+        select status, count(*) as runs, extract(epoch from clock_timestamp() - min(created_at))::float8 as oldest
+        from runs where status in ('', 'Pending', 'Running', 'Terminating') group by status
+        """
+    )
+    return [(row["status"], row["runs"], row["oldest"]) for row in rows]
+
+
 async def fold_counts(connection: Connection) -> None:
     """Add the deltas up. One replica at a time: two would wait for each other's rows."""
     await connection.execute(

@@ -35,8 +35,9 @@ from shared.contracts.questions import (
     VersionRequest,
 )
 from shared.contracts.states import ExperimentState, PipelineVersionState, TriggerState
-from shared.database import ConstraintViolated, Database, Transaction
+from shared.database import Connection, ConstraintViolated, Database, Transaction
 from shared.errors import InvalidInput, NotFound, Unavailable, layer
+from shared.figures import schema_gauge
 from shared.idempotency import Keep, keep_nothing
 from shared.identity import caller_subject
 from shared.listing import ListRequest, Page
@@ -66,6 +67,13 @@ from .domain import (
 from .engine.retry import OfAnotherKind, StillOpen, rewrite
 from .manifests import Manifests, digest_of
 from .reading import Reading
+
+_open = schema_gauge(
+    "headrace_runs", "Runs that are not over, by status; New is one that nothing happened to yet.", "status"
+)
+_oldest = schema_gauge(
+    "headrace_runs_oldest_seconds", "Since the creation of the oldest run of a status; 0 where there is none.", "status"
+)
 
 EXPERIMENT = "experiment"
 """The kind under which experiments are replicated."""
@@ -364,6 +372,15 @@ class Runs:
 
     async def keep_metrics(self, tx: Transaction, run_id: str, metrics: Sequence[Metric]) -> None:
         await store.insert_metrics(tx, run_id, metrics)
+
+    async def show(self, connection: Connection) -> None:
+        """For the metrics. Raises Unavailable."""
+        found = {status: (runs, oldest) for status, runs, oldest in await store.list_open(connection)}
+        for status in domain.Status:
+            if not status.is_final:
+                runs, oldest_seconds = found.get(status.value, (0, 0))
+                _open.labels("run", status.value or "New").set(runs)
+                _oldest.labels("run", status.value or "New").set(oldest_seconds)
 
     async def fold_counts(self) -> None:
         await store.fold_counts(self._database)

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import msgspec
 
-from infra.embedded.ports import free_ports
 from services.run import controller_app
 from services.run.settings import ControllerSettings
 from tests.component.run.conftest import World, until
 from tests.component.run.test_refusals import manifest
 from tests.contract.engine.engines import RunnerProcess, runner_process
-from tests.support.hooks import aiohttp_session
-from tests.support.prompt_server import PromptServer, as_in_production
+from tests.support.service import serving
 
 
 @contextlib.asynccontextmanager
@@ -89,36 +85,16 @@ async def test_a_step_runs_what_its_image_is_said_to_run_and_writes_where_it_is_
 async def test_who_watches_the_controller_sees_whether_it_can_work_and_one_in_waiting_can_as_well(
     world: World, nats_urls: dict[str, str]
 ) -> None:
+    async def both_say(path: str, status: int) -> bool:
+        return [(await each.call("GET", path)).status for each in (active, waiting)] == [status, status]
+
     with runner_process() as runner:
         settings = controller_settings(world, nats_urls["run-controller"], runner)
-        async with served(settings) as active, served(settings) as waiting:
-            for url in (active, waiting):
-                await until(partial(says, url, "/readyz", 200), within_seconds=30)
-                assert await says(url, "/livez", 200)
-                assert await says(url, "/startupz", 200)
-                assert await says(url, "/metrics", 200)
+        replicas = (controller_app.create_app(settings) for _ in range(2))
+        async with serving(next(replicas)) as active, serving(next(replicas)) as waiting:
+            await until(partial(both_say, "/readyz", 200), within_seconds=30)
+            for path in ("/livez", "/startupz", "/metrics"):
+                assert await both_say(path, 200)
             runner.kill()
-            for url in (active, waiting):
-                await until(partial(says, url, "/readyz", 503), within_seconds=30)
-                assert await says(url, "/livez", 200)
-
-
-async def says(url: str, path: str, status: int) -> bool:
-    with contextlib.suppress(aiohttp.ClientConnectionError):
-        async with aiohttp_session() as session, session.get(url + path) as answer:
-            return answer.status == status
-    return False
-
-
-@contextlib.asynccontextmanager
-async def served(settings: ControllerSettings) -> AsyncIterator[str]:
-    """A controller with its HTTP."""
-    (port,) = free_ports(1)
-    app = controller_app.create_app(settings)
-    server = PromptServer(as_in_production(app, port=port, log_config=None, lifespan="on", ws="none"))
-    serving = asyncio.create_task(server.serve())
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        await serving
+            await until(partial(both_say, "/readyz", 503), within_seconds=30)
+            assert await both_say("/livez", 200)

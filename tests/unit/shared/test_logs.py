@@ -31,9 +31,9 @@ def _line(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     return parsed
 
 
-def test_a_json_line_carries_the_ids_of_the_request_and_the_trace(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_json_line_carries_the_ids_of_the_request_the_trace_and_the_run(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure("run", format="json", level="info")
-    with telemetry.in_request("r-1"), telemetry.continue_trace(None) as traceparent:
+    with telemetry.in_request("r-1"), telemetry.for_run("run-1"), telemetry.continue_trace(None) as traceparent:
         logging.getLogger("shared.outbox").info("sent %d facts", 3, extra={"owner": "run"})
     line = _line(capsys)
     assert datetime.fromisoformat(line.pop("time")).tzinfo is not None
@@ -44,6 +44,7 @@ def test_a_json_line_carries_the_ids_of_the_request_and_the_trace(capsys: pytest
         "message": "sent 3 facts",
         "request_id": "r-1",
         "trace_id": traceparent[3:35],
+        "run_id": "run-1",
         "owner": "run",
     }
 

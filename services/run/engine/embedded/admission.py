@@ -76,6 +76,14 @@ class Admission:
         finally:
             self._leave(ticket)
 
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def admitted(self) -> int:
+        return self._most - self._free
+
     def reason(self, position: int, what: str, setting: str) -> str:
         """Why one who stands there in the queue waits, and which setting would let more in."""
         return f"position {position} in the queue: the limit of concurrent {what} is {self._most} ({setting})"

@@ -18,8 +18,10 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, 
 from datetime import datetime
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
+from weakref import WeakSet
 
 import msgspec
+from prometheus_client import Gauge
 
 from services.run.engine import About, NameTaken, NodeDocument, NodeId, Observation, Submission, WorkflowName
 from services.run.engine.embedded.admission import Admission, Ticket
@@ -45,15 +47,25 @@ from services.run.engine.embedded.runner.client import RunnerClient
 from services.run.engine.embedded.specs import Place
 from services.run.engine.embedded.steps import Past, Step, Steps
 from services.run.engine.embedded.variables import Identity
+from shared import telemetry
 from shared.blobs import Blobs
 from shared.clock import Clock, SystemClock
 from shared.errors import Unavailable
-from shared.telemetry import continue_trace
+from shared.telemetry import continue_trace, for_run
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
+_engines: WeakSet[EmbeddedEngine] = WeakSet()
+_step_room = Gauge(
+    "headrace_engine_steps",
+    "Steps of the embedded engine, by state: queued (there is no room for them yet) or running.",
+    ("state",),
+    registry=telemetry.metrics,
+)
+_step_room.labels("queued").set_function(lambda: sum(engine.steps_queued for engine in list(_engines)))
+_step_room.labels("running").set_function(lambda: sum(engine.steps_running for engine in list(_engines)))
 
 _KEY = re.compile(r"(?P<run_id>[^.]+)\.(?P<attempt>\d+)\.(?P<node_id>.+)")
 
@@ -102,6 +114,7 @@ class EmbeddedEngine:
         self._blobs = blobs
         self._clock = clock or SystemClock()
         self._admission = Admission(most_runs or 8 * most_steps)
+        _engines.add(self)
         self._steps = Steps(
             runner,
             objects or Objects(data_dir),
@@ -121,6 +134,14 @@ class EmbeddedEngine:
         """Attempts that are over and about to be forgotten, whether the runner has heard of them yet or not."""
         self._next_cleared: dict[str, asyncio.Task[None]] = {}
         """Those that are forgotten together next, each with what must have stopped before."""
+
+    @property
+    def steps_queued(self) -> int:
+        return self._steps.waiting
+
+    @property
+    def steps_running(self) -> int:
+        return self._steps.running
 
     # The port
 
@@ -263,7 +284,7 @@ class EmbeddedEngine:
 
     async def _live(self, workflow: _Workflow) -> None:
         """The life of one workflow, from here to its end."""
-        with continue_trace(workflow.submission.traceparent or None):
+        with for_run(workflow.submission.run_id), continue_trace(workflow.submission.traceparent or None):
             # The first look at a large workflow takes seconds, and the others live on meanwhile.
             once = asyncio.to_thread if _is_large(workflow.submission) else _at_once
             try:

@@ -123,6 +123,15 @@ class Steps:
         # Files of secrets lie there on their way into steps.
         scratch_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
 
+    @property
+    def waiting(self) -> int:
+        """Steps for which there is no room yet."""
+        return self._admission.waiting
+
+    @property
+    def running(self) -> int:
+        return self._admission.admitted
+
     def scratch_of(self, key: str) -> Path:
         """A directory of this attempt alone; made when something is put there."""
         return self._scratch_dir / key
