@@ -120,8 +120,8 @@ chaos: setup-dev ## Break things on purpose: the fault tests
 
 lock: ## Write the lock files anew (hashes, no index)
 	@$(COMPILE) --extra embedded --extra sandbox pyproject.toml -o requirements.txt
-	@$(COMPILE) --extra embedded --extra sandbox --extra dev -c requirements.txt pyproject.toml -o requirements-dev.txt
-	@$(COMPILE) --extra sandbox -c requirements.txt pyproject.toml -o infra/docker/requirements.txt
+	@$(COMPILE) --extra embedded --extra sandbox --extra tracing --extra dev -c requirements.txt pyproject.toml -o requirements-dev.txt
+	@$(COMPILE) --extra sandbox --extra tracing -c requirements.txt pyproject.toml -o infra/docker/requirements.txt
 	@for client in $(CURRENT_CLIENTS); do $(COMPILE) tests/clients/$$client.in -o tests/clients/$$client.txt; done
 	@for client in $(OLDER_CLIENTS); do \
 		$(COMPILE_FOR) 3.7 tests/clients/$$client.in -o tests/clients/$$client.txt; done

@@ -166,9 +166,17 @@ class Door:
         started = time.perf_counter()
         in_flight = _in_flight.labels(service)
         in_flight.inc()
+        seen: dict[str, str | int] = {"http.request.method": scope["method"], "headrace.service": service}
+        # What is for this process alone, its health above all, is asked every few seconds.
+        name = "gateway request" if isinstance(finding, Match) and finding.owner is not Owner.GATEWAY else None
+        traceparent = _text(headers.get(b"traceparent"))
         try:
-            with telemetry.in_request(request_id), telemetry.continue_trace(_text(headers.get(b"traceparent"))):
+            with (
+                telemetry.in_request(request_id),
+                telemetry.continue_trace(traceparent, name, kind="server", attributes=seen),
+            ):
                 code = await self._answer(finding, scope, headers, request_id, receive, send)
+                seen["http.response.status_code"] = code
         except ClientLeft:
             code = CLIENT_LEFT
         except AnswerBroken as broken:

@@ -83,15 +83,24 @@ def current_trace_id() -> str | None:
 
 @contextmanager
 def continue_trace(
-    traceparent: str | None, name: str = "work", *, kind: Kind = "internal", attributes: Attributes | None = None
+    traceparent: str | None,
+    name: str | None = None,
+    *,
+    kind: Kind = "internal",
+    attributes: Attributes | None = None,
 ) -> Iterator[str]:
     """Work inside the trace that a message carries; a missing or malformed traceparent starts a new trace.
 
-    The work is a span of that `name`; one that raises has failed.
+    Work with a name is a span; one that raises has failed. Attributes may be added to the mapping until the end. What
+    is not recorded must be no span of its own to those it tells, or they would miss their parent.
     """
-    hop = _hop_from(traceparent)
+    is_recorded = _recorder is not None and name is not None
+    if _recorder is None or is_recorded or not traceparent or _parse(traceparent) is None:
+        hop = _hop_from(traceparent)
+    else:
+        hop = traceparent
     token = _traceparent.set(hop)
-    started_ns = time_ns() if _recorder is not None else 0
+    started_ns = time_ns() if is_recorded else 0
     error: str | None = None
     try:
         yield hop
@@ -100,7 +109,7 @@ def continue_trace(
         raise
     finally:
         _traceparent.reset(token)
-        if started_ns:
+        if started_ns and name is not None:
             _record(name, kind, hop, traceparent, started_ns, attributes, error)
 
 

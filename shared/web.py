@@ -250,10 +250,18 @@ class Service(Litestar):
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         request_id = request_id_of(headers.get("x-request-id"))
-        with telemetry.in_request(request_id), telemetry.continue_trace(headers.get("traceparent")):
-            await self._measured(scope, receive, send, request_id)
+        # Those who watch the process ask every few seconds, and nobody wants to see that.
+        name = None if scope["path"] in _OPEN_PATHS else f"{self._service} request"
+        seen: dict[str, str | int] = {}
+        traceparent = headers.get("traceparent")
+        with (
+            telemetry.in_request(request_id),
+            telemetry.continue_trace(traceparent, name, kind="server", attributes=seen),
+        ):
+            await self._measured(scope, receive, send, request_id, seen)
 
-    async def _measured(self, scope: Any, receive: Any, send: Any, request_id: str) -> None:
+    async def _measured(self, scope: Any, receive: Any, send: Any, request_id: str, seen: dict[str, str | int]) -> None:
+        """`seen` is what the request's span tells of it."""
         code = 500
         started = time.perf_counter()
 
@@ -278,6 +286,7 @@ class Service(Litestar):
             in_flight.dec()
             method = scope["method"] if scope["method"] in _METHODS else "other"
             route = scope.get("path_template") or "unknown"
+            seen |= {"http.request.method": method, "http.route": route, "http.response.status_code": code}
             _requests.labels(self._service, method, route, str(code)).inc()
             _durations.labels(self._service, method, route).observe(time.perf_counter() - started)
 

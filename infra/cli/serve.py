@@ -29,13 +29,14 @@ def serve(name: str) -> None:
 
     Settings are HEADRACE_… variables. Where one is missing or wrong, a line says which.
     """
-    from shared import logs
+    from shared import logs, tracing
     from shared.settings import SettingsError, load
 
     try:
         log = load(logs.LogSettings)
         logs.configure(name, format=log.log_format, level=log.log_level)
-        _serve(name)
+        with tracing.exporting(name):
+            _serve(name)
     except SettingsError as error:
         click.echo(f"headrace serve {name}: {error}", err=True)
         sys.exit(2)
