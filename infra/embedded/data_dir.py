@@ -146,6 +146,10 @@ class DataDir:
         _write(file, ports)
         return ports
 
+    def known_ports(self) -> dict[str, int]:
+        """Those of the stack that runs on this folder, or was the last to; none where none ever did."""
+        return _read(self.path / "ports.json", dict[str, int])
+
     def bus_url(self, user: str) -> str:
         """How others reach the bus of the stack that runs on this folder. Raises StartFailure where none ever did."""
         port = self.kept_ports().get("nats")

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
+from click.testing import CliRunner
 from prometheus_client.parser import text_string_to_metric_families
 
+from infra.cli import main
+from infra.embedded.replicas import SERVICES
 from services.run.wire import WireEngine
 from tests.coverage.evidence import Aspect
 from tests.coverage.operations import NOBODY, OPERATIONS, UPLOAD, V1, Ask, takes_ids_alone
@@ -126,3 +131,24 @@ def _ask(api: Api, ask: Ask, names: dict[str, str]) -> Answer:
     if ask.method == "GET" or ask.body is None:
         return api.call(ask.method, target, headers=headers)
     return api.call(ask.method, target, body=body, headers=headers)
+
+
+def test_the_status_of_a_stack_tells_of_every_process_and_of_nothing_that_waits_for_long(stack: Stack) -> None:
+    port = stack.url.rpartition(":")[2]
+    told = {"HEADRACE_PORT": port, "HEADRACE_DATA_DIR": str(stack.data_dir)}
+
+    def look() -> dict[str, Any]:
+        done = CliRunner().invoke(main, ["status", "--json"], env=told)
+        return dict(json.loads(done.stdout))
+
+    seen = look()
+    names = {process["name"].rstrip("-0123456789") for process in seen["processes"]}
+    assert names == {*SERVICES, "gateway", "run-controller", "step-runner"}
+    assert all(process["is_ready"] for process in seen["processes"]), seen["complaints"]
+    assert all(process["memory_bytes"] > 2**20 for process in seen["processes"])
+    assert seen["engine"]["name"] == "embedded"
+    # Somebody begins to look within a moment after the start, and within half a minute after another has died.
+    deadline = time.monotonic() + 60
+    while not ({each["owner"] for each in seen["outboxes"]} >= {"run", "node"} and seen["open_runs"]):
+        assert time.monotonic() < deadline, seen
+        seen = look()
