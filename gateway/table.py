@@ -86,6 +86,7 @@ PAGES = (
     "/docs/extensions.md",
     "/docs/hello-world.yaml",
     "/docs/metrics.md",
+    "/docs/observability.md",
     "/docs/operations.md",
     "/docs/swagger-ui.css",
     "/docs/swagger-ui-bundle.js",
