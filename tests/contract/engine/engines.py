@@ -16,16 +16,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from services.run.engine import Engine
+from services.run.engine.argo import ArgoEngine
+from services.run.engine.argo.cluster import Cluster
+from services.run.engine.argo.submitting import Submitting
 from services.run.engine.embedded.cache import StepCache
 from services.run.engine.embedded.driver import EmbeddedEngine
 from services.run.engine.embedded.reconcile import Limits
 from services.run.engine.embedded.runner.client import RunnerClient
 from shared.blobs import Blobs
+from tests.support.argo import Interpreting, StandInArgo
 from tests.support.eventually import eventually
+from tests.support.kubernetes import FakeKubernetes
+from tests.support.kubernetes.client import ApiClient, connected, connected_by
 from tests.support.servers import ObjectStoreAccess
 from tests.support.step_sandbox import demand_full_sandbox
 
 ROOT = Path(__file__).parents[3]
+KUBECONFIG = os.environ.get("HEADRACE_TEST_KUBECONFIG", "")
 
 
 @dataclass(kw_only=True)
@@ -122,6 +129,7 @@ def embedded(runner: RunnerProcess) -> EngineFactory:
         most_runs: int = 100,
         limits: Limits | None = None,
         cache: StepCache | None = None,
+        is_driven: bool = True,
     ) -> AsyncIterator[EngineUnderTest]:
         blobs = await open_blobs(store)
         engine = EmbeddedEngine(
@@ -135,16 +143,68 @@ def embedded(runner: RunnerProcess) -> EngineFactory:
             cache=cache,
         )
         await engine.check()
-        work = asyncio.create_task(engine.run())
+        work = asyncio.create_task(engine.run()) if is_driven else None
         try:
             yield EngineUnderTest(engine=engine, blobs=blobs)
-            await _cleared_away(engine, runner)
+            if work is not None:
+                await _cleared_away(engine, runner)
         finally:
-            work.cancel()
-            await asyncio.wait([work])
+            if work is not None:
+                work.cancel()
+                await asyncio.wait([work])
             blobs.close()
 
     return make
+
+
+def argo(runner: RunnerProcess) -> EngineFactory:
+    """Argo is played by a brain that carries workflows out over the same runner. The API server is the fake one, or
+    the one that `KUBECONFIG` names."""
+
+    @contextlib.asynccontextmanager
+    async def make(
+        store: ObjectStoreAccess,
+        most_steps: int = 8,
+        most_runs: int = 100,
+        limits: Limits | None = None,
+        cache: StepCache | None = None,
+    ) -> AsyncIterator[EngineUnderTest]:
+        async with (
+            embedded(runner)(store, most_steps, 10_000, limits, cache, is_driven=False) as made,
+            _cluster() as (
+                api,
+                cluster,
+            ),
+        ):
+            assert isinstance(made.engine, EmbeddedEngine)
+            limits_of_queue = Submitting(rate_per_second=1000, burst=1000, in_flight=most_runs)
+            engine = ArgoEngine(cluster, namespaces=("kubeflow",), limits=limits_of_queue)
+            await engine.check()
+            brain = Interpreting(api, made.engine, made.blobs)
+            async with StandInArgo.working(api, brain, namespace="kubeflow"):
+                work = asyncio.create_task(engine.run())
+                try:
+                    yield EngineUnderTest(engine=engine, blobs=made.blobs)
+                finally:
+                    work.cancel()
+                    await asyncio.wait([work])
+
+    return make
+
+
+@contextlib.asynccontextmanager
+async def _cluster() -> AsyncIterator[tuple[ApiClient, Cluster]]:
+    if KUBECONFIG:
+        cluster = Cluster.from_settings(kubeconfig=KUBECONFIG)
+        async with connected_by(Path(KUBECONFIG)) as api:
+            yield api, cluster
+        await cluster.close()
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        async with FakeKubernetes.serving() as fake, connected(fake.url, fake.token) as api:
+            cluster = Cluster.from_settings(kubeconfig=str(fake.kubeconfig(Path(folder))))
+            yield api, cluster
+            await cluster.close()
 
 
 async def _cleared_away(engine: EmbeddedEngine, runner: RunnerProcess) -> None:

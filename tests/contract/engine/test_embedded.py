@@ -59,6 +59,29 @@ async def test_a_run_that_the_engine_cannot_think_about_ends_in_error(
         assert "NoSuchType" in run.message
 
 
+async def test_nothing_starts_before_its_node_is_recorded(
+    shared_runner: RunnerProcess, object_store_access: ObjectStoreAccess
+) -> None:
+    """Steps are started here; elsewhere somebody starts them who knows nothing of our records."""
+    async with embedded(shared_runner)(object_store_access) as made, recording(made.engine) as recorder:
+        marker = new_marker()
+        held = new_run(workflow(marked(c("echo"), marker)))
+        recorder.runs[held.name] = held
+        recorder.holds.add(held.name)
+        await recorder.engine.submit(held.submission())
+        await recorder.until(held, lambda run: bool(run.history))
+
+        await recorder.carry_out(workflow(c("true")))
+        assert [observation.phase for observation in held.history] == ["Running"]
+        assert held.phases() == {"": "Pending"}
+        assert [chunk async for chunk in recorder.engine.logs(held.name, held.id_of(), follow=True)] == []
+
+        recorder.holds.clear()
+        await recorder.engine.recorded(held.history[-1])
+        await recorder.end_of(held)
+        assert held.phase == "Succeeded"
+
+
 async def test_after_a_crash_of_its_loop_the_engine_knows_no_run_and_steps_go_on(
     shared_runner: RunnerProcess, object_store_access: ObjectStoreAccess
 ) -> None:

@@ -101,25 +101,6 @@ async def test_what_is_observed_of_a_workflow_only_goes_forward(recorder: Record
     assert set(seen.values()) == {2}
 
 
-async def test_nothing_starts_before_its_node_is_recorded(recorder: Recorder) -> None:
-    marker = new_marker()
-    held = new_run(workflow(marked(c("echo"), marker)))
-    recorder.runs[held.name] = held
-    recorder.holds.add(held.name)
-    await recorder.engine.submit(held.submission())
-    await recorder.until(held, lambda run: bool(run.history))
-
-    await recorder.carry_out(workflow(c("true")))
-    assert [observation.phase for observation in held.history] == ["Running"]
-    assert held.phases() == {"": "Pending"}
-    assert [chunk async for chunk in recorder.engine.logs(held.name, held.id_of(), follow=True)] == []
-
-    recorder.holds.clear()
-    await recorder.engine.recorded(held.history[-1])
-    await recorder.end_of(held)
-    assert held.phase == "Succeeded"
-
-
 async def test_an_observation_that_was_not_recorded_is_told_to_the_next_observer(under_test: EngineUnderTest) -> None:
     engine = under_test.engine
     run = new_run(workflow(c("true")))
@@ -261,7 +242,7 @@ async def test_an_erased_run_is_gone_with_its_processes(recorder: Recorder) -> N
 
     await recorder.engine.erase(run.run_id)
 
-    assert processes_with(marker) == []
+    await gone(marker)  # A cluster takes its pods away by itself.
     assert run.run_id not in await recorder.engine.known() | (await recorder.engine.leftovers()).keys()
     assert not run.is_final
 
