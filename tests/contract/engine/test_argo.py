@@ -935,7 +935,6 @@ async def test_an_engine_says_what_its_cluster_is(at_work: Working) -> None:
 
 
 async def test_what_the_account_may_not_do_is_said_all_at_once(fake: FakeKubernetes, at_work: Working) -> None:
-    await at_work.engine.check()
     denied = {("patch", "workflows", ""), ("get", "pods", "log")}
     fake.deny(lambda asked: (asked["verb"], asked["resource"], asked.get("subresource", "")) in denied)
 
@@ -946,6 +945,8 @@ async def test_what_the_account_may_not_do_is_said_all_at_once(fake: FakeKuberne
         "The run controller's account may not patch workflows in namespace kubeflow, "
         "get pods/log in namespace kubeflow."
     )
+    fake.deny(lambda _: False)
+    await at_work.engine.check()
 
 
 async def test_a_cluster_without_argo_is_said_to_be_one(argo: ArgoByHand, at_work: Working) -> None:

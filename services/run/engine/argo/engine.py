@@ -41,6 +41,7 @@ _MOST_HELD_BYTES: Final = 64 * 1024 * 1024
 _LOOK_SECONDS: Final = 1.0
 _SWEEP_SECONDS: Final = 60.0
 """Between two looks at what has outlived its time, of which there may be many."""
+_CHECK_SECONDS: Final = 60.0
 _PAUSE_SECONDS: Final = 0.2
 _TERMINATED: Final = "terminated"
 
@@ -135,6 +136,7 @@ class ArgoEngine:
         self._chores: set[asyncio.Task[None]] = set()
         self._trouble = ""
         self._swept_at: float | None = None
+        self._checked_at: float | None = None
 
     @property
     def queued(self) -> int:
@@ -282,7 +284,14 @@ class ArgoEngine:
         return About(name="argo", runtime=f"Kubernetes {await self._cluster.version()}")
 
     async def check(self) -> None:
+        """It is asked every few seconds: what the account may do is looked at now and then."""
+        now = time.monotonic()
+        if self._checked_at is not None and now - self._checked_at < _CHECK_SECONDS:
+            await self._cluster.version()
+            return
+        self._checked_at = None
         await self._cluster.check(tuple(filter(None, self._scopes)))
+        self._checked_at = now
 
     async def close(self) -> None:
         await self._cluster.close()
