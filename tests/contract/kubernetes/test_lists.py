@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from tests.contract.kubernetes.place import WORKFLOWS, Place
-from tests.support.kubernetes.client import METADATA_LIST
+from tests.support.kubernetes.client import METADATA, METADATA_LIST
 
 
 async def test_a_list_says_of_what_version_it_is(place: Place) -> None:
@@ -155,6 +155,11 @@ async def test_metadata_alone_may_be_asked_for(place: Place) -> None:
     assert item["metadata"]["labels"] == {"x": "1"}
     assert "spec" not in item
     assert answer.version
+
+    alone = await place.api.ask("GET", place.of("a"), accept=METADATA)
+    assert alone.ok()["kind"] == "PartialObjectMetadata"
+    assert alone.document["metadata"]["uid"] == made["metadata"]["uid"]
+    assert "spec" not in alone.document
 
 
 async def test_items_of_built_in_kinds_do_not_say_what_they_are(place: Place) -> None:

@@ -33,6 +33,7 @@ _PATCHES: dict[str, Callable[[Any, Any], Any]] = {
     "application/merge-patch+json": patches.merged,
     "application/json-patch+json": patches.applied,
 }
+_VERBS = ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"]
 _STRATEGIC = "application/strategic-merge-patch+json"
 
 
@@ -148,17 +149,7 @@ class Routes:
         found = [each for each in self._objects.catalogue.all() if (each.group, each.version) == (group, version)]
         if not found:
             raise _no_such_path()
-        verbs = ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"]
-        listed = [
-            {
-                "name": each.plural,
-                "kind": each.kind,
-                "namespaced": each.is_namespaced,
-                "verbs": verbs,
-                "singularName": "",
-            }
-            for each in found
-        ]
+        listed = [entry for each in found for entry in _entries(each)]
         return {
             "kind": "APIResourceList",
             "apiVersion": "v1",
@@ -407,6 +398,15 @@ def _refused(refusal: Refusal) -> web.Response:
     if refusal.code in (429, 503):
         answer.headers["Retry-After"] = "1"
     return answer
+
+
+def _entries(resource: Resource) -> list[dict[str, Any]]:
+    """The kind, and its status where that has a path of its own."""
+    kind = {"kind": resource.kind, "namespaced": resource.is_namespaced, "singularName": ""}
+    entries = [{**kind, "name": resource.plural, "verbs": _VERBS}]
+    if resource.has_status:
+        entries.append({**kind, "name": f"{resource.plural}/status", "verbs": ["get", "patch", "update"]})
+    return entries
 
 
 def _no_such_path() -> web.HTTPNotFound:
