@@ -19,6 +19,7 @@ import uvloop
 from rich.console import Console
 
 from tests.bench import (
+    cluster_engine,
     create_experiment,
     create_run,
     engine_scale,
@@ -56,7 +57,7 @@ BENCHMARKS: tuple[Benchmark, ...] = (
     *(start, memory, create_experiment, create_run, large_manifest, lists, metrics_ingest, fact_delay, event_streams),
     webhook_delay,
     *(replicas, rolling_restart),
-    *(schedule_lateness, step_overhead, engine_scale, growth),
+    *(schedule_lateness, step_overhead, engine_scale, cluster_engine, growth),
 )
 
 _AT_MOST_SECONDS = 180

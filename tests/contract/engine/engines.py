@@ -28,6 +28,7 @@ from tests.support.argo import Interpreting, StandInArgo
 from tests.support.eventually import eventually
 from tests.support.kubernetes import FakeKubernetes
 from tests.support.kubernetes.client import ApiClient, connected, connected_by
+from tests.support.kubernetes.room import make_room
 from tests.support.servers import ObjectStoreAccess
 from tests.support.step_sandbox import demand_full_sandbox
 
@@ -159,7 +160,7 @@ def embedded(runner: RunnerProcess) -> EngineFactory:
 
 def argo(runner: RunnerProcess) -> EngineFactory:
     """Argo is played by a brain that carries workflows out over the same runner. The API server is the fake one, or
-    the one that `KUBECONFIG` names."""
+    the one that HEADRACE_TEST_KUBECONFIG names."""
 
     @contextlib.asynccontextmanager
     async def make(
@@ -197,6 +198,7 @@ async def _cluster() -> AsyncIterator[tuple[ApiClient, Cluster]]:
     if KUBECONFIG:
         cluster = Cluster.from_settings(kubeconfig=KUBECONFIG)
         async with connected_by(Path(KUBECONFIG)) as api:
+            await make_room(api)
             yield api, cluster
         await cluster.close()
         return
