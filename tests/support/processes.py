@@ -39,18 +39,21 @@ def replicas_of(stack: Stack, name: str) -> list[psutil.Process]:
 
 async def end(stack: Stack, name: str, replica: psutil.Process, number: signal.Signals) -> None:
     """Send the signal to one of the replicas, and wait until its successor takes requests beside the others."""
-    count = len(replicas_of(stack, name))
     kept = msgspec.json.decode((stack.data_dir / "ports.json").read_bytes(), type=dict[str, int])
-    ports = [kept[replica] for replica in names(name, count)]
+    ports = [kept[each] for each in names(name, len(replicas_of(stack, name)))]
 
     async def is_succeeded() -> bool:
-        living = replicas_of(stack, name)
-        if replica in living or len(living) < count:
-            return False
-        return all([await http_status(port, "/readyz") == 200 for port in ports])
+        return _is_gone(replica) and all([await http_status(port, "/readyz") == 200 for port in ports])
 
     replica.send_signal(number)
     await eventually(is_succeeded, within_seconds=60)
+
+
+def _is_gone(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
 
 
 def server_of(stack: Stack, program: str) -> psutil.Process:

@@ -56,7 +56,7 @@ class Traffic:
 
     @asynccontextmanager
     async def flowing(self) -> AsyncIterator[None]:
-        """All clients at work: before the block each operation was asked for, after it everybody has left."""
+        """All clients at work: before the block one has asked for all it can, after it everybody has left."""
         async with asyncio.TaskGroup() as group:
             for client in (self.keep_alive, self.anew, self.quick):
                 for _ in range(2):

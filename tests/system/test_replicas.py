@@ -25,6 +25,8 @@ from tests.support.traffic import CLIENTS, Traffic
 
 _QUESTIONS_END_WITHIN_SECONDS = 2.5
 
+pytestmark = pytest.mark.timeout(240)
+
 
 @pytest.fixture(scope="module")
 def pairs() -> Iterator[Stack]:
