@@ -96,26 +96,34 @@ class Figures:
                             gauge.clear()
             except LeaseLost:
                 continue
-            except (Unavailable, BusError) as error:
+            except Unavailable as error:
                 _log.debug("figures wait: %s", error)
                 await asyncio.sleep(self._every_seconds)
 
     async def measure(self) -> None:
-        """Once. Raises Unavailable, BusError."""
+        """Once. Raises Unavailable."""
         for owner in self._relayed:
             row = await _outbox(self._database, owner)
             _waiting.labels(self._service, owner).set(row["waiting"])
             _oldest.labels(self._service, owner).set(row["oldest_seconds"])
             _published.labels(self._service, owner).set(row["published"])
-        for owner in self._followed:
-            position = await _cursor(self._database, self._service, owner)
-            behind = await self._bus.last_position(owner) - position
-            _behind.labels(self._service, owner).set(max(behind, 0))
         if self._followed:
+            await self._measure_behind()
             letters = await dead_letters.count(self._database, self._service, most=MOST_COUNTED)
             _dead.labels(self._service).set(letters)
         for measure in self._further:
             await measure(self._database)
+
+    async def _measure_behind(self) -> None:
+        """Without the broker nobody knows; all else is known, and needed then."""
+        positions = {owner: await _cursor(self._database, self._service, owner) for owner in self._followed}
+        try:
+            for owner, position in positions.items():
+                behind = await self._bus.last_position(owner) - position
+                _behind.labels(self._service, owner).set(max(behind, 0))
+        except (BusError, Unavailable) as error:
+            _log.debug("nobody knows how far subscribers are behind: %s", error)
+            _behind.clear()
 
 
 async def _outbox(connection: Connection, owner: str) -> dict[str, float]:
