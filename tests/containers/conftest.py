@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.containers.engine import Engine, NoEngine, container_engine
-from tests.containers.house import House, NoCompose, built
+from tests.containers.house import House, NoCompose, NoPackages, built
 from tests.containers.images import NoImages, provide
 
 
@@ -51,5 +51,5 @@ def house(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     try:
         with built(engine, tmp_path_factory.mktemp("house")) as house:
             yield house
-    except NoCompose as reason:
+    except (NoCompose, NoPackages) as reason:
         pytest.skip(str(reason))

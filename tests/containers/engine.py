@@ -1,25 +1,31 @@
 """A container engine for tests: the one that answers, else a dockerd of our own that is gone afterwards.
 
-Our own needs root and Debian's `docker.io`. It lives in a temporary folder with a socket of its own, so it meets
-nobody else's containers; what it changes of the machine's network is put back as it was.
+One that cannot run a trivial container with a network of its own is none: not every machine lets it. Our own needs root
+and Debian's `docker.io`. It lives in a temporary folder with a socket of its own, so it meets nobody else's containers;
+what it changes of the machine's network is put back as it was.
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import signal
 import subprocess
+import tarfile
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
 
+from infra.embedded import binaries
+
 _ANSWERS_WITHIN_SECONDS = 30
 _ENDS_WITHIN_SECONDS = 30
+_PROVES_WITHIN_SECONDS = 120
 
 
 class NoEngine(Exception):
@@ -63,7 +69,7 @@ def container_engine() -> Iterator[Engine]:
     # Compose prefers a variable, even an empty one, to the line of an environment file.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HEADRACE_")}
     if version := _answering(environment):
-        yield Engine(environment=_for_clients(environment), version=version, is_ours=False)
+        yield _proven(Engine(environment=_for_clients(environment), version=version, is_ours=False))
         return
     if shutil.which("docker") is None:
         raise NoEngine("there is no docker command")
@@ -72,7 +78,31 @@ def container_engine() -> Iterator[Engine]:
         version = _answering(environment)
         if version is None:
             raise NoEngine("our own dockerd came up and does not answer")
-        yield Engine(environment=_for_clients(environment), version=version, is_ours=True)
+        yield _proven(Engine(environment=_for_clients(environment), version=version, is_ours=True))
+
+
+def _proven(engine: Engine) -> Engine:
+    """Raises NoEngine with its own words, unless it runs one static program on a network."""
+    name = f"headrace-proof-{secrets.token_hex(4)}"
+    program = binaries.nats_server()
+    try:
+        with tempfile.TemporaryDirectory(prefix="headrace-proof-") as folder:
+            root = Path(folder, "root.tar")
+            with tarfile.open(root, "w") as tar:
+                tar.add(program, "program")
+            engine.docker("import", str(root), name, within_seconds=_PROVES_WITHIN_SECONDS)
+        engine.docker("network", "create", name, within_seconds=_PROVES_WITHIN_SECONDS)
+        engine.docker(
+            *("run", "--rm", "--name", name, "--network", name, name, "/program", "--version"),
+            within_seconds=_PROVES_WITHIN_SECONDS,
+        )
+    except (CommandFailed, subprocess.TimeoutExpired) as error:
+        raise NoEngine(f"the engine cannot run a container here: {' '.join(str(error).split())}") from error
+    finally:
+        with suppress(subprocess.TimeoutExpired):
+            for what in (("rm", "--force", name), ("network", "rm", name), ("image", "rm", "--force", name)):
+                engine.docker(*what, check=False, within_seconds=_ANSWERS_WITHIN_SECONDS)
+    return engine
 
 
 def _for_clients(environment: Mapping[str, str]) -> dict[str, str]:

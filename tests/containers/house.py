@@ -15,14 +15,18 @@ from typing import Any
 import msgspec
 
 from infra.embedded.ports import free_ports
-from tests.containers.engine import Engine
-from tests.containers.images import PROJECT
+from tests.containers.engine import CommandFailed, Engine
+from tests.containers.images import PROJECT, PYTHON_IMAGE
 
 SYSTEM_PATHS = ', "systempaths=unconfined"]'
 
 
 class NoCompose(Exception):
     """Neither `docker compose` nor `docker-compose` is installed."""
+
+
+class NoPackages(Exception):
+    """Nothing can be installed in a container of this machine."""
 
 
 class House(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,11 +88,25 @@ def built(engine: Engine, folder: Path) -> Iterator[House]:
         url=f"http://127.0.0.1:{port}",
         project=project,
     )
-    house.compose("build")
+    try:
+        house.compose("build")
+    except CommandFailed as error:
+        if _finds_packages(engine):
+            raise
+        raise NoPackages(f"containers do not reach a package index here: {error}") from error
     try:
         yield house
     finally:
         house.compose("down", "--volumes", "--timeout", "20")
+
+
+def _finds_packages(engine: Engine) -> bool:
+    look = ("python3", "-m", "pip", "download", "--no-deps", "--dest", "/tmp", "msgspec")
+    try:
+        engine.docker("run", "--rm", PYTHON_IMAGE, *look)
+    except CommandFailed:
+        return False
+    return True
 
 
 def _secrets(folder: Path, port: int) -> Path:

@@ -19,7 +19,8 @@ from shared.settings import load, variable_of
 from tests.containers.images import PROJECT
 from tests.support.servers import MINIO_IMAGE, NATS_IMAGE, POSTGRES_IMAGE
 
-_SERVICES: dict[str, Any] = yaml.safe_load((PROJECT / "docker-compose.yml").read_text())["services"]
+_COMPOSE: dict[str, Any] = yaml.safe_load((PROJECT / "docker-compose.yml").read_text())
+_SERVICES: dict[str, Any] = _COMPOSE["services"]
 _EXAMPLE = dict(
     line.split("=", 1)
     for line in (PROJECT / ".env.example").read_text().splitlines()
@@ -80,6 +81,22 @@ def test_every_process_is_asked_whether_it_is_ready_and_answers_no_one_outside_b
     assert told["healthcheck"]["test"][-1].endswith("infra/docker/ready.py")
     assert "HEADRACE_LISTEN_PORT" in told["environment"]
     assert ("ports" in told) == (name == "gateway")
+
+
+def test_the_step_runner_alone_is_confined_less_and_nobody_is_privileged() -> None:
+    for name, service in _SERVICES.items():
+        relaxed = [option for option in service["security_opt"] if option.endswith("unconfined")]
+        assert bool(relaxed) == (name == "step-runner"), name
+        assert "no-new-privileges:true" in service["security_opt"]
+        assert service["cap_drop"] == ["ALL"]
+        assert service["read_only"] is True
+        assert "privileged" not in service
+
+
+def test_data_is_kept_in_named_volumes_alone() -> None:
+    mounted = {mount.split(":")[0] for service in _SERVICES.values() for mount in service.get("volumes", ())}
+    assert mounted == {*_COMPOSE["volumes"], "./infra"}
+    assert _SERVICES["roles"]["volumes"] == ["./infra:/infra:ro"]
 
 
 def test_preparation_is_told_all_it_needs() -> None:

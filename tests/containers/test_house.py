@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 import pytest
@@ -58,7 +59,13 @@ PYTHON
 
 
 @pytest.fixture(scope="module")
-def up(house: House) -> float:
+def load_before() -> float:
+    """Of the machine: how many want a processor of it."""
+    return os.getloadavg()[0]
+
+
+@pytest.fixture(scope="module")
+def up(house: House, load_before: float) -> float:
     return house.up()
 
 
@@ -67,8 +74,10 @@ def api(house: House, up: float) -> Api:
     return Api(house.url)
 
 
-def test_the_house_is_healthy_within_a_minute(up: float) -> None:
+def test_the_house_is_healthy_within_a_minute(up: float, load_before: float) -> None:
     print(f"\nhealthy after {up:.1f} s")
+    if load_before > 2 * (os.cpu_count() or 1):
+        pytest.skip(f"healthy after {up:.1f} s, which says nothing: the machine was busy (load {load_before:.1f})")
     assert up <= HEALTHY_WITHIN_SECONDS
 
 

@@ -201,7 +201,7 @@ async def test_ends_of_every_kind(herd: Herd, cow: str) -> None:
 
 TALKS = """
     trap 'echo main asked' TERM
-    sh -c 'trap "echo child asked; exit" TERM; echo up; while :; do sleep 0.1; done' &
+    sh -c 'trap "echo child asked; exit" TERM; echo up; sleep 1000 & wait' &
     while :; do wait $!; sleep 0.1; done
 """
 
