@@ -128,9 +128,13 @@ JUDGES = {
     "system/test_schemathesis.py": "judges each of its requests",
 }
 UNJUDGED = {
+    "contract/kubernetes/conftest.py": "speaks with a cluster",
+    "integration/embedded/test_stack.py": "what answers there is played by the test",
     "integration/gateway/test_processes.py": "what answers there is played by the test",
     "integration/shared/test_server.py": "no route there is one of the API",
+    "support/kubernetes/client.py": "speaks with a cluster",
     "system/test_logs.py": "a log that is followed: text, of an operation that the reference does not have",
+    "system/test_replicas.py": "events that are followed: a stream, of an operation that the reference does not have",
     "unit/shared/test_web.py": "the answers are the test's own",
 }
 
