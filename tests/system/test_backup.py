@@ -50,6 +50,10 @@ def test_what_was_there_at_the_moment_of_the_backup_is_there_again_and_goes_on(f
         house.change()
         read = house.events()
 
+    # At rest it can be backed up as well; what was done since is in that one.
+    _headrace("backup", folder / "later", data_dir=folder / "data")
+    made = [json.loads((folder / name / "backup.json").read_text())["objects"] for name in ("backup", "later")]
+    assert 0 < made[0] < made[1]
     said = _headrace("restore", folder / "backup", data_dir=folder / "again")
     assert said.startswith(f"restored {folder / 'again'} as of ")
     with running(folder / "again") as stack:

@@ -14,7 +14,7 @@ import pytest
 
 from gateway.table import PAGES
 from infra.cli import main
-from infra.embedded import data_dir
+from infra.embedded import data_dir, postgres
 from shared.settings import variable_of
 
 PROJECT = Path(__file__).parents[3]
@@ -79,6 +79,12 @@ def test_every_command_that_is_named_is_one_and_takes_what_it_is_given(page: str
         assert not isinstance(command, click.Group), words
 
 
+def test_every_figure_that_is_named_is_one(page: str) -> None:
+    described = (DOCS / "metrics.md").read_text()
+    for name in re.findall(r"\bheadrace_\w+", page):
+        assert f"| `{name}` |" in described, name
+
+
 def test_every_file_module_and_target_that_is_named_is_there(page: str) -> None:
     for name in re.findall(r"\b((?:infra|gateway|services|tests)/[\w./-]*\w)", page):
         assert (PROJECT / name).exists(), name
@@ -94,8 +100,12 @@ def test_every_link_leads_somewhere(page: str) -> None:
         assert (DOCS / target).is_file(), target
 
 
-def test_what_is_said_of_the_disk_is_so() -> None:
-    assert f"less than {data_dir.LEAST_FREE_BYTES // 2**20} MiB" in (DOCS / "operations.md").read_text()
+def test_what_is_said_of_limits_is_so() -> None:
+    page = (DOCS / "operations.md").read_text()
+    compose = (PROJECT / "docker-compose.yml").read_text()
+    under_compose = re.findall(r"max_connections=(\d+)", compose)
+    assert f"less than {data_dir.LEAST_FREE_BYTES // 2**20} MiB" in page
+    assert f"`max_connections` is {postgres.SETTINGS['max_connections']} embedded and {under_compose[0]} under" in page
 
 
 def _defaults(place: str) -> Iterator[tuple[str, object]]:
