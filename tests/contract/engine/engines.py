@@ -200,7 +200,7 @@ async def _cluster() -> AsyncIterator[tuple[ApiClient, Cluster]]:
         async with connected_by(Path(KUBECONFIG)) as api:
             await make_room(api)
             yield api, cluster
-        await cluster.close()
+            await cluster.close()
         return
     with tempfile.TemporaryDirectory() as folder:
         async with FakeKubernetes.serving() as fake, connected(fake.url, fake.token) as api:

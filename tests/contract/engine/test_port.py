@@ -423,9 +423,7 @@ async def test_no_more_steps_run_at_once_than_the_engine_allows(
         )
         following.cancel()
 
-    assert {int(run.value(f".t({n}:{n})")) for n in range(6)} == {1, 2} or {
-        int(run.value(f".t({n}:{n})")) for n in range(6)
-    } == {2}
+    assert {int(run.value(f".t({n}:{n})")) for n in range(6)} <= {1, 2}
 
 
 async def test_an_engine_that_works_says_so(recorder: Recorder) -> None:
