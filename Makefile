@@ -23,7 +23,8 @@ FAULT_TESTS := tests/integration/nervous_system/test_recovery.py tests/contract/
 	tests/system/test_durability.py tests/system/test_stack_lifecycle.py
 
 # Those that strike as often as they are told.
-STRIKING_TESTS := tests/integration/nervous_system/test_slots.py tests/integration/nervous_system/test_fault_run.py
+STRIKING_TESTS := tests/integration/nervous_system/test_slots.py tests/integration/nervous_system/test_fault_run.py \
+	tests/component/run/test_cluster_faults.py
 
 # How many of each service `make test-replicas` has.
 REPLICAS ?= 2
