@@ -113,6 +113,19 @@ async def test_who_follows_waits_for_a_controller_that_is_away(world: World) -> 
         assert await asyncio.wait_for(response.read(), 10) == b""
 
 
+async def test_a_text_that_nobody_archives_is_read_for_as_long_as_the_engine_has_it(world: World) -> None:
+    run_id = await running(world)
+    node = {"id": "a", "name": "a", "type": "Pod", "phase": "Succeeded"}
+    await world.observe(run_id, "Succeeded", finished_at=STARTED, nodes=(node,))
+    text = b"x" * MOST_BYTES + b"the end"
+    step = Step(text)
+
+    for query in ({}, {"follow": "true"}):
+        assert await text_of(world.client, run_id, **query) == b"", "nobody has it"
+        async with world.peers.buses["run-controller"].answering(READ_LOG, step.answer):
+            assert await text_of(world.client, run_id, **query) == text
+
+
 async def test_a_step_that_ends_while_it_is_asked_about_is_read_from_the_archive(world: World) -> None:
     step = Step()
     run_id = await running(world)
