@@ -65,6 +65,17 @@ class Cluster:
         return answer.body.decode().partition("is not used\n")[2]
 
 
+@contextlib.asynccontextmanager
+async def following(cluster: Cluster, pod: str, until: bytes) -> AsyncIterator[AsyncIterator[bytes]]:
+    """The log of a running pod, from what comes after these bytes on."""
+    followed = cluster.api.stream(f"{PODS}/{pod}/log", container="main", follow="true")
+    async with asyncio.timeout(40), contextlib.aclosing(followed):
+        said = b""
+        while not said.endswith(until):
+            said += await anext(followed)
+        yield followed
+
+
 def by_name(document: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Nodes by the part of their name after the workflow's; the root is `.`."""
     name = document["metadata"]["name"]
@@ -119,13 +130,9 @@ async def test_a_workflow_is_carried_out_and_told_of_as_argo_does(cluster: Clust
 async def test_the_log_of_a_running_pod_can_be_followed_until_the_workflow_is_stopped(cluster: Cluster) -> None:
     name = await cluster.create(workflow(c("echo begun; sleep 300")))
     await cluster.reached(name, "Running", ".")
-    followed = cluster.api.stream(f"{PODS}/{name}/log", container="main", follow="true")
-    async with asyncio.timeout(40), contextlib.aclosing(followed):
-        said = b""
-        while not said.endswith(b"begun\n"):
-            said += await anext(followed)
+    async with following(cluster, name, b"begun\n") as rest:
         (await cluster.api.merge(f"{WORKFLOWS}/{name}", {"spec": {"activeDeadlineSeconds": 0}})).ok()
-        assert [chunk async for chunk in followed] == []
+        assert [chunk async for chunk in rest] == []
     ended = await cluster.reached(name, "Failed")
     assert (ended["status"]["message"], by_name(ended)["."]["phase"]) == ("terminated", "Failed")
 
@@ -158,9 +165,10 @@ async def test_a_retried_workflow_runs_what_had_failed_again(cluster: Cluster) -
 
 
 async def test_a_restarted_controller_finds_the_steps_that_run(cluster: Cluster) -> None:
-    name = await cluster.create(workflow(c("echo begun; until test -e /tmp/go; do sleep 0.05; done")))
+    name = await cluster.create(workflow(c("echo begun; sleep 300")))
     await cluster.reached(name, "Running", ".")
-    await cluster.argo.restart()
+    async with following(cluster, name, b"begun\n"):
+        await cluster.argo.restart()
     (await cluster.api.merge(f"{WORKFLOWS}/{name}", {"spec": {"shutdown": "Terminate"}})).ok()
     await cluster.reached(name, "Failed")
     assert await cluster.log(name) == "begun\n"

@@ -144,9 +144,10 @@ class _Steps:
             await self._pods.create(node)
         self._shown[node_id] = phase
         if phase != "Pending":
-            log = self._logging.setdefault(node_id, self._together.create_task(self._log(node_id, phase == "Running")))
+            if node_id not in self._logging:
+                self._logging[node_id] = self._together.create_task(self._log(node_id, phase == "Running"))
             if phase != "Running":
-                await log
+                await self._logging[node_id]
             await self._pods.show(node_id, phase)
 
     async def _log(self, node_id: str, follow: bool) -> None:

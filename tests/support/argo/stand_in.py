@@ -77,7 +77,7 @@ class StandInArgo:
     # At work
 
     async def _work(self) -> None:
-        thinking = asyncio.create_task(self._brain.work(), name="brain of the stand-in for Argo")
+        thinking = asyncio.create_task(self._think(), name="brain of the stand-in for Argo")
         try:
             while True:
                 with contextlib.suppress(aiohttp.ClientError, Refused, TimeoutError):
@@ -89,6 +89,13 @@ class StandInArgo:
             self._lives.clear()
             self._ends.clear()
             self._held.clear()
+
+    async def _think(self) -> None:
+        try:
+            await self._brain.work()
+        except Exception as error:
+            _log.exception("the brain of the stand-in for Argo")
+            self.failures.append(error)
 
     async def _list(self) -> str:
         """Take in everything there is; the version of the list."""
