@@ -54,9 +54,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     one's rules alone is asked again where all of it is wanted, and on a real API server (`make test-kubernetes`)."""
     if KUBECONFIG:
         again = [item for item in items if item.name.removesuffix("[argo]") in _READING_LOGS]
-        for item in items:
-            # Nobody is told when a connection with TLS is closed at last, which is not always soon enough.
-            item.add_marker(pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"))
     elif os.environ.get("HEADRACE_TEST_EVERYTHING_BEHIND_ARGO"):
         return
     else:
