@@ -130,8 +130,7 @@ async def _outbox(connection: Connection, owner: str) -> dict[str, float]:
     row = await connection.fetchrow(
         """
         with relayed as (
-            select coalesce(max(allocated), 0) as allocated, coalesce(max(published), 0) as published
-            from relay where owner = $1
+            select coalesce(max(published), 0) as published from relay where owner = $1
         ), oldest as (
             (select added_at from outbox where owner = $1 and position is null order by seq limit 1)
             union all
@@ -141,8 +140,13 @@ async def _outbox(connection: Connection, owner: str) -> dict[str, float]:
             )
         )
         select published,
-            allocated - published
-                + (select count(*) from (select from outbox where owner = $1 and position is null limit $2) as fresh)
+            -- Rows and no difference of positions: after a restore these leap.
+            (select count(*) from (select from outbox where owner = $1 and position is null limit $2) as fresh)
+                + (
+                    select count(*) from (
+                        select from outbox where owner = $1 and position > (select published from relayed) limit $2
+                    ) as positioned
+                )
                 as waiting,
             coalesce(extract(epoch from clock_timestamp() - (select min(added_at) from oldest)), 0)::float8
                 as oldest_seconds

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from infra.embedded.backup import RESTORED
 from shared import telemetry
 from shared.bus import Bus
 from shared.contracts.events import EXPERIMENT_CREATED
@@ -61,6 +62,18 @@ async def test_facts_wait_until_the_broker_has_them_and_a_subscriber_is_behind_u
     await house.applied_each_once(3)
     await listener.measure()
     assert shown("subscriber_behind", service="run", owner="experiment") == 0
+
+
+async def test_after_a_restore_no_fact_waits_at_positions_that_nothing_was_given(
+    house: House, postgres: PostgresAccess
+) -> None:
+    await house.relay()
+    await house.change(times=3)
+    await house.published(3)
+    database = house.database_urls["experiment"].rpartition("/")[2]
+    postgres.run(f'\\connect "{database}"\n{RESTORED.read_text()}')
+    await figures(house, "experiment").measure()
+    assert shown("outbox_waiting", service="experiment", owner="experiment") == 0
 
 
 async def test_what_a_subscriber_gave_up_on_is_counted(house: House) -> None:
