@@ -293,6 +293,42 @@ async def test_what_waits_for_the_cluster_says_so_and_goes_when_it_is_back(
     assert (run.phase, run.message) == ("Succeeded", "")
 
 
+async def test_a_retry_in_the_queue_outlives_a_listing_that_began_before_it(
+    fake: FakeKubernetes, argo: ArgoByHand, tmp_path: Path
+) -> None:
+    async with working(fake, tmp_path, limits=Submitting(rate_per_second=0.001, burst=2)) as at_work:
+        other, run = await at_work.begin(), await at_work.begin()
+        await argo.until_there(other)
+        fake.refuse(503, 10_000, methods={"PATCH"})
+        await finish(argo, at_work, run, "Failed")
+
+        # The listing has to look for the other run meanwhile.
+        await asyncio.gather(at_work.engine.listed("kubeflow", set()), at_work.engine.submit(run.submission(attempt=2)))
+
+        assert at_work.engine.queued == 1
+
+
+async def test_a_workflow_that_became_another_engines_while_it_was_created_takes_no_room(
+    fake: FakeKubernetes, argo: ArgoByHand, tmp_path: Path
+) -> None:
+    async with working(fake, tmp_path, limits=Submitting(rate_per_second=1000, burst=1000, in_flight=1)) as at_work:
+        await at_work.engine.known()
+        fake.delay(0.5)
+        given_up = await at_work.begin()
+        await until_asked(fake, "POST", 1)
+        await at_work.engine.own(ALL - {shard_of(given_up.run_id)})
+        fake.delay(0)
+        await argo.until_there(given_up)
+        kept = new_run(SMALL)
+        while shard_of(kept.run_id) == shard_of(given_up.run_id):
+            kept = new_run(SMALL)
+        await at_work.hold(kept)
+
+        await at_work.engine.submit(kept.submission())
+
+        await argo.until_there(kept)
+
+
 # -- observe and recorded ----------------------------------------------------------------------------------------------
 
 

@@ -396,12 +396,14 @@ class ArgoEngine:
 
     def _is_living(self, entry: _Entry) -> None:
         """There is an object, whoever made it."""
-        if entry.is_before_object:
+        if entry.is_before_object and not entry.is_gone:
             entry.stage, entry.has_object = _Stage.LIVE, True
             entry.submission, entry.word = None, None
             self._queue.opened(entry.name)
 
     def _hold(self, entry: _Entry, seen: shapes.Seen) -> None:
+        if entry.is_gone:
+            return
         self._held_bytes += seen.size - (entry.seen.size if entry.seen is not None else 0)
         entry.seen = seen
         if seen.is_final:
@@ -466,6 +468,8 @@ class ArgoEngine:
         )
 
     def _say(self, entry: _Entry, word: Observation) -> None:
+        if entry.is_gone:
+            return
         entry.word = word
         if word.finished_at is not None:
             entry.is_ending = True
@@ -769,8 +773,9 @@ class ArgoEngine:
 
     def _let_go(self, entry: _Entry) -> None:
         """Hold nothing for it any more but its name."""
-        self._queue.ended(entry.name)
-        self._is_due.set()
+        if self._entries.get(entry.name) is entry:  # Else the place in the queue is a later one's.
+            self._queue.ended(entry.name)
+            self._is_due.set()
         self._drop_seen(entry)
         entry.word, entry.outstanding, entry.submission = None, None, None
         entry.nodes = {}
