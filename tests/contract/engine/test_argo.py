@@ -550,6 +550,21 @@ async def test_an_object_that_is_deleted_behind_our_back_is_a_loss(argo: ArgoByH
     assert run.run_id not in await at_work.engine.known()
 
 
+async def test_a_server_that_does_not_know_workflows_for_a_moment_loses_no_run(
+    fake: FakeKubernetes, argo: ArgoByHand, at_work: Working
+) -> None:
+    """As one that has just started, or what stands before it: not the object is missing but all that it knows of."""
+    run = await at_work.begin()
+    await argo.until_there(run)
+    fake.refuse(404, 1, methods={"GET"}, path=f"/workflows/{run.name}")
+
+    with pytest.raises(Unavailable):
+        await at_work.engine.listed("kubeflow", set())
+    await finish(argo, at_work, run)
+
+    assert run.phase == "Succeeded"
+
+
 async def test_an_end_that_was_seen_stands_though_its_object_is_deleted(argo: ArgoByHand, at_work: Working) -> None:
     run = await at_work.begin()
     at_work.recorder.holds.add(run.name)

@@ -6,8 +6,8 @@ request: with all its models it takes seconds, and more memory than a whole serv
     Unavailable         no answer, or none for now: the same call may pass later
     ├── Busy            the server asks for a pause
     ├── Forbidden       we may not; nothing but an operator changes that
-    └── NotInstalled    it knows no workflows
-    Missing             404  no such object, or no such kind
+    └── NotInstalled    404  it knows no workflows, or does not know yet what it knows
+    Missing             404  no such object
     Conflict            409  somebody else has changed it meanwhile
     └── AlreadyExists   409  the name is taken
     Expired             410  what happened since then is not known any more: list anew
@@ -83,10 +83,10 @@ class NotInstalled(Unavailable):
 
 
 class Missing(Exception):
-    def __init__(self, message: str, *, kind: str = "") -> None:
+    def __init__(self, message: str, *, kind: str) -> None:
         super().__init__(message)
         self.kind = kind
-        """Which resource is missing; none where the server does not know the kind."""
+        """Which resource is missing."""
 
 
 class Conflict(Exception):
@@ -181,12 +181,7 @@ class Cluster:
     ) -> Page:
         """A page, from where an earlier one said on. Raises Expired where that is too long ago. No namespace: all."""
         query = {"labelSelector": labels, "fieldSelector": fields, "continue": at, "limit": str(limit)}
-        try:
-            return await self._list(_workflows(namespace), query, _ONLY_METADATA_LIST if only_metadata else _JSON)
-        except Missing as missing:
-            raise NotInstalled(
-                f"The cluster knows no workflows ({_GROUP}/{_VERSION}): install Argo Workflows.", cause=str(missing)
-            ) from missing
+        return await self._list(_workflows(namespace), query, _ONLY_METADATA_LIST if only_metadata else _JSON)
 
     async def watch_workflows(
         self, namespace: str, *, labels: str, resource_version: str
@@ -263,7 +258,7 @@ class Cluster:
         """A retried run is created with what it has done already; a server that drops it would have all done again."""
         try:
             known = msgspec.json.decode(await self._read("GET", f"/apis/{_GROUP}/{_VERSION}"))
-        except (Missing, Forbidden):
+        except (NotInstalled, Forbidden):
             return
         if any(each.get("name") == "workflows/status" for each in known.get("resources") or ()):
             raise Unavailable(
@@ -517,7 +512,13 @@ def _refusal(code: int, status: _Status, headers: Mapping[str, str]) -> Exceptio
         return TooLarge(said)
     match code:
         case 404:
-            return Missing(said, kind=status.details.kind if status.details else "")
+            # Who knows the resource names it. Else nothing is said of the object: a server that has just started, or
+            # what stands before it, must not make anybody believe that it is gone.
+            if status.details is not None and status.details.kind:
+                return Missing(said, kind=status.details.kind)
+            return NotInstalled(
+                f"The cluster knows no workflows ({_GROUP}/{_VERSION}): install Argo Workflows.", cause=said
+            )
         case 409:
             return AlreadyExists(said) if status.reason == "AlreadyExists" else Conflict(said)
         case 410:

@@ -622,7 +622,7 @@ class ArgoEngine:
             if missing.kind == "namespaces":
                 self._refuse(entry, f"there is no namespace {entry.namespace}")
             else:
-                raise Unavailable("The cluster knows no workflows.", cause=str(missing)) from missing
+                raise Conflict(f"the object has gone meanwhile: {missing}") from missing
 
     async def _create(self, entry: _Entry, document: dict[str, Any]) -> None:
         try:
