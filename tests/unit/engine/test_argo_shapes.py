@@ -388,6 +388,24 @@ def test_a_retried_object_keeps_what_argo_has_written_into_nodes_that_are_done()
     assert document["status"]["nodes"][POD["id"]] == POD | {"children": ["wf-9"]}
 
 
+def test_a_stop_that_argo_was_asked_for_ends_with_the_attempt() -> None:
+    text = msgspec.json.decode(failed_object(storedWorkflowTemplateSpec={"entrypoint": "main", "shutdown": "Stop"}))
+    text["spec"]["shutdown"] = "Terminate"
+
+    document, _ = shapes.reopened(msgspec.json.encode(text), RETRIED)
+
+    assert "shutdown" not in document["spec"]
+    assert document["status"]["storedWorkflowTemplateSpec"] == {"entrypoint": "main"}
+
+
+def test_results_of_steps_that_run_again_have_not_come() -> None:
+    text = failed_object(taskResultsCompletionStatus={POD["id"]: True, FAILED["id"]: True})
+
+    document, _ = shapes.reopened(text, RETRIED)
+
+    assert document["status"]["taskResultsCompletionStatus"] == {POD["id"]: True}
+
+
 def test_a_retried_object_is_unpacked() -> None:
     nodes = nodes_of(ROOT | {"phase": "Failed"}, POD, FAILED)
     text = failed_object(nodes={}, compressedNodes=packed(nodes))

@@ -296,12 +296,17 @@ def reopened(text: bytes, submission: Submission) -> Reopened:
     metadata["annotations"] = {key: value for key, value in annotations.items() if key != RECORDED_AT} | {
         ATTEMPT: str(submission.attempt)
     }
-    spec = {key: value for key, value in written.get("spec", {}).items() if key != "activeDeadlineSeconds"}
+    spec = {key: value for key, value in written.get("spec", {}).items() if key not in _STOPS}
     deadline = submission.workflow["spec"].get("activeDeadlineSeconds")
     if deadline is not None:
         spec["activeDeadlineSeconds"] = deadline
     written["spec"] = _with_deadline_from_retry(spec, submission)
     rest = {key: value for key, value in status.items() if key not in _STATUS_OF_AN_END}
+    if stored := rest.get(_STORED_SPEC):
+        rest[_STORED_SPEC] = {key: value for key, value in stored.items() if key != "shutdown"}
+    if results := rest.get(_RESULTS):
+        # Else Argo took the results of an earlier pod for those of the one that runs again.
+        rest[_RESULTS] = {node_id: is_there for node_id, is_there in results.items() if node_id in kept}
     written["status"] = rest | {
         "phase": "Running",
         "finishedAt": None,
@@ -315,6 +320,10 @@ def reopened(text: bytes, submission: Submission) -> Reopened:
     return Reopened(written, tuple(pods))
 
 
+_STOPS: Final = frozenset({"activeDeadlineSeconds", "shutdown"})
+"""By which we and Argo's own command end a workflow before its time."""
+_STORED_SPEC: Final = "storedWorkflowTemplateSpec"
+_RESULTS: Final = "taskResultsCompletionStatus"
 _OF_AN_END: Final = frozenset({PERSISTED, _PHASE_LABEL, _COMPLETED_LABEL, _ARCHIVING_LABEL})
 _STATUS_OF_AN_END: Final = frozenset({"message", "conditions", "compressedNodes", "offloadNodeStatusVersion", "nodes"})
 
