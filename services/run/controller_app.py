@@ -19,7 +19,7 @@ from shared.shards import Holding, Shards, Whole
 from shared.web import Service
 from shared.web import create_app as create_service
 
-from . import reading
+from . import reading, store
 from .compose import Rules
 from .controller import SHARDS_PING, Controller
 from .domain import EngineName
@@ -87,6 +87,8 @@ def create_app(settings: ControllerSettings) -> Service:
     async def start() -> None:
         await plumbing.open(migrations=_MIGRATIONS)
         await blobs.ensure_bucket()
+        if argo is not None:
+            argo.installation = await store.find_installation(plumbing.database)
         plumbing.tasks.spawn("controller", lambda: controller.run(engine.run))
 
     async def stop() -> None:

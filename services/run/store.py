@@ -755,6 +755,10 @@ async def erase(connection: Connection, run_id: str) -> None:
     )
 
 
+async def find_installation(connection: Connection) -> str:
+    return str(await connection.fetchval("select id from installation"))
+
+
 # Kept counts.
 
 

@@ -108,3 +108,35 @@ async def test_an_engine_whose_shard_is_another_controllers_by_now_asks_the_clus
         await asyncio.wait([working])
         await engine.close()
         assert (fake.requests.of("POST", "/workflows"), fake.requests.of("PATCH")) == (1, 0)
+
+
+async def test_workflows_of_another_installation_are_left_alone(
+    world: World, nats_urls: dict[str, str], tmp_path: Path
+) -> None:
+    """Its records know them. It says who it is by one label alone, and shares the namespace."""
+    client = await world.start_replica(engine=EngineName.ARGO)
+    async with FakeKubernetes.serving() as fake, argo_by_hand(fake) as argo:
+        others = {name: Run(name=WorkflowName(name), run_id=f"run-{name}", workflow={}) for name in ("runs", "is-over")}
+        for name, run in others.items():
+            labels = {
+                "pipeline/runid": run.run_id,
+                "headrace.dev/shard": str(shard_of(run.run_id)),
+                "headrace.dev/installation": "another",
+                **({"pipeline/persistedFinalState": "true"} if name == "is-over" else {}),
+            }
+            annotations = {"headrace.dev/recorded-at": "2020-01-01T00:00:00+00:00"}
+            metadata = {"name": name, "namespace": "kubeflow", "labels": labels, "annotations": annotations}
+            document = {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "metadata": metadata, "spec": {}}
+            await argo.create(document)
+        controller = ControllerProcess(world, nats_urls["run-controller"], fake.kubeconfig(tmp_path))
+        await controller.until_started()
+        run_id = (await client.create())["id"]
+        run = Run(name=WorkflowName((await world.row(run_id))["workflow_name"]), run_id=run_id, workflow={})
+        await argo.shows(run, "Running", node(run))
+        await argo.shows(others["runs"], "Running", node(others["runs"]))
+        await argo.shows(run, "Succeeded", node(run, phase="Succeeded"))
+        await argo.until_marked(run)
+        await controller.stop()
+
+        for run in others.values():
+            assert await argo.object(run) is not None

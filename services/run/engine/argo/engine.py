@@ -116,6 +116,8 @@ class ArgoEngine:
         `ttl_seconds`: how long an object outlives the record of its end, for logs of its pods and those who look at
         Argo itself.
         """
+        self.installation = ""
+        """What the objects have to say that are ours; nothing: all that Headrace has made. It is said before `run`."""
         self._cluster = cluster
         self._scopes = namespaces or ("",)
         self._ttl = timedelta(seconds=ttl_seconds)
@@ -227,7 +229,7 @@ class ArgoEngine:
         if self._swept_at is not None and now - self._swept_at < pause_seconds:
             return {}
         before = datetime.now(UTC) - self._ttl
-        found = await self._find(labels=f"{shapes.RUN_ID},{self._among_shards()},{shapes.PERSISTED}=true")
+        found = await self._find(labels=f"{self._of_ours()},{shapes.PERSISTED}=true")
         self._swept_at = now
         latest: dict[str, int] = {}
         for metadata in found:
@@ -318,13 +320,13 @@ class ArgoEngine:
         while True:
             self._is_redivided.clear()
             async with asyncio.TaskGroup() as together:
-                shards = self._shards
+                labels = f"{self._of_ours()},{shapes.PERSISTED}!=true"
                 followers = [
-                    together.create_task(watching.follow(self._cluster, scope, shards, self))
+                    together.create_task(watching.follow(self._cluster, scope, labels, self))
                     for scope in self._scopes
-                    if shards
+                    if self._shards
                 ]
-                if not shards:
+                if not self._shards:
                     self._all_listed.set()
                 await self._is_redivided.wait()
                 for follower in followers:
@@ -665,8 +667,11 @@ class ArgoEngine:
             raise Conflict("the object is being deleted")
         if metadata.attempt < entry.attempt:
             raise Conflict("the object is of an earlier attempt")
-        if not metadata.has_shard or (metadata.is_persisted and not seen.is_final):
-            labels = {shapes.SHARD: str(shard_of(entry.run_id)), shapes.PERSISTED: None}
+        is_labelled = metadata.has_shard and self.installation in ("", metadata.installation)
+        if not is_labelled or (metadata.is_persisted and not seen.is_final):
+            labels: dict[str, str | None] = {shapes.SHARD: str(shard_of(entry.run_id)), shapes.PERSISTED: None}
+            if self.installation:
+                labels[shapes.INSTALLATION] = self.installation
             await self._cluster.patch(entry.namespace, entry.name, {"metadata": {"labels": labels}})
         is_terminating = entry.submission is not None and entry.submission.is_terminating
         entry.is_new_here = True
@@ -677,6 +682,8 @@ class ArgoEngine:
             await self._stop(entry.namespace, entry.name, entry.run_id)
 
     def _encoded(self, document: dict[str, Any]) -> bytes:
+        if self.installation:
+            document["metadata"]["labels"][shapes.INSTALLATION] = self.installation
         body = msgspec.json.encode(document)
         most = self._most_workflow_bytes
         if len(body) > most and (document.get("status") or {}).get("nodes"):
@@ -735,7 +742,7 @@ class ArgoEngine:
             while True:
                 page = await self._cluster.list_workflows(
                     scope,
-                    labels=labels or f"{shapes.RUN_ID},{shapes.SHARD}",
+                    labels=labels or f"{shapes.RUN_ID},{shapes.SHARD}{self._of_installation()}",
                     fields=fields,
                     at=at,
                     limit=500,
@@ -766,8 +773,13 @@ class ArgoEngine:
                 return namespace, pod
         return None
 
-    def _among_shards(self) -> str:
-        return f"{shapes.SHARD} in ({','.join(map(str, sorted(self._shards)))})"
+    def _of_ours(self) -> str:
+        """What selects the objects of our shards."""
+        shards = ",".join(map(str, sorted(self._shards)))
+        return f"{shapes.RUN_ID},{shapes.SHARD} in ({shards}){self._of_installation()}"
+
+    def _of_installation(self) -> str:
+        return f",{shapes.INSTALLATION}={self.installation}" if self.installation else ""
 
     # Letting go
 

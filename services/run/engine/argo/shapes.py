@@ -22,6 +22,8 @@ from services.run.engine.shards import shard_of
 RUN_ID: Final = "pipeline/runid"
 PERSISTED: Final = "pipeline/persistedFinalState"
 SHARD: Final = "headrace.dev/shard"
+INSTALLATION: Final = "headrace.dev/installation"
+"""Whose records know the run: several installations may share a cluster, and a namespace."""
 ATTEMPT: Final = "headrace.dev/attempt"
 RECORDED_AT: Final = "headrace.dev/recorded-at"
 """When the end was recorded, from which the time to live counts."""
@@ -69,6 +71,10 @@ class Metadata(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     @property
     def has_shard(self) -> bool:
         return SHARD in (self.labels or {})
+
+    @property
+    def installation(self) -> str:
+        return (self.labels or {}).get(INSTALLATION, "")
 
     @property
     def is_persisted(self) -> bool:

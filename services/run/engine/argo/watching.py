@@ -1,4 +1,4 @@
-"""A list and what happens after it, for ever: the objects of some shards in one scope, told in order.
+"""A list and what happens after it, for ever: the objects with some labels in one scope, told in order.
 
 Where a watch ends it is taken up at the version it has come to; where that version is forgotten, and now and then
 anyway, everything is listed anew, page by page, and whoever listens can compare. Knows nothing of runs.
@@ -53,10 +53,8 @@ class Patience:
         await asyncio.sleep(max(at_least_seconds, random.uniform(longest / 2, longest)))
 
 
-async def follow(cluster: Cluster, scope: str, shards: frozenset[int], listener: Listener, *, page: int = 100) -> None:
-    """Until cancelled. `scope`: a namespace, or nothing for all of them."""
-    among = ",".join(map(str, sorted(shards)))
-    labels = f"{shapes.RUN_ID},{shapes.SHARD} in ({among}),{shapes.PERSISTED}!=true"
+async def follow(cluster: Cluster, scope: str, labels: str, listener: Listener, *, page: int = 100) -> None:
+    """Until cancelled. `scope`: a namespace, or nothing for all of them. `labels`: what selects the objects."""
     following = _Following(cluster, scope, labels, listener, page)
     patience = Patience()
     while True:
