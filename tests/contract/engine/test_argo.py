@@ -759,6 +759,35 @@ async def test_a_run_is_stopped_by_a_deadline_of_nothing(argo: ArgoByHand, at_wo
     assert found["spec"]["templates"] == run.workflow["spec"]["templates"]
 
 
+async def test_a_stop_meets_somebody_who_writes_at_the_same_time(
+    fake: FakeKubernetes, argo: ArgoByHand, at_work: Working
+) -> None:
+    run = await at_work.begin()
+    await argo.until_there(run)
+    fake.refuse(409, 2, methods={"PATCH"})
+
+    await at_work.engine.terminate(run.name)
+
+    found = await argo.object(run)
+    assert found is not None
+    assert found["spec"]["activeDeadlineSeconds"] == 0
+
+
+@pytest.mark.parametrize("status", [400, 422])
+async def test_an_object_that_the_server_lets_nobody_change_or_delete_keeps_others_from_nothing(
+    fake: FakeKubernetes, argo: ArgoByHand, at_work: Working, status: int
+) -> None:
+    run = await at_work.begin()
+    await argo.until_there(run)
+    fake.refuse(status, 2, methods={"PATCH", "DELETE"}, path=f"/workflows/{run.name}")
+
+    await at_work.engine.terminate(run.name)
+    await at_work.engine.erase(run.run_id)
+
+    assert await argo.object(run) is not None
+    await finish_another(argo, at_work)
+
+
 async def test_a_run_in_the_queue_is_terminated_without_an_object(fake: FakeKubernetes, tmp_path: Path) -> None:
     async with working(fake, tmp_path, limits=Submitting(rate_per_second=0.001, burst=1)) as at_work:
         await at_work.begin()

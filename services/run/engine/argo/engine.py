@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
 from datetime import UTC, datetime, timedelta
 from enum import Enum
 from typing import Any, Final
@@ -699,8 +699,9 @@ class ArgoEngine:
         """As `argo terminate` of the time did, and Kubeflow Pipelines does."""
         if not self._holds(shard_of(run_id)):
             raise Unavailable("The run is another controller's by now.")
-        with contextlib.suppress(Missing):
-            await self._cluster.patch(namespace, name, {"spec": {"activeDeadlineSeconds": 0}})
+        async for attempt in AsyncRetrying(retry=retry_if_exception_type(Conflict), wait=_wait):
+            with attempt, contextlib.suppress(Missing), _refusals_logged(f"stop workflow {name}"):
+                await self._cluster.patch(namespace, name, {"spec": {"activeDeadlineSeconds": 0}})
 
     async def _is_there(self, entry: _Entry) -> bool:
         """Whether it has an object of this attempt after all: the answer to its creation may have been lost."""
@@ -715,7 +716,7 @@ class ArgoEngine:
     async def _delete(self, metadata: shapes.Metadata, up_to_attempt: int | None) -> None:
         is_bounded = up_to_attempt is not None
         async for attempt in AsyncRetrying(retry=retry_if_exception_type(Conflict), wait=_wait):
-            with attempt:
+            with attempt, _refusals_logged(f"delete workflow {metadata.name}"):
                 if up_to_attempt is not None and metadata.attempt > up_to_attempt:
                     return
                 version = metadata.resource_version if is_bounded else ""
@@ -808,6 +809,15 @@ class ArgoEngine:
         self._chores.discard(chore)
         if not chore.cancelled() and (error := chore.exception()) is not None:
             _log.error("could not %s", chore.get_name(), exc_info=error)
+
+
+@contextlib.contextmanager
+def _refusals_logged(what: str) -> Iterator[None]:
+    """The server will never do it. That is the operator's to mend, and no reason to do nothing else."""
+    try:
+        yield
+    except (Rejected, TooLarge) as error:
+        _log.error("could not %s: %s", what, error)
 
 
 class _Refused(Exception):
