@@ -271,8 +271,12 @@ class Controller:
     async def _drop(self, observation: Observation) -> None:
         """The record has moved on. A run that is over or gone is none the engine may still drive."""
         is_open = await _patiently(lambda: self._records.submission(observation.run_id)) is not None
-        if not is_open and self._holds(observation.run_id):
-            await self._engine.erase(observation.run_id, up_to_attempt=observation.attempt)
+        # Nobody else remembers it: the engine takes it for erased from the first try on.
+        while not is_open and self._holds(observation.run_id):
+            with self._outages_waited_out():
+                await self._engine.erase(observation.run_id, up_to_attempt=observation.attempt)
+                return
+            await asyncio.sleep(self._poll_seconds)
 
     def _report_metrics(self, observation: Observation) -> None:
         for node_id, key in artifacts_of(observation.nodes):

@@ -16,6 +16,7 @@ from services.run.engine import About, NodeId, Observation, Submission, Workflow
 from services.run.engine.shards import SHARDS
 from services.run.step_metrics import ARTIFACT, StepMetrics
 from shared import telemetry
+from shared.errors import Unavailable
 from shared.leases import Lease
 from shared.shards import Whole
 from shared.tasks import Tasks
@@ -105,6 +106,26 @@ class FarEngine(PlayedEngine):
         self.asked += 1
         await self.can_look.wait()
         return await super().known()
+
+
+class ForgetfulEngine(PlayedEngine):
+    """It cannot be reached when it is to erase what nobody knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_away = True
+        self.begun = 0
+        self.refused = 0
+
+    async def erase(self, run_id: str, *, up_to_attempt: int | None = None) -> None:
+        if self.is_away and up_to_attempt is not None:
+            self.refused += 1
+            raise Unavailable("It is away.")
+        await super().erase(run_id, up_to_attempt=up_to_attempt)
+
+    async def work(self) -> None:
+        self.begun += 1
+        await super().work()
 
 
 @contextlib.asynccontextmanager
@@ -205,6 +226,20 @@ async def test_an_engine_that_cannot_be_reached_for_long_is_asked_again_and_hear
         assert engine.submitted == []
         engine.can_look.set()
         await until(lambda: met([each.run_id for each in engine.submitted] == [run_id]), within_seconds=20)
+
+
+async def test_what_is_left_of_a_run_that_is_gone_is_erased_when_the_engine_is_back(world: World) -> None:
+    run_id = (await world.client.create())["id"]
+    engine = ForgetfulEngine()
+    async with controlled(world, kind=Patient, engine=engine):
+        await until(lambda: met(bool(engine.submitted)), within_seconds=20)
+        await world.client.call("DELETE", f"/runs/{run_id}")
+        await until(lambda: met(engine.told == [run_id]), within_seconds=20)
+        engine.show(run_id, "Running", started_at=STARTED)
+        await until(lambda: met(engine.refused > 1), within_seconds=20)
+        engine.is_away = False
+        await until(lambda: met(engine.told == [run_id, run_id]), within_seconds=20)
+    assert engine.begun == 1, "no other run has noticed"
 
 
 async def test_the_runs_that_wait_to_be_started_are_counted(world: World) -> None:
