@@ -154,7 +154,15 @@ def test_whose_object_it_is_stands_in_its_metadata() -> None:
 
 
 @pytest.mark.parametrize(
-    "annotations", [None, {}, {shapes.ATTEMPT: "many"}, {shapes.ATTEMPT: "-1"}, {shapes.ATTEMPT: ""}]
+    "annotations",
+    [
+        None,
+        {},
+        {shapes.ATTEMPT: "many"},
+        {shapes.ATTEMPT: "-1"},
+        {shapes.ATTEMPT: ""},
+        {shapes.ATTEMPT: "9" * 5000},
+    ],
 )
 def test_an_object_that_does_not_say_which_attempt_it_is_is_the_first(annotations: Any) -> None:
     assert shapes.read(written(annotations=annotations)).metadata.attempt == 1
@@ -245,6 +253,35 @@ def test_nodes_that_cannot_be_read_are_said_to_be_so(status: dict[str, Any]) -> 
         shapes.read(written(status)).nodes()
 
 
+@pytest.mark.parametrize("said", ["2020-01-01T00:00:00", "yesterday", ""])
+def test_what_does_not_say_when_it_was_recorded_was_so_at_its_creation(said: str) -> None:
+    metadata = shapes.read_metadata(written(annotations={shapes.RECORDED_AT: said}))
+
+    assert metadata.recorded_at == metadata.creation_timestamp
+
+
+def test_a_phase_that_argo_does_not_know_is_said_to_be_none() -> None:
+    with pytest.raises(shapes.Unreadable, match="Odd"):
+        shapes.read(written({"phase": "Odd"}))
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        {key: value for key, value in POD.items() if key != "id"},
+        POD | {"outputs": ["a"]},
+        POD | {"outputs": {"artifacts": {"name": "a"}}},
+        POD | {"inputs": {"artifacts": ["a"]}},
+        POD | {"outputs": {"artifacts": [{"name": "a", "s3": "key"}]}},
+    ],
+)
+def test_a_node_that_argo_would_not_write_is_said_to_be_unreadable(node: dict[str, Any]) -> None:
+    seen = shapes.read(written(running(nodes={"wf-1": node})))
+
+    with pytest.raises(shapes.Unreadable):
+        seen.document(seen.nodes()["wf-1"])
+
+
 @pytest.mark.parametrize("text", [b"", b"{}", b"[]", b'{"metadata": {}}', b'{"metadata": {"name": "x"}, "status": 1}'])
 def test_what_is_no_workflow_is_said_to_be_none(text: bytes) -> None:
     with pytest.raises(shapes.Unreadable):
@@ -304,6 +341,7 @@ def test_a_new_object_has_what_makes_it_ours_and_nothing_that_is_the_servers() -
     metadata = dict(given.workflow["metadata"])
     metadata |= {"finalizers": ["x"], "ownerReferences": [{}], "resourceVersion": "5", "managedFields": []}
     metadata["labels"] = {"own": "yes", shapes.PERSISTED: "true", "workflows.argoproj.io/completed": "true"}
+    metadata["annotations"] = {"own": "too", shapes.RECORDED_AT: "2020-01-01T00:00:00+00:00"}
 
     made = shapes.new_object(
         submission(workflow={**given.workflow, "metadata": metadata, "status": {"phase": "Failed"}})

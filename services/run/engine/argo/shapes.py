@@ -33,7 +33,10 @@ _POD_NAMES: Final = "workflows.argoproj.io/pod-name-format"
 _ARCHIVING_LABEL: Final = "workflows.argoproj.io/workflow-archiving-status"
 FINAL: Final = frozenset({"Succeeded", "Failed", "Error"})
 _OPEN: Final = frozenset({"Pending", "Running"})
+_PHASES: Final = FINAL | _OPEN
 _LONGEST_POD_PREFIX: Final = 253 - len("4294967295") - 1
+_MOST_DIGITS: Final = 9
+"""Of an attempt; more are nobody's retries."""
 _LARGEST_NODES_BYTES: Final = 256 * 1024 * 1024
 """Of what was compressed: a hundred times what fits into an object otherwise."""
 
@@ -42,7 +45,10 @@ Text: TypeAlias = bytes | msgspec.Raw
 
 
 class Unreadable(Exception):
-    """The object is none that this module understands; the text says why."""
+    """The object is none that this module understands; the text says why.
+
+    Whoever may write to a workflow, such as its own steps, can make it one, and must not stop the others by it.
+    """
 
 
 class Metadata(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -66,7 +72,7 @@ class Metadata(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     def attempt(self) -> int:
         """An object that says nothing of attempts has had no retry."""
         written = (self.annotations or {}).get(ATTEMPT, "")
-        return int(written) if written.isdecimal() else 1
+        return int(written) if written.isdecimal() and len(written) <= _MOST_DIGITS else 1
 
     @property
     def has_shard(self) -> bool:
@@ -83,11 +89,11 @@ class Metadata(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     @property
     def recorded_at(self) -> datetime | None:
         """Of an object that was recorded by somebody else, its creation."""
-        written = (self.annotations or {}).get(RECORDED_AT)
         try:
-            return datetime.fromisoformat(written) if written else self.creation_timestamp
+            written = datetime.fromisoformat((self.annotations or {}).get(RECORDED_AT, ""))
         except ValueError:
             return self.creation_timestamp
+        return written if written.tzinfo is not None else self.creation_timestamp
 
 
 class _Spec(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -151,14 +157,18 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
             written = _node_of(node)
         except msgspec.DecodeError as error:
             raise Unreadable(f"a node: {error}") from error
+        if not isinstance(written.get("id"), str):
+            raise Unreadable("a node has no id")
         # Whoever reads records finds these in every node; a server may drop what is null.
         written.setdefault("finishedAt", None)
         written.setdefault("displayName", written.get("name", ""))
-        if self._repository:
+        try:
             for side in ("inputs", "outputs"):
                 artifacts = (written.get(side) or {}).get("artifacts")
                 if artifacts:
                     written[side]["artifacts"] = [self._located(each) for each in artifacts]
+        except (AttributeError, TypeError) as error:
+            raise Unreadable(f"the artifacts of node {written['id']}: {error}") from error
         return written
 
     def _located(self, artifact: dict[str, Any]) -> dict[str, Any]:
@@ -187,6 +197,8 @@ def read(text: Text) -> Seen:
     status = found.status or _Status()
     has_nodes = _size(status.nodes) > len("null")
     phase = status.phase or "Pending"
+    if phase not in _PHASES:
+        raise Unreadable(f"its phase is {phase!r}")
     is_final = phase in FINAL
     return Seen(
         metadata=found.metadata,
@@ -252,6 +264,7 @@ def new_object(submission: Submission) -> dict[str, Any]:
     labels = {**(metadata.get("labels") or {}), RUN_ID: submission.run_id, SHARD: str(shard_of(submission.run_id))}
     for label in (PERSISTED, _PHASE_LABEL, _COMPLETED_LABEL, _ARCHIVING_LABEL):
         labels.pop(label, None)
+    annotations = {key: value for key, value in (metadata.get("annotations") or {}).items() if key != RECORDED_AT}
     names = {key: metadata[key] for key in ("name", "generateName", "namespace") if metadata.get(key)}
     return {
         "apiVersion": "argoproj.io/v1alpha1",
@@ -259,7 +272,7 @@ def new_object(submission: Submission) -> dict[str, Any]:
         "metadata": {
             **names,
             "labels": labels,
-            "annotations": {**(metadata.get("annotations") or {}), ATTEMPT: str(submission.attempt)},
+            "annotations": annotations | {ATTEMPT: str(submission.attempt)},
         },
         "spec": submission.workflow["spec"],
     }
