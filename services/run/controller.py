@@ -219,7 +219,7 @@ class Controller:
                 reason = f"a workflow named {submission.workflow_name} runs for somebody else"
                 await self._records.fail(run_id, submission.attempt, reason)
                 return
-            await self._records.mark_submitted(run_id, submission.attempt)
+            await self._records.mark_submitted(run_id, submission.attempt, is_to_run=not submission.is_terminating)
             _submissions.labels("submitted").inc()
             _log.info("run %s is submitted as %s", run_id, submission.workflow_name)
 

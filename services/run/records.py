@@ -157,8 +157,10 @@ class Records:
             traceparent=run.traceparent,
         )
 
-    async def mark_submitted(self, run_id: str, attempt: int) -> None:
-        await store.set_submitted(self._database, run_id, attempt)
+    async def mark_submitted(self, run_id: str, attempt: int, *, is_to_run: bool = False) -> None:
+        """`is_to_run`: the engine was given it as one that nobody wants to stop. Where somebody does by now, and has
+        told the engine before it knew the run, the stop is due again."""
+        await store.set_submitted(self._database, run_id, attempt, is_to_run)
 
     async def mark_terminated(self, run_id: str, attempt: int) -> None:
         """The engine has been asked for the stop; its end is still to be observed."""

@@ -720,14 +720,17 @@ async def list_active(
     return [(RunId(row["id"]), row["created_at"], row["has_started"]) for row in rows]
 
 
-async def set_submitted(connection: Connection, run_id: str, attempt: int) -> None:
+async def set_submitted(connection: Connection, run_id: str, attempt: int, is_to_run: bool) -> None:
     await connection.execute(
         """
-        update runs set submitted_at = clock_timestamp()
-        where id = $1 and attempt = $2 and submitted_at is null
+        update runs set
+            submitted_at = coalesce(submitted_at, clock_timestamp()),
+            terminate_sent_at = case when $3 then null else terminate_sent_at end
+        where id = $1 and attempt = $2 and (submitted_at is null or ($3 and terminate_sent_at is not null))
         """,
         run_id,
         attempt,
+        is_to_run,
     )
 
 

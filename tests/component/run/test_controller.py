@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import io
 import tarfile
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -106,6 +106,17 @@ class FarEngine(PlayedEngine):
         self.asked += 1
         await self.can_look.wait()
         return await super().known()
+
+
+class InterruptedEngine(PlayedEngine):
+    """Something happens while it is given its first run."""
+
+    meanwhile: Callable[[], Awaitable[None]]
+
+    async def submit(self, submission: Submission) -> None:
+        if not self.submitted:
+            await self.meanwhile()
+        await super().submit(submission)
 
 
 class ForgetfulEngine(PlayedEngine):
@@ -226,6 +237,21 @@ async def test_an_engine_that_cannot_be_reached_for_long_is_asked_again_and_hear
         assert engine.submitted == []
         engine.can_look.set()
         await until(lambda: met([each.run_id for each in engine.submitted] == [run_id]), within_seconds=20)
+
+
+async def test_a_stop_that_the_engine_heard_before_it_was_given_the_run_is_said_again(world: World) -> None:
+    """Whoever compares may have read the record before there was a wish to stop it."""
+    run_id = (await world.client.create())["id"]
+    engine = InterruptedEngine()
+
+    async def meanwhile() -> None:
+        await world.client.call("POST", f"/runs/{run_id}/terminate")
+        await world.records.mark_terminated(run_id, 1)
+
+    engine.meanwhile = meanwhile
+    async with controlled(world, engine=engine):
+        await until(lambda: met(bool(engine.told)), within_seconds=20)
+    assert engine.told == [(await world.row(run_id))["workflow_name"]]
 
 
 async def test_what_is_left_of_a_run_that_is_gone_is_erased_when_the_engine_is_back(world: World) -> None:
