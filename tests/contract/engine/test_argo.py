@@ -227,6 +227,30 @@ async def test_a_server_that_does_not_take_it_now_is_asked_again(
     assert asked(fake, "POST") == 4
 
 
+async def test_a_run_whose_submission_breaks_down_is_not_known_and_can_be_submitted_again(
+    fake: FakeKubernetes, argo: ArgoByHand, at_work: Working, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = asyncio.Event()
+
+    async def create(cluster: Cluster, namespace: str, body: bytes) -> None:
+        broken.set()
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Cluster, "create", create)
+        run = await at_work.begin()
+        async with asyncio.timeout(20):
+            await broken.wait()
+
+    async def is_unknown() -> bool:
+        return run.run_id not in await at_work.engine.known()
+
+    await eventually(is_unknown)
+    await at_work.engine.submit(run.submission())
+    await finish(argo, at_work, run)
+    assert run.phase == "Succeeded"
+
+
 # -- the queue ---------------------------------------------------------------------------------------------------------
 
 

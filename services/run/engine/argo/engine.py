@@ -563,7 +563,7 @@ class ArgoEngine:
             await room.acquire()
             entry = await self._next_in_turn()
             entry.stage = _Stage.STARTING
-            task = self._soon(self._start(entry), f"submit {entry.name}")
+            task = self._soon(self._started_or_forgotten(entry), f"submit {entry.name}")
             task.add_done_callback(lambda _: room.release())
 
     async def _next_in_turn(self) -> _Entry:
@@ -582,6 +582,14 @@ class ArgoEngine:
             await asyncio.sleep(_LOOK_SECONDS)
             for name, word in self._queue.news(time.monotonic(), self._trouble):
                 self._waits(self._entries[WorkflowName(name)], word)
+
+    async def _started_or_forgotten(self, entry: _Entry) -> None:
+        """Whatever breaks down here, the run is not taken for one that is being driven."""
+        try:
+            await self._start(entry)
+        except Exception:
+            self._forget(entry)
+            raise
 
     async def _start(self, entry: _Entry) -> None:
         def troubled(state: RetryCallState) -> None:
