@@ -15,6 +15,7 @@ from shared.leases import Lease
 from shared.subscriptions import Dead, Fact, Outcome
 from tests.integration.nervous_system.conftest import LEASE_SECONDS, House
 from tests.support.eventually import eventually
+from tests.support.servers import PostgresAccess
 
 
 def shown(name: str, **labels: str) -> float | None:
