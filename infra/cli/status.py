@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +22,8 @@ _WITHIN_SECONDS = 5.0
 _OLD_SECONDS = 60.0
 _LATE_SECONDS = 30.0
 _GATEWAY = "gateway"
+_WIDE = 500
+"""Columns of what is no terminal: no line is broken."""
 
 
 class Process(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,8 +99,10 @@ def status(data_dir: str | None, named: tuple[str, ...], token: str | None, as_j
 
     Ends with exit code 1 where something is not as it should be.
     """
-    places = _named(named) if named else _of_the_stack(data_dir)
+    folder, places = (None, _named(named)) if named else _of_the_stack(data_dir)
     seen = look(places, token)
+    if not places:
+        seen = msgspec.structs.replace(seen, complaints=(f"no stack runs on {folder}: `headrace up` starts it",))
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(seen), indent=2).decode())
     else:
@@ -107,7 +112,7 @@ def status(data_dir: str | None, named: tuple[str, ...], token: str | None, as_j
 
 def look(places: Sequence[tuple[str, str]], token: str | None) -> Status:
     """Ask all processes at once; `places` are names and URLs."""
-    with ThreadPoolExecutor(max_workers=len(places)) as threads:
+    with ThreadPoolExecutor(max_workers=max(len(places), 1)) as threads:
         asked = list(threads.map(lambda place: _ask(place[0], place[1], token), places))
     figures = _Figures([sample for each in asked for sample in each.samples])
     engine = next((_engine(url, token) for name, url in places if name == _GATEWAY), None)
@@ -183,9 +188,11 @@ def _named(named: Sequence[str]) -> list[tuple[str, str]]:
     return [(name, url.rstrip("/")) for name, url in places]
 
 
-def _of_the_stack(data_dir: str | None) -> list[tuple[str, str]]:
+def _of_the_stack(data_dir: str | None) -> tuple[Path, list[tuple[str, str]]]:
+    """The folder, and whom to ask: nobody where the stack does not run, since others may have its ports by now."""
     from infra.embedded.backing import PORT_NAMES
     from infra.embedded.data_dir import DataDir
+    from infra.embedded.failure import StartFailure
     from infra.embedded.ports import LOOPBACK
     from infra.embedded.settings import Settings
     from shared.settings import SettingsError, load
@@ -194,14 +201,16 @@ def _of_the_stack(data_dir: str | None) -> list[tuple[str, str]]:
         settings = load(Settings)
     except SettingsError as error:
         raise click.UsageError(str(error)) from error
-    folder = data_dir or settings.data_dir
-    ports = DataDir(Path(folder)).known_ports()
-    ours = [(name, port) for name, port in ports.items() if name not in PORT_NAMES]
-    if not ours:
-        raise click.UsageError(f"no stack has run on {folder}: name another --data-dir, or each --process")
-    return [(_GATEWAY, f"http://{LOOPBACK}:{settings.port}")] + [
-        (name, f"http://{LOOPBACK}:{port}") for name, port in sorted(ours)
-    ]
+    home = DataDir(Path(data_dir or settings.data_dir))
+    try:
+        if not home.is_in_use():
+            return home.path, []
+    except StartFailure as error:
+        raise click.UsageError(f"{error}; name another --data-dir, or each --process") from error
+    ports = {_GATEWAY: settings.port} | {
+        name: port for name, port in sorted(home.kept_ports().items()) if name not in PORT_NAMES
+    }
+    return home.path, [(name, f"http://{LOOPBACK}:{port}") for name, port in ports.items()]
 
 
 def _ask(name: str, url: str, token: str | None) -> _Asked:
@@ -277,29 +286,40 @@ def _show(seen: Status) -> None:
     from rich.table import Table
 
     console = Console(soft_wrap=True)
+    if not console.is_terminal:
+        console.width = _WIDE
     table = Table(box=None, pad_edge=False)
-    for heading in ("process", "state", "up", "memory", "version", "does alone"):
-        table.add_column(heading, overflow="fold")
+    for heading in ("process", "at", "state", "up", "memory"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("does alone")
     for process in seen.processes:
         table.add_row(
             process.name,
+            process.url.removeprefix("http://"),
             "[green]ready[/]" if process.is_ready else f"[red]{'not ready' if process.is_alive else 'not alive'}[/]",
             _duration(process.up_seconds),
             "" if process.memory_bytes is None else f"{process.memory_bytes // 2**20} MiB",
-            process.version,
-            ", ".join(process.holds),
+            _what_it_does_alone(process.holds),
         )
-    console.print(table)
-    console.print()
-    for title, line in _lines(seen):
-        console.print(f"{title:<12} {line}", markup=False, highlight=False)
-    if seen.complaints:
+    if seen.processes:
+        console.print(table)
         console.print()
+        for title, line in _lines(seen):
+            console.print(f"{title:<12} {line}", markup=False, highlight=False)
+        if seen.complaints:
+            console.print()
     for complaint in seen.complaints:
         console.print(complaint, style="red", markup=False, highlight=False)
 
 
+def _what_it_does_alone(holds: Sequence[str]) -> str:
+    """Leases by their kinds: `relay:node` and `relay:run` are two of one kind."""
+    kinds = Counter(lease.partition(":")[0] for lease in holds)
+    return ", ".join(kind if count == 1 else f"{kind} x{count}" for kind, count in kinds.items())
+
+
 def _lines(seen: Status) -> Iterator[tuple[str, str]]:
+    yield "version", _by_version(seen.processes)
     if seen.engine is not None:
         yield "engine", f"{seen.engine.name}, steps run in: {seen.engine.runtime}"
         if seen.engine.weaker:
@@ -313,6 +333,17 @@ def _lines(seen: Status) -> Iterator[tuple[str, str]]:
     yield "behind", _counted(behind, nothing="every subscriber has applied all facts")
     yield "dead letters", _counted(seen.dead_letters)
     yield "deliveries", f"{seen.deliveries_waiting} waiting"
+
+
+def _by_version(processes: Sequence[Process]) -> str:
+    """Who runs which is said where not all run the same, as in an upgrade."""
+    names: dict[str, list[str]] = {}
+    for process in processes:
+        if process.version:
+            names.setdefault(process.version, []).append(process.name)
+    if len(names) <= 1:
+        return "".join(names) or "not known"
+    return "; ".join(f"{version} {', '.join(who)}" for version, who in sorted(names.items()))
 
 
 def _counted(counts: Mapping[str, int], *, nothing: str = "none") -> str:

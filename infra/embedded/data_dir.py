@@ -14,9 +14,10 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import msgspec
@@ -122,7 +123,7 @@ class DataDir:
         self._abandon()
 
     def kept_ports(self) -> dict[str, int]:
-        """Those of the stack that runs on the folder."""
+        """Those of the stack that runs on this folder, or was the last to; none where none ever did."""
         return _read(self.path / "ports.json", dict[str, int])
 
     def secrets(self, names: Sequence[str]) -> dict[str, str]:
@@ -133,22 +134,20 @@ class DataDir:
         _write(file, kept | given)
         return given
 
-    def ports(self, names: Sequence[str], *, besides: Collection[int] = ()) -> dict[str, int]:
-        """A free port for each name: the same as last time unless somebody took it meanwhile, or `besides` has it.
+    def ports(self, names: Sequence[str], *, told: Mapping[str, int] = MappingProxyType({})) -> dict[str, int]:
+        """A free port for each name: the same as last time unless somebody took it meanwhile, or `told` has it.
 
-        Stable ports matter to the object store, which files its own bookkeeping under them.
+        `told` are the ports of others, by their names, which are kept beside. Stable ports matter to the object store,
+        which files its own bookkeeping under them.
         """
         file = self.path / "ports.json"
         kept = _read(file, dict[str, int])
-        ports = {name: port for name, port in kept.items() if name in names and port not in besides and is_free(port)}
+        taken = told.values()
+        ports = {name: port for name, port in kept.items() if name in names and port not in taken and is_free(port)}
         lacking = [name for name in names if name not in ports]
-        ports.update(zip(lacking, free_ports(len(lacking), besides=[*ports.values(), *besides]), strict=True))
-        _write(file, ports)
+        ports.update(zip(lacking, free_ports(len(lacking), besides=[*ports.values(), *taken]), strict=True))
+        _write(file, {**ports, **told})
         return ports
-
-    def known_ports(self) -> dict[str, int]:
-        """Those of the stack that runs on this folder, or was the last to; none where none ever did."""
-        return _read(self.path / "ports.json", dict[str, int])
 
     def bus_url(self, user: str) -> str:
         """How others reach the bus of the stack that runs on this folder. Raises StartFailure where none ever did."""

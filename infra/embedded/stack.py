@@ -149,8 +149,9 @@ class _Stack:
         self._serve = serve
         self._replicas = {service: names(service, replicas[service]) for service in SERVICES}
         self._connections = connections_each(replicas)
-        ours = data_dir.ports([*PORT_NAMES, *self._every_replica(), CONTROLLER, RUNNER], besides=[gateway_port])
-        self._ports = ours | {GATEWAY: gateway_port}
+        told = {GATEWAY: gateway_port}
+        ours = data_dir.ports([*PORT_NAMES, *self._every_replica(), CONTROLLER, RUNNER], told=told)
+        self._ports = ours | told
         self._backing = Backing(data_dir, self._ports, programs)
         self._socket = data_dir.socket("steps.sock")
         self._told_runner = told_runner

@@ -120,10 +120,11 @@ async def test_ports_are_the_same_as_last_time_but_for_those_that_are_somebody_e
     data_dir = DataDir(open_folder / "data")
     await data_dir.open()
     try:
-        first = data_dir.ports(["nats", "run"], besides=[8888])
-        assert data_dir.ports(["nats", "run"], besides=[8888]) == first
+        first = data_dir.ports(["nats", "run"], told={"gateway": 8888})
+        assert data_dir.ports(["nats", "run"], told={"gateway": 8888}) == first
         # Nobody listens on the gateway's port yet.
-        second = data_dir.ports(["nats", "run"], besides=[first["nats"]])
+        second = data_dir.ports(["nats", "run"], told={"gateway": first["nats"]})
+        assert data_dir.kept_ports() == second | {"gateway": first["nats"]}
     finally:
         data_dir.close()
     assert second["run"] == first["run"]

@@ -59,16 +59,15 @@ async def test_it_comes_up_answers_and_ends_in_order_without_a_trace(folder: Pat
 
 
 async def test_ctrl_c_is_an_orderly_stop_and_the_next_start_continues(folder: Path) -> None:
-    ports = secrets_kept = b""
+    before: tuple[dict[str, int], bytes] | None = None
     for _ in range(2):
         async with started(folder / "data") as stack:
             await stack.ready()
-            before = ports, secrets_kept
-            ports, secrets_kept = (
-                (folder / "data" / "ports.json").read_bytes(),
-                (folder / "data" / "secrets.json").read_bytes(),
-            )
-            assert before in ((b"", b""), (ports, secrets_kept))
+            ports = msgspec.json.decode((folder / "data" / "ports.json").read_bytes(), type=dict[str, int])
+            assert ports.pop("gateway") == stack.port
+            kept = ports, (folder / "data" / "secrets.json").read_bytes()
+            assert before in (None, kept)
+            before = kept
             assert await stack.stop(signal.SIGINT) == 0
 
 

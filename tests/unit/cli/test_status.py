@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -49,6 +50,15 @@ def status(*arguments: str) -> Result:
     return CliRunner().invoke(main, ["status", *arguments], env={"HEADRACE_TOKEN": "", "HEADRACE_DATA_DIR": ""})
 
 
+@contextmanager
+def stack_on(folder: Path, ports: dict[str, int]) -> Iterator[None]:
+    """As one that runs, to whoever looks at its folder."""
+    (folder / "ports.json").write_text(json.dumps(ports))
+    with (folder / "headrace.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 FIGURES = """
 headrace_build_info{version="1.2.3"} 1
 headrace_leases_held{lease="relay:run"} 1
@@ -89,7 +99,7 @@ def test_processes_that_are_well_are_summed_up_and_what_two_show_is_not_doubled(
     assert seen["open_runs"] == {"Pending": 4}
     assert seen["engine"] == engine | {"weaker": ""}
     text = status(*named).stdout
-    for words in ("ready", "70 MiB", "relay:run", "4 Pending", "3 run", "7 run of experiment", "bubblewrap"):
+    for words in ("ready", "70 MiB", "relay", "1.2.3", "4 Pending", "3 run", "7 run of experiment", "bubblewrap"):
         assert words in text
 
 
@@ -122,14 +132,41 @@ def test_what_waits_for_too_long_and_what_was_given_up_on_is_complained_of(start
 
 
 def test_the_processes_of_a_stack_are_found_by_its_folder(start: Callable[[Pages], str], tmp_path: Path) -> None:
-    ports = {"run": int(start(WELL).rpartition(":")[2]), "postgres": 1, "nats": 2}
-    (tmp_path / "ports.json").write_text(json.dumps(ports))
-    gateway = start(WELL)
-    done = CliRunner().invoke(
-        main, ["status", "--json", f"--data-dir={tmp_path}"], env={"HEADRACE_PORT": gateway.rpartition(":")[2]}
+    gateway, run = start(WELL), start(WELL)
+    ports = {name: int(url.rpartition(":")[2]) for name, url in (("gateway", gateway), ("run", run))}
+    with stack_on(tmp_path, ports | {"postgres": 1, "nats": 2}):
+        found = status("--json", f"--data-dir={tmp_path}")
+        shown = status(f"--data-dir={tmp_path}")
+    assert found.exit_code == 0, found.output
+    assert {each["name"]: each["url"] for each in json.loads(found.stdout)["processes"]} == {
+        "gateway": gateway,
+        "run": run,
+    }
+    # Where its figures are to be had, too.
+    assert run.removeprefix("http://") in shown.stdout
+
+
+def test_nobody_is_asked_in_the_name_of_a_stack_that_does_not_run(
+    start: Callable[[Pages], str], tmp_path: Path
+) -> None:
+    """Whoever answers at its ports is another one, such as the stack that a backup was made of."""
+    with stack_on(tmp_path, {"run": int(start(WELL).rpartition(":")[2])}):
+        pass
+    done, document = status(f"--data-dir={tmp_path}"), status("--json", f"--data-dir={tmp_path}")
+    complaint = f"no stack runs on {tmp_path}: `headrace up` starts it"
+    assert (done.exit_code, document.exit_code) == (1, 1)
+    assert done.stdout == f"{complaint}\n"
+    seen = json.loads(document.stdout)
+    assert (seen["processes"], seen["complaints"]) == ([], [complaint])
+
+
+def test_in_an_upgrade_it_is_told_who_runs_which_version(start: Callable[[Pages], str]) -> None:
+    old = start(WELL | {"/metrics": (200, FIGURES)})
+    new = start(WELL | {"/metrics": (200, FIGURES.replace("1.2.3", "1.2.4"))})
+    assert (
+        "1.2.3 run; 1.2.4 run-2, metrics"
+        in status(f"--process=run={old}", f"--process=run-2={new}", f"--process=metrics={new}").stdout
     )
-    assert done.exit_code == 0, done.output
-    assert [each["name"] for each in json.loads(done.stdout)["processes"]] == ["gateway", "run"]
 
 
 def test_a_folder_without_a_stack_and_a_process_without_a_url_are_said_so(tmp_path: Path) -> None:
