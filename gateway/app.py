@@ -292,7 +292,8 @@ class Door:
             case "asyncapi":
                 return await _send(send, 200, _events_described(), [(b"content-type", b"application/json"), *further])
             case "docs":
-                page = self._pages.at(match.route.pattern, _origin_of(scope, headers))
+                accept = headers.get(b"accept", b"")
+                page = self._pages.at(match.route.pattern, _origin_of(scope, headers), accept)
                 return await _send(send, page.status, page.content, [*page.headers, *further])
             case name:
                 raise AssertionError(f"the table gives {name} to the gateway, which has no answer to it")

@@ -1,15 +1,19 @@
 """The documentation for people: Swagger UI and what it shows, from files on this machine.
 
-Swagger UI's own files come with an installed package; the page, its start and an example pipeline lie in `docs`. The
-page may load from its own origin alone, which its policy tells the browser: nothing is fetched from elsewhere.
+Pages of Markdown are sent as they are written, and as HTML to a browser. Swagger UI's own files come with an installed
+package; its page, its start and an example pipeline lie in `docs`. A page may load from its own origin alone, which its
+policy tells the browser: nothing is fetched from elsewhere.
 """
 
 from __future__ import annotations
 
 import gzip
+import re
 from functools import cache
+from html import escape
 from importlib.util import find_spec
 from pathlib import Path
+from string import Template
 from typing import Final
 
 import msgspec
@@ -39,8 +43,9 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
 class Pages:
     """Answers the paths under /docs."""
 
-    def at(self, path: str, origin: str | None) -> Page:
-        """`origin`: the address that the client sees us at, which the page names in its examples."""
+    def at(self, path: str, origin: str | None, accept: bytes = b"") -> Page:
+        """`origin`: the address that the client sees us at, which the page names in its examples. `accept` is the
+        request's header."""
         match path:
             case "/docs":
                 return _page(_OURS / "index.html", origin)
@@ -49,15 +54,23 @@ class Pages:
                 return Page(status=301, content=b"", headers=((b"location", b"../docs"),))
             case "/docs/swagger-ui.css" | "/docs/swagger-ui-bundle.js":
                 return _swagger_ui(path.rpartition("/")[2])
+            case _ if path.endswith(".md"):
+                return _written(_OURS / path.rpartition("/")[2], origin, as_html=b"text/html" in accept)
             case _:
                 return _page(_OURS / path.rpartition("/")[2], origin)
 
 
 def _page(file: Path, origin: str | None) -> Page:
-    content = _read(file)
-    if origin is not None:
-        content = content.replace(HOST.encode(), origin.encode("ascii"))
-    return Page(status=200, content=content, headers=_headers(file.suffix))
+    return Page(status=200, content=_addressed(_read(file), origin), headers=_headers(file.suffix))
+
+
+def _written(file: Path, origin: str | None, *, as_html: bool) -> Page:
+    content, suffix = (_rendered(file), ".html") if as_html else (_read(file), file.suffix)
+    return Page(status=200, content=_addressed(content, origin), headers=(*_headers(suffix), (b"vary", b"accept")))
+
+
+def _addressed(content: bytes, origin: str | None) -> bytes:
+    return content if origin is None else content.replace(HOST.encode(), origin.encode("ascii"))
 
 
 def _swagger_ui(name: str) -> Page:
@@ -88,6 +101,27 @@ def _swagger_ui_folder() -> Path:
     assert package is not None, "aiohttp-swagger3 is not installed"
     assert package.submodule_search_locations is not None
     return Path(package.submodule_search_locations[0], "swagger_ui")
+
+
+@cache
+def _rendered(file: Path) -> bytes:
+    """With an id for each heading, as alerts and other pages name it."""
+    # Imported when somebody reads: the gateway writes HTML nowhere else.
+    from markdown_it import MarkdownIt
+
+    markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
+    tokens = markdown.parse(_read(file).decode())
+    headings = [(at, tokens[at + 1].content) for at, token in enumerate(tokens) if token.type == "heading_open"]
+    for at, text in headings:
+        tokens[at].attrSet("id", _anchor(text))
+    page = Template(_read(_OURS / "page.html").decode())
+    content = markdown.renderer.render(tokens, markdown.options, {})
+    return page.substitute(title=escape(headings[0][1]), content=content).encode()
+
+
+def _anchor(heading: str) -> str:
+    """As where Markdown is shown otherwise: `What to do` is `#what-to-do`."""
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
 
 
 @cache

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import re
+from pathlib import Path
+from urllib.parse import urljoin, urlsplit
 
 import pytest
 from litestar import Response
@@ -11,6 +14,8 @@ from gateway.table import PAGES
 from shared.web import create_app as create_service
 from shared.web import get
 from tests.integration.gateway.house import GatewayUnderTest, House, refusing_url
+
+ALERTS = Path(__file__).parents[3] / "infra" / "observability" / "alerts.yaml"
 
 
 @get("/apis/v1beta1/runs")
@@ -73,6 +78,42 @@ async def test_every_page_is_there_with_its_type_and_policy(gateway: GatewayUnde
     assert "default-src 'none'" in answer.headers["content-security-policy"]
     assert len(answer.content) > 100
     assert posted.status_code == 405
+
+
+WRITTEN = [path for path in PAGES if path.endswith(".md")]
+
+
+@pytest.mark.parametrize("path", WRITTEN)
+async def test_a_browser_is_shown_a_page_whose_links_lead_somewhere(gateway: GatewayUnderTest, path: str) -> None:
+    async with gateway.client() as client:
+        page = await client.get(path, headers={"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"})
+        assert page.headers["content-type"] == "text/html; charset=utf-8"
+        assert page.headers["vary"] == "accept"
+        assert "<h1 id=" in page.text
+        for link in re.findall(r'<a href="([^"]+)"', page.text):
+            if not link.startswith("https://"):
+                there = await client.get(urljoin(path, link), headers={"Accept": "text/html"})
+                fragment = urlsplit(link).fragment
+                assert there.status_code == 200, link
+                assert not fragment or f' id="{fragment}"' in there.text, link
+
+
+@pytest.mark.parametrize("path", WRITTEN)
+async def test_whoever_is_no_browser_reads_a_page_as_it_was_written(gateway: GatewayUnderTest, path: str) -> None:
+    async with gateway.client() as client:
+        answer = await client.get(path, headers={"Accept": "*/*"})
+
+    assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+    assert answer.text.startswith("# ")
+
+
+async def test_the_page_that_an_alert_names_has_its_place(gateway: GatewayUnderTest) -> None:
+    named = re.findall(r"runbook: (\S+)", ALERTS.read_text())
+    async with gateway.client() as client:
+        for page, _, place in (name.partition("#") for name in named):
+            answer = await client.get(f"/{page}", headers={"Accept": "text/html"})
+            assert f' id="{place}"' in answer.text
+    assert named
 
 
 async def test_the_large_script_is_sent_compressed(gateway: GatewayUnderTest) -> None:
