@@ -67,16 +67,23 @@ class Gateway:
         `silent_seconds`: how long nothing may come; for as long as it likes unless given. Raises Failed.
         """
         import urllib3
+        from urllib3.exceptions import ConnectTimeoutError
 
         with in_our_words():
-            reply = self._http.request(
-                method,
-                self._url + path + (f"?{urlencode(query)}" if query else ""),
-                headers={**self._headers, **(headers or {})},
-                body=None if document is None else json.dumps(document).encode(),
-                preload_content=False,
-                timeout=urllib3.Timeout(connect=5, read=silent_seconds),
-            )
+            try:
+                reply = self._http.request(
+                    method,
+                    self._url + path + (f"?{urlencode(query)}" if query else ""),
+                    headers={**self._headers, **(headers or {})},
+                    body=None if document is None else json.dumps(document).encode(),
+                    preload_content=False,
+                    timeout=urllib3.Timeout(connect=5, read=silent_seconds),
+                )
+            except ConnectTimeoutError as error:  # A connection that is refused is one of these, too.
+                why = getattr(error.__cause__, "strerror", None) or "it takes too long"
+                raise Failed(
+                    f"no gateway answers at {self._url} ({why}); --url, HEADRACE_URL or HEADRACE_PORT say where it is"
+                ) from error
             if reply.status != 200:
                 raise Failed(_refusal(reply.status, reply.data))
         return reply
