@@ -9,7 +9,7 @@ import click
 from infra.cli._here import Here, on_this_machine
 
 
-@click.command()
+@click.command(short_help="Write what the stack of this machine keeps into a folder.")
 @click.argument("folder", type=click.Path(path_type=Path))
 @on_this_machine
 def backup(here: Here, folder: Path) -> None:

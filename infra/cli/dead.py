@@ -14,7 +14,7 @@ from infra.cli._gateway import Failed, Gateway, through_the_gateway
 _DEAD = "/apis/headrace/v1/dead"
 
 
-@click.group()
+@click.group(short_help="Look at facts that services gave up on; have them applied.")
 def dead() -> None:
     """Look at the facts that services gave up on, and have them applied after all."""
 

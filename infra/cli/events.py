@@ -56,7 +56,7 @@ def events() -> None:
     """What happens to runs, jobs, experiments and pipelines."""
 
 
-@events.command()
+@events.command(short_help="Show events as they happen, until Ctrl-C.")
 @_filters
 @click.option("--since", type=_Since(), default="", help="From then on: 10m, 2h, or 2026-01-31T08:00:00Z.")
 @click.option("--after", default="", help="Go on behind the id of an event.")
@@ -69,7 +69,7 @@ def tail(gateway: Gateway, since: str, after: str, until_final: bool, **filters:
     _Source(gateway, since=since, after=after, until="final" if until_final else "", **filters).follow()
 
 
-@events.command()
+@events.command(short_help="Show the events that are kept.")
 @_filters
 @click.option("--since", type=_Since(), default="1970-01-01T00:00:00Z", help="From then on; all that is kept.")
 @click.option("--after", default="", help="Go on behind the id of an event.")
@@ -79,7 +79,7 @@ def replay(gateway: Gateway, since: str, after: str, **filters: Any) -> None:
     _Source(gateway, since=since, after=after, until="now", **filters).read()
 
 
-@events.command()
+@events.command(short_help="Print where subscribers find this machine's broker.")
 @click.option("--data-dir", envvar="HEADRACE_DATA_DIR", default=".headrace", help="Of the stack on this machine.")
 def nats_url(data_dir: str) -> None:
     """Print where subscribers find the broker of this machine's stack, and as whom: they may only listen."""

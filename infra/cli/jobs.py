@@ -27,7 +27,7 @@ def show(gateway: Gateway, job: str) -> None:
     _print(gateway.ask(_path(job)))
 
 
-@jobs.command()
+@jobs.command(short_help="Print the next slots of JOB, as if it were enabled.")
 @click.argument("job")
 @click.option("-n", "--count", default=10, show_default=True, help="How many slots; 100 at most.")
 @through_the_gateway

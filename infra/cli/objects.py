@@ -20,7 +20,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     object_store_bucket: str
 
 
-@click.group()
+@click.group(short_help="Copy all objects to a tar file and back.")
 def objects() -> None:
     """Copy all objects to a tar file and back, with the settings of a process that keeps objects.
 

@@ -9,7 +9,7 @@ import click
 from infra.cli._here import Here, on_this_machine
 
 
-@click.command()
+@click.command(short_help="Read a backup into a new data directory.")
 @click.argument("folder", type=click.Path(path_type=Path))
 @on_this_machine
 def restore(here: Here, folder: Path) -> None:

@@ -23,7 +23,7 @@ _ACCESS_KEY = "HEADRACE_OBJECT_STORE_ACCESS_KEY"
 _SECRET_KEY = "HEADRACE_OBJECT_STORE_SECRET_KEY"  # noqa: S105 - its name
 
 
-@click.command()
+@click.command(short_help="Print the Secrets of an installation on Kubernetes.")
 @click.option(
     "--postgres", default="postgres:5432/headrace", show_default=True, help="Where the database is: HOST:PORT/NAME."
 )

@@ -81,7 +81,7 @@ class _Asked(msgspec.Struct, frozen=True, kw_only=True):
     samples: tuple[tuple[str, dict[str, str], float], ...] = ()
 
 
-@click.command()
+@click.command(short_help="Show which processes are ready, and what waits.")
 @click.option(
     "--data-dir", type=click.Path(), help="Of the stack on this machine: HEADRACE_DATA_DIR, else ./.headrace."
 )

@@ -19,7 +19,7 @@ def webhooks() -> None:
     """Have events sent to a URL. A webhook is named by its id, or by its name where only one has it."""
 
 
-@webhooks.command()
+@webhooks.command(short_help="Send what happens from now on to a URL.")
 @click.argument("name")
 @click.argument("target", metavar="URL")
 @click.option("--resource", default="", help="Whose: run, job-scheduler, experiment, pipeline-registry, metrics.")
@@ -68,7 +68,7 @@ def delete(gateway: Gateway, webhook: str) -> None:
     gateway.ask(_path(gateway, webhook), method="DELETE")
 
 
-@webhooks.command()
+@webhooks.command(short_help="Send an event that tells of nothing, now.")
 @click.argument("webhook")
 @through_the_gateway
 def test(gateway: Gateway, webhook: str) -> None:
@@ -79,7 +79,7 @@ def test(gateway: Gateway, webhook: str) -> None:
     click.echo(f"{result['code']} after {result.get('milliseconds', 0)} ms")
 
 
-@webhooks.command()
+@webhooks.command(short_help="Send nothing until it is resumed.")
 @click.argument("webhook")
 @through_the_gateway
 def pause(gateway: Gateway, webhook: str) -> None:
