@@ -161,7 +161,7 @@ def _as_row(data: str) -> None:
     event = json.loads(data)
     state = event["data"]
     _, owner, what, _ = event["type"].split(".")
-    row = f"{event['time'][:19]}Z  {owner + ' ' + what:<24}  {event['subject']:<36}  {state.get('name', '')}"
+    row = f"{event['time'][:19]}Z  {owner + ' ' + what:<33}  {event['subject']:<36}  {state.get('name', '')}"
     click.echo(f"{row}  {state.get('error', '')}".rstrip())
 
 
