@@ -31,7 +31,8 @@ def migrate(name: str) -> None:
     """Apply the migrations that a service's schema misses.
 
     NAME is a service, as in `headrace serve`. HEADRACE_DATABASE_URL is all that is read beside the settings of logs.
-    Any number may be started at once: one of them works, the others wait for it and find it done.
+    Any number may be started at once: one of them works, the others wait for it and find it done. A database that is
+    still starting is waited for, for a minute.
     """
     from shared import logs
     from shared.errors import Unavailable
