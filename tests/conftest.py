@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+
+from infra.embedded.ports import SLICE
 from tests.coverage.plugin import (
     evidence,
     pytest_addoption,
@@ -37,6 +40,12 @@ __all__ = [
     "pytest_testnodedown",
     "stack",
 ]
+
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # What this process starts, and what that starts, looks for ports where the other processes do not.
+    _worker = os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw")
+    os.environ[SLICE] = f"{_worker}/{os.environ['PYTEST_XDIST_WORKER_COUNT']}"
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:

@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from infra.embedded.failure import StartFailure
+from infra.embedded.object_store import ports_of_others
 from infra.embedded.ports import LOOPBACK, free_ports, is_free
 
 LEAST_FREE_BYTES = 256 * 1024 * 1024
@@ -142,7 +143,7 @@ class DataDir:
         """
         file = self.path / "ports.json"
         kept = _read(file, dict[str, int])
-        taken = told.values()
+        taken = {*told.values(), *ports_of_others()}
         ports = {name: port for name, port in kept.items() if name in names and port not in taken and is_free(port)}
         lacking = [name for name in names if name not in ports]
         ports.update(zip(lacking, free_ports(len(lacking), besides=[*ports.values(), *taken]), strict=True))

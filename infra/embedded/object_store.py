@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -132,3 +133,16 @@ class ObjectStore:
         for port in msgspec.structs.asdict(self.ports).values():
             for socket in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):  # noqa: S108 - the server's own choice
                 socket.unlink(missing_ok=True)
+
+
+def ports_of_others() -> set[int]:
+    """Where a server of another user has left a socket, which keeps ours from starting and is not ours to remove."""
+    if os.geteuid() == 0:
+        return set()
+    found = set()
+    for socket in Path("/tmp").glob("seaweedfs-*-*.sock"):  # noqa: S108 - the server's own choice
+        port = socket.stem.rpartition("-")[2]
+        with suppress(FileNotFoundError):
+            if port.isdecimal() and socket.lstat().st_uid != os.geteuid():
+                found.add(int(port))
+    return found

@@ -13,6 +13,8 @@ import pytest
 from gateway import tokens
 from infra.embedded.data_dir import DataDir
 from infra.embedded.failure import StartFailure
+from infra.embedded.object_store import ports_of_others
+from infra.embedded.ports import SLICE, free_ports
 from infra.embedded.postgres import NOBODY
 
 AN_IMPOSSIBLE_SIZE = 2**62
@@ -203,3 +205,25 @@ def is_open_at(descriptor: int, file: Path) -> bool:
     with contextlib.suppress(FileNotFoundError):
         return os.path.samestat(os.fstat(descriptor), file.stat())
     return False
+
+
+def test_no_port_is_chosen_at_which_another_user_has_left_a_socket(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (port,) = free_ports(1)
+    left = Path(f"/tmp/seaweedfs-volume-grpc-{port}.sock")
+    left.touch()
+    try:
+        monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+        assert port in ports_of_others()
+        (tmp_path / "ports.json").write_text(f'{{"s3": {port}}}')
+        assert DataDir(tmp_path).ports(["s3"])["s3"] != port
+    finally:
+        left.unlink()
+
+
+def test_processes_side_by_side_look_for_ports_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SLICE, "0/2")
+    ours = free_ports(50)
+    monkeypatch.setenv(SLICE, "1/2")
+    assert {port % 2 for port in ours} != {port % 2 for port in free_ports(50)}
