@@ -22,13 +22,14 @@ import contextlib
 import io
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 from urllib.parse import quote, urlencode
 
 import aiohttp
 import msgspec
+from tenacity import RetryCallState, wait_random_exponential
 
 from shared.errors import Unavailable
 
@@ -72,6 +73,17 @@ class Busy(Unavailable):
     def __init__(self, message: str, *, cause: str | None = None, after_seconds: float = 0.0) -> None:
         super().__init__(message, cause=cause)
         self.after_seconds = after_seconds
+
+
+def pauses(*, multiplier: float, most_seconds: float) -> Callable[[RetryCallState], float]:
+    """Between tries: longer from failure to failure, and as long as the server asks for."""
+    growing = wait_random_exponential(multiplier=multiplier, max=most_seconds)
+
+    def pause(state: RetryCallState) -> float:
+        error = state.outcome.exception() if state.outcome is not None else None
+        return max(growing(state), error.after_seconds if isinstance(error, Busy) else 0.0)
+
+    return pause
 
 
 class Forbidden(Unavailable):

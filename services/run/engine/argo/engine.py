@@ -19,7 +19,7 @@ from enum import Enum
 from typing import Any, Final
 
 import msgspec
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
 from services.run.engine import About, NameTaken, NodeId, Observation, Submission, WorkflowName
 from services.run.engine.shards import ALL, SHARDS, shard_of
@@ -27,7 +27,7 @@ from shared.errors import Unavailable
 from shared.telemetry import continue_trace
 
 from . import shapes, watching
-from .cluster import AlreadyExists, Busy, Cluster, Conflict, Missing, Rejected, TooLarge
+from .cluster import AlreadyExists, Cluster, Conflict, Missing, Rejected, TooLarge, pauses
 from .submitting import Queue, Submitting
 
 _log = logging.getLogger(__name__)
@@ -848,12 +848,7 @@ def _closed(entry: _Entry, phase: str, message: str) -> tuple[dict[str, Any], ..
     return tuple({**node, **ended} for node in nodes if node.get("phase") in ("Pending", "Running"))
 
 
-_exponential = wait_random_exponential(multiplier=0.1, max=10)
-
-
-def _wait(state: RetryCallState) -> float:
-    error = state.outcome.exception() if state.outcome is not None else None
-    return max(_exponential(state), error.after_seconds if isinstance(error, Busy) else 0.0)
+_wait = pauses(multiplier=0.1, most_seconds=10)
 
 
 def _patiently(**how: Any) -> AsyncRetrying:

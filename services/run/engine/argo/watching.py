@@ -6,17 +6,17 @@ anyway, everything is listed anew, page by page, and whoever listens can compare
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
-import random
 import time
 from typing import Protocol
+
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
 from shared.errors import Unavailable
 
 from . import shapes
-from .cluster import Busy, Cluster, Expired, Missing, Rejected
+from .cluster import Cluster, Expired, Missing, Rejected, pauses
 
 _log = logging.getLogger(__name__)
 
@@ -37,41 +37,30 @@ class Listener(Protocol):
         """These were all there were when the listing began."""
 
 
-class Patience:
-    """Pauses that grow from failure to failure, up to a few seconds."""
+class _CutShort(Exception):
+    """A watch ended as soon as it began."""
 
-    def __init__(self, *, most_seconds: float = 5.0) -> None:
-        self._most_seconds = most_seconds
-        self._failures = 0
 
-    def reset(self) -> None:
-        self._failures = 0
-
-    async def pause(self, *, at_least_seconds: float = 0.0) -> None:
-        longest = min(self._most_seconds, 0.05 * 2**self._failures)
-        self._failures += 1
-        await asyncio.sleep(max(at_least_seconds, random.uniform(longest / 2, longest)))
+_pauses = pauses(multiplier=0.05, most_seconds=5)
 
 
 async def follow(cluster: Cluster, scope: str, labels: str, listener: Listener, *, page: int = 100) -> None:
     """Until cancelled. `scope`: a namespace, or nothing for all of them. `labels`: what selects the objects."""
     following = _Following(cluster, scope, labels, listener, page)
-    patience = Patience()
     while True:
-        began_at = time.monotonic()
-        try:
-            await following.go_on()
-        except Expired as expired:
-            _log.info("workflows are listed anew: %s", expired)
-            following.forget()
-        except (Unavailable, Missing, Rejected) as outage:
-            _log.warning("workflows are not watched: %s", outage)
-            await patience.pause(at_least_seconds=outage.after_seconds if isinstance(outage, Busy) else 0.0)
-            continue
-        if following.has_progressed or time.monotonic() - began_at >= _STEADY_SECONDS:
-            patience.reset()
-        else:
-            await patience.pause()
+        async for attempt in AsyncRetrying(
+            retry=retry_if_exception_type((Unavailable, Missing, Rejected, _CutShort)),
+            wait=_pauses,
+            before_sleep=_log_outage,
+        ):
+            with attempt:
+                await following.go_on()
+
+
+def _log_outage(state: RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome is not None else None
+    if not isinstance(error, _CutShort):
+        _log.warning("workflows are not watched: %s", error)
 
 
 class _Following:
@@ -83,14 +72,21 @@ class _Following:
         self._page = page
         self._version = ""
         self._listed_at = 0.0
-        self.has_progressed = False
-
-    def forget(self) -> None:
-        self._version = ""
+        self._has_progressed = False
 
     async def go_on(self) -> None:
-        """A list where one is needed, and a watch from there to its end. Raises Expired, Unavailable."""
-        self.has_progressed = False
+        """A list where one is needed, and a watch from there to its end. Raises Unavailable, and _CutShort where that
+        was at once."""
+        self._has_progressed, began_at = False, time.monotonic()
+        try:
+            await self._list_and_watch()
+        except Expired as expired:
+            _log.info("workflows are listed anew: %s", expired)
+            self._version = ""
+        if not self._has_progressed and time.monotonic() - began_at < _STEADY_SECONDS:
+            raise _CutShort
+
+    async def _list_and_watch(self) -> None:
         if not self._version or time.monotonic() - self._listed_at >= _RELIST_SECONDS:
             await self._list()
         async with contextlib.aclosing(
@@ -119,7 +115,7 @@ class _Following:
             await self._listener.deleted(metadata)
         elif what != "BOOKMARK" and (seen := _readable(item)) is not None:
             await self._listener.seen(seen)
-        self.has_progressed = True
+        self._has_progressed = True
         self._version = metadata.resource_version
 
 
