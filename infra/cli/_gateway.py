@@ -12,6 +12,8 @@ from urllib.parse import urlencode
 
 import click
 
+from infra.cli._here import command_name
+
 
 class Failed(Exception):
     """What went wrong, in a sentence."""
@@ -27,8 +29,7 @@ def through_the_gateway(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(Gateway(url or _of_this_machine(), token), **given)
         except Failed as failure:
-            _, *words = click.get_current_context().command_path.split()
-            click.echo(f"{' '.join(['headrace', *words])}: {failure}", err=True)
+            click.echo(f"{command_name()}: {failure}", err=True)
             sys.exit(1)
 
     return with_gateway

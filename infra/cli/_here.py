@@ -28,7 +28,7 @@ class Here:
         try:
             return asyncio.run(work(self.data_dir))
         except (BackupError, StartFailure) as failure:
-            click.echo(f"{_command()}: {failure}", err=True)
+            click.echo(f"{command_name()}: {failure}", err=True)
             sys.exit(1)
 
 
@@ -52,10 +52,10 @@ def _told() -> Path:
     try:
         return Path(load(Settings, {name: value for name, value in os.environ.items() if value}).data_dir)
     except SettingsError as error:
-        click.echo(f"{_command()}: {error}", err=True)
+        click.echo(f"{command_name()}: {error}", err=True)
         sys.exit(1)
 
 
-def _command() -> str:
+def command_name() -> str:
     _, *words = click.get_current_context().command_path.split()
     return " ".join(["headrace", *words])
