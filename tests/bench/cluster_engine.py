@@ -26,6 +26,7 @@ from services.run.engine import Observation
 from services.run.engine.argo import ArgoEngine, shapes
 from services.run.engine.argo.cluster import Cluster
 from services.run.engine.argo.submitting import Submitting
+from services.run.reading import MOST_WORKFLOW_BYTES
 from tests.bench.figures import Floor, Result, Row, Unit, median, percentile
 from tests.bench.processes import Meter, Process, pss_mebibytes
 from tests.contract.engine.manifests import c, dag, task, workflow
@@ -123,7 +124,12 @@ class _Records:
 
 @contextlib.asynccontextmanager
 async def _working(kubeconfig: Path) -> AsyncIterator[_Records]:
-    engine = ArgoEngine(Cluster.from_settings(kubeconfig=str(kubeconfig)), namespaces=(NAMESPACE,), limits=_UNMETERED)
+    engine = ArgoEngine(
+        Cluster.from_settings(kubeconfig=str(kubeconfig)),
+        namespaces=(NAMESPACE,),
+        limits=_UNMETERED,
+        most_workflow_bytes=MOST_WORKFLOW_BYTES,
+    )
     await engine.about()  # Loads the client, which is no part of what is measured.
     records = _Records(engine)
     tasks = [asyncio.create_task(engine.run()), asyncio.create_task(records.follow())]

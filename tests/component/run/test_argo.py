@@ -15,6 +15,7 @@ from services.run.engine import Submission, WorkflowName
 from services.run.engine.argo import ArgoEngine
 from services.run.engine.argo.cluster import Cluster
 from services.run.engine.shards import ALL, shard_of
+from services.run.reading import MOST_WORKFLOW_BYTES
 from services.run.settings import ControllerSettings
 from shared.errors import Unavailable
 from tests.component.run.conftest import World
@@ -94,7 +95,7 @@ async def test_an_engine_whose_shard_is_another_controllers_by_now_asks_the_clus
 
     async with FakeKubernetes.serving() as fake, argo_by_hand(fake) as argo:
         cluster = Cluster.from_settings(kubeconfig=str(fake.kubeconfig(tmp_path)))
-        engine = ArgoEngine(cluster, namespaces=("kubeflow",), holds=holds)
+        engine = ArgoEngine(cluster, namespaces=("kubeflow",), holds=holds, most_workflow_bytes=MOST_WORKFLOW_BYTES)
         working = asyncio.create_task(engine.run())
         await engine.known()
         held.remove(shard_of("r"))

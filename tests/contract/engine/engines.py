@@ -23,6 +23,7 @@ from services.run.engine.embedded.cache import StepCache
 from services.run.engine.embedded.driver import EmbeddedEngine
 from services.run.engine.embedded.reconcile import Limits
 from services.run.engine.embedded.runner.client import RunnerClient
+from services.run.reading import MOST_WORKFLOW_BYTES
 from shared.blobs import Blobs
 from tests.support.argo import Interpreting, StandInArgo
 from tests.support.eventually import eventually
@@ -179,7 +180,9 @@ def argo(runner: RunnerProcess) -> EngineFactory:
         ):
             assert isinstance(made.engine, EmbeddedEngine)
             limits_of_queue = Submitting(rate_per_second=1000, burst=1000, in_flight=most_runs)
-            engine = ArgoEngine(cluster, namespaces=("kubeflow",), limits=limits_of_queue)
+            engine = ArgoEngine(
+                cluster, namespaces=("kubeflow",), limits=limits_of_queue, most_workflow_bytes=MOST_WORKFLOW_BYTES
+            )
             await engine.check()
             brain = Interpreting(api, made.engine, made.blobs)
             async with StandInArgo.working(api, brain, namespace="kubeflow"):

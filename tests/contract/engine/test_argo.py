@@ -18,6 +18,7 @@ from services.run.engine.argo import ArgoEngine, shapes
 from services.run.engine.argo.cluster import Cluster
 from services.run.engine.argo.submitting import Submitting
 from services.run.engine.shards import ALL, shard_of
+from services.run.reading import MOST_WORKFLOW_BYTES
 from shared.errors import Unavailable
 from tests.contract.engine.argo_by_hand import ArgoByHand, argo_by_hand, node
 from tests.contract.engine.manifests import c, workflow
@@ -62,7 +63,8 @@ async def working(
     fake: FakeKubernetes, folder: Path, *runs: Run, limits: Submitting = FAST, **how: Any
 ) -> AsyncIterator[Working]:
     cluster = Cluster.from_settings(kubeconfig=str(fake.kubeconfig(folder)))
-    engine = ArgoEngine(cluster, namespaces=("kubeflow",), limits=limits, **how)
+    told = {"most_workflow_bytes": MOST_WORKFLOW_BYTES} | how
+    engine = ArgoEngine(cluster, namespaces=("kubeflow",), limits=limits, **told)
     recorder = Recorder(engine)
     recorder.runs.update({run.name: run for run in runs})
     tasks = [asyncio.create_task(engine.run()), asyncio.create_task(recorder.follow())]
@@ -202,8 +204,11 @@ async def test_a_namespace_that_is_not_there_ends_the_run(fake: FakeKubernetes, 
     run.workflow["metadata"]["namespace"] = "nowhere"
     cluster = Cluster.from_settings(kubeconfig=str(fake.kubeconfig(tmp_path)))
     for engine, reason in (
-        (ArgoEngine(cluster), "there is no namespace nowhere"),
-        (ArgoEngine(cluster, namespaces=("kubeflow",)), "the namespace nowhere is none whose workflows are driven"),
+        (ArgoEngine(cluster, most_workflow_bytes=MOST_WORKFLOW_BYTES), "there is no namespace nowhere"),
+        (
+            ArgoEngine(cluster, namespaces=("kubeflow",), most_workflow_bytes=MOST_WORKFLOW_BYTES),
+            "the namespace nowhere is none whose workflows are driven",
+        ),
     ):
         work = asyncio.create_task(engine.run())
         await engine.submit(run.submission())
@@ -853,7 +858,9 @@ async def test_whoever_does_not_know_a_run_can_stop_and_erase_it(
 ) -> None:
     run = await at_work.begin()
     await argo.until_there(run)
-    other = ArgoEngine(Cluster.from_settings(kubeconfig=str(fake.kubeconfig(tmp_path))))
+    other = ArgoEngine(
+        Cluster.from_settings(kubeconfig=str(fake.kubeconfig(tmp_path))), most_workflow_bytes=MOST_WORKFLOW_BYTES
+    )
 
     await other.terminate(run.name)
     found = await argo.object(run)
@@ -902,7 +909,11 @@ async def test_objects_that_have_outlived_their_time_are_left_over(
         await finish(argo, at_work, run)
         await argo.until_marked(run)
 
-        patient = ArgoEngine(Cluster.from_settings(kubeconfig=str(fake.kubeconfig(tmp_path))), ttl_seconds=3600)
+        patient = ArgoEngine(
+            Cluster.from_settings(kubeconfig=str(fake.kubeconfig(tmp_path))),
+            ttl_seconds=3600,
+            most_workflow_bytes=MOST_WORKFLOW_BYTES,
+        )
         assert await patient.leftovers() == {}
         await patient.close()
         assert await at_work.engine.leftovers() == {run.run_id: 1}

@@ -32,8 +32,6 @@ from .submitting import Queue, Submitting
 
 _log = logging.getLogger(__name__)
 
-MOST_WORKFLOW_BYTES: Final = 1_500_000
-"""A bit less than etcd takes by default (1.5 MiB): Argo adds to it."""
 _AT_ONCE: Final = 16
 """How many requests of a kind are under way at a time."""
 _MOST_HELD_BYTES: Final = 64 * 1024 * 1024
@@ -105,7 +103,7 @@ class ArgoEngine:
         namespaces: tuple[str, ...] = (),
         limits: Submitting | None = None,
         ttl_seconds: float = 86_400.0,
-        most_workflow_bytes: int = MOST_WORKFLOW_BYTES,
+        most_workflow_bytes: int,
         holds: Callable[[int], bool] | None = None,
     ) -> None:
         """`namespaces`: where workflows are; none: all over the cluster.
