@@ -212,9 +212,6 @@ def _example_of(operation: AnyOperation, ids: dict[str, str]) -> dict[str, Any]:
     """The body that the description gives as its example, with a pipeline that is there."""
     content = operation.definition.raw["requestBody"]["content"]["application/json"]
     example: dict[str, Any] = copy.deepcopy(content["example"])
-    if "name" in example:
-        # The name that the description gives is for whoever tries its examples.
-        example["name"] += f", {_TAKEN}"
     for reference in example.get("resource_references", ()):
         reference["key"]["id"] = ids["pipelines"]
     return example
