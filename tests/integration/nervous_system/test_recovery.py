@@ -100,6 +100,33 @@ async def test_the_broker_restarts_again_and_again_under_load(house: House, own_
     await house.applied_each_once(600, within_seconds=30)
 
 
+async def test_connections_that_are_taken_and_dropped_are_tried_again(own_nats: NatsServer) -> None:
+    """What a broker does that is going down, and what stands before one that is away."""
+    bus = await Bus(own_nats.url("run"), name="dropped").open(patience_seconds=10)
+    await own_nats.stop()
+    dropped = 0
+
+    def drop(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal dropped
+        dropped += 1
+        writer.close()
+
+    async def several() -> bool:
+        return dropped >= 3
+
+    async def connected() -> bool:
+        return bus.is_connected
+
+    try:
+        async with await asyncio.start_server(drop, "127.0.0.1", own_nats.port):
+            await eventually(several)
+            assert not bus.is_connected
+        await own_nats.start()
+        await eventually(connected)
+    finally:
+        await bus.close()
+
+
 async def test_a_bus_opens_as_soon_as_the_broker_is_there(own_nats: NatsServer) -> None:
     await own_nats.stop()
     bus = Bus(own_nats.url("run"), name="early")
