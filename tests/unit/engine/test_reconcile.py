@@ -1347,7 +1347,7 @@ def test_the_same_events_give_the_same_turns() -> None:
     first, second = (State.new(manifest, identity()) for _ in range(2))
     assert advance(first, (), MIDNIGHT) == advance(second, (), MIDNIGHT)
     event = StepFinished(
-        node_id=next(iter(first._frames.keys() - {NAME})),
+        node_id=next(iter(first.frames.keys() - {NAME})),
         at=MIDNIGHT,
         exit_code=0,
         outputs=Collected(parameters={"n": "2"}),
