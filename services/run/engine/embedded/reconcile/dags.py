@@ -97,16 +97,7 @@ class Dags:
 
     def _begin_item(self, dag: Dag, group: TaskGroup, task: Task, node_name: str) -> None:
         call = self._tasks.call(dag, task, node_name, group, (group.node_id,), artifacts={})
-        try:
-            reason = reason_to_skip(task)
-            call.artifacts = {} if reason else self._tasks.artifacts(dag, task)
-        except (ManifestError, ExpressionError, RecursionError) as error:
-            self._walk.refuse(call, str(error))
-            return
-        if reason is None:
-            self._walk.begin(call)
-        else:
-            self._walk.skip(call, Phase.SKIPPED, reason)
+        self._walk.begin_unless_skipped(dag, task, call)
 
     def item_done(self, group: TaskGroup) -> None:
         group.open -= 1

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -24,7 +23,7 @@ from services.run.engine.embedded.nodes import (
 from services.run.engine.embedded.reconcile.frames import Call, Steps
 from services.run.engine.embedded.reconcile.graph import in_index_order
 from services.run.engine.embedded.reconcile.outcomes import continues_on
-from services.run.engine.embedded.reconcile.tasks import reason_to_skip, without_loop
+from services.run.engine.embedded.reconcile.tasks import without_loop
 from services.run.engine.embedded.template import Lookup, fill, first_of
 from services.run.engine.embedded.variables import inputs_lookup
 
@@ -86,12 +85,14 @@ class StepGroups:
             task = self._tasks.filled(declared, frame, lookup)
             tasks = self._step_tasks(task, node_name, lookup)
         except (ManifestError, ExpressionError, RecursionError) as error:
-            self._place_step(frame, declared, node_name, group_id, partial(self._broken_step, str(error)))
+            self._walk.refuse(self._place_step(frame, declared, node_name, group_id), str(error))
             return
         if not tasks:
-            self._place_step(frame, task, node_name, group_id, partial(self._skipped_step, "Skipped, empty params"))
+            call = self._place_step(frame, task, node_name, group_id)
+            self._walk.skip(call, Phase.SKIPPED, "Skipped, empty params")
         for name, each in tasks:
-            self._place_step(frame, each, name, group_id, partial(self._begin_step, frame, each))
+            call = self._place_step(frame, each, name, group_id)
+            self._walk.begin_unless_skipped(frame, each, call)
 
     def _step_tasks(self, task: Task, node_name: str, lookup: Lookup) -> list[tuple[str, Task]]:
         if not task.expands:
@@ -102,30 +103,10 @@ class StepGroups:
             for index, item in enumerate(expand(task))
         ]
 
-    def _place_step(
-        self, frame: Steps, task: Task, node_name: str, group_id: str, begin: Callable[[Call], None]
-    ) -> None:
+    def _place_step(self, frame: Steps, task: Task, node_name: str, group_id: str) -> Call:
         frame.open += 1
         frame.steps[task.name].append(self._graph.id_of(node_name))
-        begin(self._tasks.call(frame, task, node_name, frame, (group_id,), artifacts={}))
-
-    def _begin_step(self, frame: Steps, task: Task, call: Call) -> None:
-        try:
-            reason = reason_to_skip(task)
-            call.artifacts = {} if reason else self._tasks.artifacts(frame, task)
-        except (ManifestError, ExpressionError, RecursionError) as error:
-            self._walk.refuse(call, str(error))
-            return
-        if reason is None:
-            self._walk.begin(call)
-        else:
-            self._walk.skip(call, Phase.SKIPPED, reason)
-
-    def _broken_step(self, reason: str, call: Call) -> None:
-        self._walk.refuse(call, reason)
-
-    def _skipped_step(self, reason: str, call: Call) -> None:
-        self._walk.skip(call, Phase.SKIPPED, reason)
+        return self._tasks.call(frame, task, node_name, frame, (group_id,), artifacts={})
 
     def step_done(self, frame: Steps) -> None:
         frame.open -= 1

@@ -11,7 +11,8 @@ from typing import assert_never
 
 import msgspec
 
-from services.run.engine.embedded.manifest import ManifestError
+from services.run.engine.embedded.expression import ExpressionError
+from services.run.engine.embedded.manifest import ManifestError, Task
 from services.run.engine.embedded.nodes import Node, NodeInputs, NodeOutputs, Phase, whole_seconds
 from services.run.engine.embedded.orders import StepOrder
 from services.run.engine.embedded.reconcile.dags import Dags
@@ -34,7 +35,7 @@ from services.run.engine.embedded.reconcile.life import Life
 from services.run.engine.embedded.reconcile.retries import Retries
 from services.run.engine.embedded.reconcile.state import State
 from services.run.engine.embedded.reconcile.step_groups import StepGroups
-from services.run.engine.embedded.reconcile.tasks import Tasks
+from services.run.engine.embedded.reconcile.tasks import Tasks, reason_to_skip
 from services.run.engine.embedded.reconcile.turn import Kill, KillReason, Turn
 from services.run.engine.embedded.template import Lookup
 
@@ -116,6 +117,19 @@ class Walk:
             self._open(call, inputs)
         except ManifestError as error:
             self.refuse(call, error.reason)
+
+    def begin_unless_skipped(self, group: Dag | Steps, task: Task, call: Call) -> None:
+        """The call of one step, or of one item of a loop: what is wrong with it is its own."""
+        try:
+            reason = reason_to_skip(task)
+            call.artifacts = {} if reason else self.tasks.artifacts(group, task)
+        except (ManifestError, ExpressionError, RecursionError) as error:
+            self.refuse(call, str(error))
+            return
+        if reason is None:
+            self.begin(call)
+        else:
+            self.skip(call, Phase.SKIPPED, reason)
 
     def _open(self, call: Call, inputs: NodeInputs) -> None:
         template = call.template
