@@ -84,7 +84,8 @@ class _House:
     def furnish(self) -> None:
         api = self._api
         self._ids["experiment"] = api.post("/apis/v1beta1/experiments", {"name": "mill"})["id"]
-        package = json.dumps(_workflow("echo flour > /tmp/sack")).encode()
+        # Once more, for a run of the job that is at work at the moment of the backup.
+        package = json.dumps(_workflow("echo flour > /tmp/sack", retries=1)).encode()
         self._ids["pipeline"] = api.upload("/apis/v1beta1/pipelines/upload?name=grind", "p.yaml", package)["id"]
         self._ids["job"] = api.post(
             "/apis/v1beta1/jobs",
@@ -119,7 +120,8 @@ class _House:
             "webhook": f"/apis/headrace/v1/webhooks/{ids['webhook']}",
         }
         found = {name: self._api.get(path) for name, path in paths.items()}
-        (node,) = json.loads(found["run"]["pipeline_runtime"]["workflow_manifest"])["status"]["nodes"]
+        nodes = json.loads(found["run"]["pipeline_runtime"]["workflow_manifest"])["status"]["nodes"]
+        (node,) = (each["id"] for each in nodes.values() if each["type"] == "Pod")
         artifact = f"/apis/v1beta1/runs/{ids['finished']}/nodes/{node}/artifacts/sack:read"
         return found | {"artifact": self._api.get(artifact)}
 

@@ -22,6 +22,7 @@ import uvicorn
 
 from gateway.app import Gateway, create_app
 from gateway.settings import Settings
+from infra.embedded.ports import free_ports
 from shared.web import Service
 from tests.support import swagger
 from tests.support.hooks import httpx_client
@@ -153,9 +154,8 @@ def settings_for(*upstreams: str, connect_timeout_seconds: float = 1.0, **furthe
 
 def refusing_url() -> str:
     """An address where nobody listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{probe.getsockname()[1]}"
+    (port,) = free_ports(1)
+    return f"http://127.0.0.1:{port}"
 
 
 class House:

@@ -6,8 +6,8 @@ import asyncio
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -165,11 +165,21 @@ async def house_on(database_urls: dict[str, str], nats_urls: dict[str, str], not
             closing=closing,
         )
         yield house
-        for task in house.tasks:
+        await _cancel(house.tasks)
+
+
+async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:
+    """Again and again: `asyncio.wait_for` loses a cancellation that comes together with what is waited for."""
+
+    async def all_done() -> bool:
+        for task in tasks:
             task.cancel()
-        for task in house.tasks:
-            with suppress(asyncio.CancelledError):
-                await asyncio.wait_for(task, 5)
+        return all(task.done() for task in tasks)
+
+    await eventually(all_done)
+    for task in tasks:
+        if not task.cancelled():
+            task.result()
 
 
 @pytest.fixture
