@@ -31,4 +31,8 @@ def main() -> None:
 
     `headrace up` starts everything on this machine. Each process can also be started alone by `headrace serve`, which
     reads HEADRACE_… variables: that is what containers do.
+
+    Commands that take --url ask a gateway. It is, by what is said first: the --url, or HEADRACE_URL; the port
+    HEADRACE_PORT of this machine; that of the stack which runs on the data directory (HEADRACE_DATA_DIR, else
+    ./.headrace); http://127.0.0.1:8888. A variable that is empty says nothing.
     """

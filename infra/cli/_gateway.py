@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import wraps
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 import click
 
 from infra.cli._here import command_name
+
+_HOW_TO_SAY = "--url, HEADRACE_URL, HEADRACE_PORT or HEADRACE_DATA_DIR say where it is"
 
 
 class Failed(Exception):
@@ -22,12 +26,14 @@ class Failed(Exception):
 def through_the_gateway(command: Callable[..., None]) -> Callable[..., None]:
     """Give a click command `--url` and `--token`, and a `Gateway` as its first argument; a failure is one line."""
 
-    @click.option("--url", envvar="HEADRACE_URL", help="The gateway: HEADRACE_URL, else this machine's, HEADRACE_PORT.")
+    @click.option(
+        "--url", envvar="HEADRACE_URL", help="The gateway: HEADRACE_URL, else this machine's (see headrace --help)."
+    )
     @click.option("--token", envvar="HEADRACE_TOKEN", help="Where the gateway asks for one: HEADRACE_TOKEN.")
     @wraps(command)
     def with_gateway(url: str | None, token: str | None, **given: Any) -> None:
         try:
-            command(Gateway(url or _of_this_machine(), token), **given)
+            command(Gateway(url or _on_this_machine(), token), **given)
         except Failed as failure:
             click.echo(f"{command_name()}: {failure}", err=True)
             sys.exit(1)
@@ -39,8 +45,11 @@ class Gateway:
     """What is behind one address, asked by any number of threads."""
 
     def __init__(self, url: str, token: str | None) -> None:
+        """Raises Failed where the address is none."""
         import urllib3
 
+        if not url.startswith(("http://", "https://")):
+            raise Failed(f"{url!r} is not the address of a gateway: say http://… or https://…")
         self._url = url.rstrip("/")
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._http = urllib3.PoolManager(maxsize=64, retries=False)
@@ -50,8 +59,11 @@ class Gateway:
     ) -> Any:
         """The JSON answer. Raises Failed."""
         reply = self.open(path, method=method, document=document, query=query)
-        with in_our_words():
-            return json.loads(reply.data)
+        try:
+            with self.in_our_words():
+                return json.loads(reply.data)
+        except ValueError as error:
+            raise Failed(f"what answers at {self._url} is no gateway of Headrace; {_HOW_TO_SAY}") from error
 
     def open(
         self,
@@ -70,7 +82,7 @@ class Gateway:
         import urllib3
         from urllib3.exceptions import ConnectTimeoutError
 
-        with in_our_words():
+        with self.in_our_words():
             try:
                 reply = self._http.request(
                     method,
@@ -82,38 +94,48 @@ class Gateway:
                 )
             except ConnectTimeoutError as error:  # A connection that is refused is one of these, too.
                 why = getattr(error.__cause__, "strerror", None) or "it takes too long"
-                raise Failed(
-                    f"no gateway answers at {self._url} ({why}); --url, HEADRACE_URL or HEADRACE_PORT say where it is"
-                ) from error
+                raise Failed(f"no gateway answers at {self._url} ({why}); {_HOW_TO_SAY}") from error
             if reply.status != 200:
-                raise Failed(_refusal(reply.status, reply.data))
+                raise Failed(_refusal(self._url, reply.status, reply.data))
         return reply
 
+    @contextmanager
+    def in_our_words(self) -> Iterator[None]:
+        """For those who read an answer that was opened. Raises Failed."""
+        from urllib3.exceptions import HTTPError
 
-@contextmanager
-def in_our_words() -> Iterator[None]:
-    from urllib3.exceptions import HTTPError
-
-    try:
-        yield
-    except HTTPError as error:
-        raise Failed(f"the gateway does not answer: {error}") from error
+        try:
+            yield
+        except HTTPError as error:
+            raise Failed(f"the gateway at {self._url} does not answer: {error}") from error
 
 
-def _of_this_machine() -> str:
+def _on_this_machine() -> str:
+    """Where somebody says that it is, else where the stack on the data directory has it, else where clients expect it.
+
+    Who says a port means that one: a change must not go to whatever else runs here. Raises Failed.
+    """
+    from infra.embedded.data_dir import DataDir
+    from infra.embedded.failure import StartFailure
+    from infra.embedded.ports import LOOPBACK
     from infra.embedded.settings import Settings
-    from shared.settings import SettingsError, load
+    from shared.settings import SettingsError, load, variable_of
 
     try:
-        return f"http://127.0.0.1:{load(Settings).port}"
+        settings = load(Settings)
     except SettingsError as error:
         raise Failed(str(error)) from error
+    port = settings.port
+    if not os.environ.get(variable_of("port")):
+        with suppress(StartFailure):  # Nothing ran there, or it is another user's.
+            port = DataDir(Path(settings.data_dir)).running_ports().get("gateway", port)
+    return f"http://{LOOPBACK}:{port}"
 
 
-def _refusal(status: int, body: bytes) -> str:
+def _refusal(url: str, status: int, body: bytes) -> str:
     try:
         document = json.loads(body)
         # What is no message of the API is refused without details.
         return str(document["details"][0]["error_message"] if "details" in document else document["error"])
     except (ValueError, KeyError, IndexError, TypeError):
-        return f"the gateway answers {status}: {body.decode(errors='replace')[:300]}"
+        return f"the gateway at {url} answers {status}: {body.decode(errors='replace')[:300]}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -50,7 +49,7 @@ def _told() -> Path:
     from shared.settings import SettingsError, load
 
     try:
-        return Path(load(Settings, {name: value for name, value in os.environ.items() if value}).data_dir)
+        return Path(load(Settings).data_dir)
     except SettingsError as error:
         click.echo(f"{command_name()}: {error}", err=True)
         sys.exit(1)

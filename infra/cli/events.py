@@ -6,13 +6,13 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import click
 
-from infra.cli._gateway import Failed, Gateway, in_our_words, through_the_gateway
+from infra.cli._gateway import Failed, Gateway, through_the_gateway
+from infra.cli._here import Here, on_this_machine
 
 _EVENTS = "/apis/headrace/v1/events"
 _COME_BACK_SECONDS = 2.0
@@ -80,14 +80,14 @@ def replay(gateway: Gateway, since: str, after: str, **filters: Any) -> None:
 
 
 @events.command(short_help="Print where subscribers find this machine's broker.")
-@click.option("--data-dir", envvar="HEADRACE_DATA_DIR", default=".headrace", help="Of the stack on this machine.")
-def nats_url(data_dir: str) -> None:
+@on_this_machine
+def nats_url(here: Here) -> None:
     """Print where subscribers find the broker of this machine's stack, and as whom: they may only listen."""
     from infra.embedded.data_dir import DataDir
     from infra.embedded.failure import StartFailure
 
     try:
-        click.echo(DataDir(Path(data_dir)).bus_url("events"))
+        click.echo(DataDir(here.data_dir).bus_url("events"))
     except StartFailure as failure:
         click.echo(f"headrace events nats-url: {failure}", err=True)
         sys.exit(1)
@@ -123,7 +123,7 @@ class _Source:
         headers = {"Last-Event-ID": self._last_id} if self._last_id else None
         reply = self._gateway.open(self._path, query=self._query, headers=headers, silent_seconds=_SILENT_SECONDS)
         try:
-            with in_our_words():
+            with self._gateway.in_our_words():
                 for kind, data in self._events(reply):
                     if kind == "end":
                         return True

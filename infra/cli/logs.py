@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import click
 
-from infra.cli._gateway import Failed, Gateway, in_our_words, through_the_gateway
+from infra.cli._gateway import Failed, Gateway, through_the_gateway
 
 _API = "/apis/v1beta1"
 _FINAL = {"Succeeded", "Failed", "Error", "Skipped"}
@@ -62,7 +62,7 @@ class _Api:
         path = f"{_API}/runs/{quote(run_id, safe='')}/nodes/{quote(node_id, safe='')}/log"
         reply = self._gateway.open(path, query={"follow": "true"} if follow else None)
         try:
-            with in_our_words():
+            with self._gateway.in_our_words():
                 yield from reply.stream(_CHUNK_BYTES)
         finally:
             reply.release_conn()

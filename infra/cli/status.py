@@ -18,6 +18,8 @@ from typing import Any
 import click
 import msgspec
 
+from infra.cli._here import Here, on_this_machine
+
 _WITHIN_SECONDS = 5.0
 _OLD_SECONDS = 60.0
 _LATE_SECONDS = 30.0
@@ -83,9 +85,6 @@ class _Asked(msgspec.Struct, frozen=True, kw_only=True):
 
 @click.command(short_help="Show which processes are ready, and what waits.")
 @click.option(
-    "--data-dir", type=click.Path(), help="Of the stack on this machine: HEADRACE_DATA_DIR, else ./.headrace."
-)
-@click.option(
     "--process",
     "named",
     multiple=True,
@@ -94,15 +93,19 @@ class _Asked(msgspec.Struct, frozen=True, kw_only=True):
 )
 @click.option("--token", envvar="HEADRACE_TOKEN", help="Where the gateway asks for one: HEADRACE_TOKEN.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
-def status(data_dir: str | None, named: tuple[str, ...], token: str | None, as_json: bool) -> None:
+@on_this_machine
+def status(here: Here, named: tuple[str, ...], token: str | None, as_json: bool) -> None:
     """Show which processes answer, whether they are ready and why not, and what waits.
+
+    Whose they are says the data directory alone; HEADRACE_URL and HEADRACE_PORT are not heeded.
 
     Ends with exit code 1 where something is not as it should be.
     """
-    folder, places = (None, _named(named)) if named else _of_the_stack(data_dir)
+    places = _named(named) if named else _of_the_stack(here.data_dir)
     seen = look(places, token)
     if not places:
-        seen = msgspec.structs.replace(seen, complaints=(f"no stack runs on {folder}: `headrace up` starts it",))
+        complaint = f"no stack runs on {here.data_dir.absolute()}: `headrace up` starts it"
+        seen = msgspec.structs.replace(seen, complaints=(complaint,))
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(seen), indent=2).decode())
     else:
@@ -188,29 +191,19 @@ def _named(named: Sequence[str]) -> list[tuple[str, str]]:
     return [(name, url.rstrip("/")) for name, url in places]
 
 
-def _of_the_stack(data_dir: str | None) -> tuple[Path, list[tuple[str, str]]]:
-    """The folder, and whom to ask: nobody where the stack does not run, since others may have its ports by now."""
+def _of_the_stack(data_dir: Path) -> list[tuple[str, str]]:
+    """Whom to ask; nobody where the stack does not run."""
     from infra.embedded.backing import PORT_NAMES
     from infra.embedded.data_dir import DataDir
     from infra.embedded.failure import StartFailure
     from infra.embedded.ports import LOOPBACK
-    from infra.embedded.settings import Settings
-    from shared.settings import SettingsError, load
 
     try:
-        settings = load(Settings)
-    except SettingsError as error:
-        raise click.UsageError(str(error)) from error
-    home = DataDir(Path(data_dir or settings.data_dir))
-    try:
-        if not home.is_in_use():
-            return home.path, []
+        ports = DataDir(data_dir).running_ports()
     except StartFailure as error:
         raise click.UsageError(f"{error}; name another --data-dir, or each --process") from error
-    ports = {_GATEWAY: settings.port} | {
-        name: port for name, port in sorted(home.kept_ports().items()) if name not in PORT_NAMES
-    }
-    return home.path, [(name, f"http://{LOOPBACK}:{port}") for name, port in ports.items()]
+    ours = sorted(ports.keys() - set(PORT_NAMES), key=lambda name: (name != _GATEWAY, name))
+    return [(name, f"http://{LOOPBACK}:{ports[name]}") for name in ours]
 
 
 def _ask(name: str, url: str, token: str | None) -> _Asked:

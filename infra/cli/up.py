@@ -43,10 +43,8 @@ def up(port: int | None, data_dir: str | None, replicas: str | None) -> None:
 
     given = {"port": port, "data_dir": data_dir, "replicas": replicas}
     options = {variable_of(name): str(value) for name, value in given.items() if value is not None}
-    # `make` exports what nobody set as empty.
-    environment = {name: value for name, value in os.environ.items() if value}
     try:
-        settings = load(Settings, environment | options)
+        settings = load(Settings, {**os.environ, **options})
         asyncio.run(run(settings, ready=ready, say=say))
     except (SettingsError, StartFailure) as failure:
         say(f"cannot start: {failure}")

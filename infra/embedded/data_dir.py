@@ -127,6 +127,13 @@ class DataDir:
         """Those of the stack that runs on this folder, or was the last to; none where none ever did."""
         return _read(self.path / "ports.json", dict[str, int])
 
+    def running_ports(self) -> dict[str, int]:
+        """Those of the stack that runs on this folder; none where it does not run, since others may have them by now.
+
+        Raises StartFailure where none ever did.
+        """
+        return self.kept_ports() if self.is_in_use() else {}
+
     def secrets(self, names: Sequence[str]) -> dict[str, str]:
         """A password for each name: made once, kept for as long as the folder."""
         file = self.path / "secrets.json"

@@ -12,7 +12,6 @@ import pytest
 from click.testing import CliRunner, Result
 
 from infra.cli import main
-from infra.embedded.ports import free_ports
 
 DEAD = "/apis/headrace/v1/dead"
 
@@ -93,13 +92,3 @@ def test_one_that_is_dead_still_does_not_keep_the_others_from_being_tried(gatewa
 def test_what_is_to_be_retried_is_said_in_one_way(gateway: Any, arguments: tuple[str, ...]) -> None:
     assert _dead(gateway, "retry", *arguments).exit_code == 2
     assert gateway.asked == []
-
-
-def test_where_no_gateway_answers_it_is_told_where_it_was_looked_for_and_how_to_say_another_place() -> None:
-    url = f"http://127.0.0.1:{free_ports(1)[0]}"
-    done = CliRunner().invoke(main, ["dead", "list", f"--url={url}"])
-    assert done.exit_code == 1
-    assert done.stderr == (
-        f"headrace dead list: no gateway answers at {url} (Connection refused); "
-        "--url, HEADRACE_URL or HEADRACE_PORT say where it is\n"
-    )
