@@ -16,6 +16,7 @@ import yaml
 from gateway.table import PAGES
 from infra.embedded.replicas import SERVICES
 from infra.embedded.stack import CONTROLLER, GATEWAY, RUNNER
+from tests.support.alerts import PROMETHEUS_RULE, prometheus_rule
 from tests.support.metrics import Metric, registered
 
 _PROJECT = Path(__file__).parents[2]
@@ -93,6 +94,12 @@ def test_jobs_that_alerts_ask_for_are_the_processes_there_are() -> None:
     assert all(each["honor_labels"] for each in scraped)
     asked = {job for expression in _expressions().values() for job in re.findall(r'job=~"([^"]*)"', expression)}
     assert asked == {job for job in asked if set(job.split("|")) == _PROCESSES}
+
+
+def test_the_prometheus_operator_is_given_the_same_alerts() -> None:
+    assert PROMETHEUS_RULE.read_text() == prometheus_rule(), "python -m tests.support.alerts writes it anew"
+    groups = yaml.safe_load(PROMETHEUS_RULE.read_text())["spec"]["groups"]
+    assert [rule for group in groups for rule in group["rules"]] == _RULES
 
 
 @pytest.mark.parametrize("rule", _RULES, ids=lambda rule: rule["alert"])

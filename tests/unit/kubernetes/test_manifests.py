@@ -507,6 +507,17 @@ def test_clients_reach_the_gateway_steps_the_object_store_and_prometheus_all_tha
     assert reached["step"] == {"gateway", "object-store"}
 
 
+def test_jobs_that_alerts_ask_for_are_what_prometheus_makes_of_the_services() -> None:
+    """A ServiceMonitor calls a job by the name of the Service."""
+    things = with_components("service-monitors", "alerts")
+    selectors = [monitor["spec"]["selector"] for monitor in _all(things, "ServiceMonitor")]
+    services = [service["metadata"] for service in _all(things, "Service")]
+    jobs = {each["name"] for each in services if any(selects(selector, each["labels"]) for selector in selectors)}
+    (rules,) = _all(things, "PrometheusRule")
+    asked = {jobs for found in re.findall(r'job=~"([^"]*)"', yaml.safe_dump(rules)) for jobs in found.split("|")}
+    assert jobs == asked - {"step-runner"}, "steps are Argo's there"
+
+
 def test_every_pod_may_ask_for_names_and_only_where_they_are_answered() -> None:
     policies, pods = _all(overlay("kind"), "NetworkPolicy"), _pods(overlay("kind"))
     dns = Pod(namespace="kube-system", labels={"k8s-app": "kube-dns"})

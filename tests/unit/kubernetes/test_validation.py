@@ -31,6 +31,10 @@ def _first(kind: str, *components: str) -> Object:
             id="unknown field of a custom kind",
         ),
         pytest.param(
+            *("PrometheusRule", "alerts", "spec.group", [], "'group' was unexpected"),
+            id="unknown field of another custom kind",
+        ),
+        pytest.param(
             *("HTTPRoute", "http-route", "spec.hostnames", ["No Host"], "'No Host' does not match"),
             id="wrong text in a custom kind",
         ),

@@ -1,0 +1,34 @@
+"""The alert rules in the form that the Prometheus operator takes: `python -m tests.support.alerts` writes it anew.
+
+Kustomize cannot put one file into another, and a Prometheus without the operator refuses whatever else stands beside
+its groups: so the rules are there twice, and people edit infra/observability/alerts.yaml alone.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_PROJECT = Path(__file__).parents[2]
+RULES = _PROJECT / "infra" / "observability" / "alerts.yaml"
+PROMETHEUS_RULE = _PROJECT / "infra" / "kubernetes" / "components" / "alerts" / "prometheus-rule.yaml"
+
+_HEAD = """\
+# Written by `python -m tests.support.alerts` out of infra/observability/alerts.yaml: edit that.
+apiVersion: monitoring.coreos.com/v1
+kind: PrometheusRule
+metadata:
+  name: headrace
+  namespace: headrace
+  labels:
+    app.kubernetes.io/part-of: headrace
+spec:
+"""
+
+
+def prometheus_rule() -> str:
+    _, found, groups = RULES.read_text().partition("groups:\n")
+    return _HEAD + "".join(f"  {line}" if line.strip() else line for line in (found + groups).splitlines(keepends=True))
+
+
+if __name__ == "__main__":
+    PROMETHEUS_RULE.write_text(prometheus_rule())
