@@ -70,12 +70,13 @@ class _Mismatch(Exception):
         self.path: list[str] = []
 
 
-def decode(body: bytes, kind: type[S]) -> S:
+def decode(body: bytes, kind: type[S], *, is_strict: bool = False) -> S:
     """Read a request's body. An empty one is a message with nothing set; of several JSON values the first counts.
 
-    Raises MalformedRequest.
+    `is_strict` is for messages that the original does not have: what they do not have is refused, because nobody is
+    used to its being ignored, and who mistypes a field means it. Raises MalformedRequest.
     """
-    return _read_message(_first_value(body) if body.strip() else None, kind, strict=False)
+    return _read_message(_first_value(body) if body.strip() else None, kind, strict=is_strict)
 
 
 def decode_string(body: bytes) -> str:

@@ -103,7 +103,7 @@ async def get_extended_job(job_id: FromPath[str], jobs: NamedDependency[Jobs]) -
 
 @patch("/apis/headrace/v1/jobs/{job_id:str}")
 async def update_job(request: Req, job_id: FromPath[str], extensions: NamedDependency[Extensions]) -> Response[bytes]:
-    change = to_change(protojson.decode(await request.body(), WireJobChange))
+    change = to_change(protojson.decode(await request.body(), WireJobChange, is_strict=True))
     with layer("Update job failed"):
         return reply(extended(await extensions.update(job_id, change)))
 
@@ -122,7 +122,7 @@ async def preview_job(request: Req, job_id: FromPath[str], extensions: NamedDepe
 
 @post("/apis/headrace/v1/jobs/{job_id:str}/:backfill")
 async def backfill_job(request: Req, job_id: FromPath[str], extensions: NamedDependency[Extensions]) -> Response[bytes]:
-    asked = protojson.decode(await request.body(), WireBackfill)
+    asked = protojson.decode(await request.body(), WireBackfill, is_strict=True)
     with layer("Backfill job failed"):
         job, slots = await extensions.backfill(job_id, asked.start_time, asked.end_time, is_dry=asked.dry_run)
     return reply(WirePreview(slots=slots, time_zone=job.time_zone))

@@ -101,7 +101,7 @@ async def create_webhook(
     request: Req, webhooks: NamedDependency[Webhooks], answers: NamedDependency[Answers]
 ) -> Response[bytes]:
     body = await request.body()
-    asked = to_new_webhook(protojson.decode(body, WireNewWebhook))
+    asked = to_new_webhook(protojson.decode(body, WireNewWebhook, is_strict=True))
     keyed = idempotency.keyed("POST /webhooks", request.headers.get(idempotency.HEADER), body)
     return reply(await answers.once(keyed, partial(webhooks.create, asked), _encoded))
 
@@ -127,7 +127,7 @@ async def get_webhook(webhook_id: FromPath[str], webhooks: NamedDependency[Webho
 async def change_webhook(
     request: Req, webhook_id: FromPath[str], webhooks: NamedDependency[Webhooks]
 ) -> Response[bytes]:
-    change = protojson.decode(await request.body(), WireWebhookChange)
+    change = protojson.decode(await request.body(), WireWebhookChange, is_strict=True)
     return reply(from_webhook(await webhooks.change(webhook_id, lambda webhook: changed(webhook, change))))
 
 

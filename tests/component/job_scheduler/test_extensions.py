@@ -249,6 +249,8 @@ UNCHANGEABLE: list[tuple[dict[str, Any], str]] = [
     ({"parameters": [{"name": "unknown"}]}, "Unrecognized input parameter: unknown"),
     ({"parameters": [{"name": "greeting", "value": "x" * 20_000}]}, "exceed maximum size"),
     ({"name": "n" * 2001}, "The job name is longer than"),
+    ({"enabled": False}, 'unknown field "enabled" in api.JobChange'),
+    ({"trigger": {"cron_schedule": {"crn": "0 0 3 * * *"}}}, 'unknown field "crn" in api.CronSchedule'),
 ]
 
 
@@ -259,6 +261,15 @@ async def test_a_change_that_cannot_be_meant_changes_nothing(world: World) -> No
         answer = await world.client.call("PATCH", f"{JOBS}/{job['id']}", json={"description": "new", **fields})
         assert (answer.status, message in answer.json["error"]) == (400, True), answer.json
     assert await world.extended(job["id"]) == before
+
+
+async def test_a_backfill_that_says_something_else_makes_no_run(world: World) -> None:
+    """Who mistypes `dry_run` means it."""
+    job = await world.create(trigger=NIGHTLY)
+    asked = {"start_time": "2026-01-01T00:00:00Z", "end_time": "2026-01-03T00:00:00Z", "dryrun": True}
+    answer = await world.client.call("POST", f"{JOBS}/{job['id']}:backfill", json=asked)
+    assert (answer.status, 'unknown field "dryrun" in api.Backfill' in answer.json["error"]) == (400, True)
+    assert (await world.extended(job["id"])).get("pending_slots", 0) == 0
 
 
 async def test_nobody_changes_a_job_that_is_unknown_or_fired_elsewhere(world: World) -> None:

@@ -527,6 +527,7 @@ async def test_what_makes_no_webhook_is_refused(notifier: Client, receiver: Rece
         {"facts": ["Failed!"]},
         {"facts": "failed"},
         {"job_id": "x" * 2001},
+        {"fact": ["failed"]},
     ]
     for asked in refused:
         new = {"name": "hook", "url": receiver.url, **asked}

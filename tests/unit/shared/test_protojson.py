@@ -172,6 +172,13 @@ def test_the_strict_reader_refuses_what_the_lenient_one_ignores() -> None:
         protojson.decode_strictly("", Job)
 
 
+def test_a_body_of_our_own_api_is_refused_for_a_field_that_nobody_knows_and_read_as_any_other() -> None:
+    assert protojson.decode(b'{"displayName":"a"} {}', Job, is_strict=True) == Job(display_name="a")
+    assert protojson.decode(b" ", Job, is_strict=True) == Job()
+    with pytest.raises(MalformedRequest, match=r'unknown field "foo" in api.ResourceKey \(field key\)'):
+        protojson.decode(b'{"key":{"foo":1}}', Job, is_strict=True)
+
+
 @given(st.binary())
 def test_no_bytes_make_the_reader_fail_otherwise(body: bytes) -> None:
     with contextlib.suppress(MalformedRequest):
