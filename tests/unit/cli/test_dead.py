@@ -50,7 +50,7 @@ class _Gateway(BaseHTTPRequestHandler):
 def gateway() -> Iterator[Any]:
     with HTTPServer(("127.0.0.1", 0), _Gateway) as server:
         server.asked = []  # type: ignore[attr-defined] # the handler knows it
-        answering = threading.Thread(target=server.serve_forever)
+        answering = threading.Thread(target=server.serve_forever, args=(0.01,))
         answering.start()
         yield server
         server.shutdown()

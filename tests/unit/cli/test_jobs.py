@@ -6,12 +6,16 @@ import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
 from infra.cli import main
+from tests.support.packages import PIPELINE, tarball
+
+MADE = {"name": "n", "enabled": True, "max_concurrency": "1", "pipeline_spec": {}, "resource_references": []}
 
 
 class _Gateway(BaseHTTPRequestHandler):
@@ -35,7 +39,7 @@ class _Gateway(BaseHTTPRequestHandler):
 @pytest.fixture
 def gateway() -> Iterator[Any]:
     with HTTPServer(("127.0.0.1", 0), _Gateway) as server:
-        answering = threading.Thread(target=server.serve_forever)
+        answering = threading.Thread(target=server.serve_forever, args=(0.01,))
         answering.start()
         yield server
         server.shutdown()
@@ -109,6 +113,69 @@ def test_only_what_is_named_is_changed(gateway: Any, arguments: list[str], chang
 )
 def test_half_a_schedule_is_none(gateway: Any, arguments: list[str]) -> None:
     assert _jobs(gateway, {}, "update", "a", *arguments).exit_code == 2
+
+
+def test_a_job_is_made_of_a_pipeline_and_its_id_printed(gateway: Any) -> None:
+    result = _jobs(gateway, {"id": "a"}, "create", "n", "--pipeline", "p", "--every", "90", "--parameter", "a=b")
+    assert (result.exit_code, result.stdout) == (0, "a\n")
+    spec = {"pipeline_id": "p", "parameters": [{"name": "a", "value": "b"}]}
+    trigger = {"periodic_schedule": {"interval_second": "90"}}
+    assert gateway.asked == ("POST", "/apis/v1beta1/jobs", MADE | {"trigger": trigger, "pipeline_spec": spec})
+
+
+def test_a_job_is_made_of_a_version_in_an_experiment_and_waits_to_be_enabled(gateway: Any) -> None:
+    named = ["--version", "v", "--experiment", "e", "--on", "failed", "--of-job", "j"]
+    how = ["--disabled", "--max-concurrency", "3", "--service-account", "s", "--time-zone", "UTC", "--window", "0"]
+    _jobs(gateway, {"id": "a"}, "create", "n", *named, *how)
+    assert gateway.asked[2] == MADE | {
+        "enabled": False,
+        "max_concurrency": "3",
+        "service_account": "s",
+        "time_zone": "UTC",
+        "missed_window_seconds": 0,
+        "on": {"facts": ["failed"], "job_id": "j"},
+        "resource_references": [
+            {"key": {"type": "EXPERIMENT", "id": "e"}, "relationship": "OWNER"},
+            {"key": {"type": "PIPELINE_VERSION", "id": "v"}, "relationship": "CREATOR"},
+        ],
+    }
+
+
+@pytest.mark.parametrize("name", ["ml.yaml", "ml.tar.gz"])
+def test_a_job_is_made_of_a_package(gateway: Any, tmp_path: Path, name: str) -> None:
+    package = tmp_path / name
+    package.write_bytes(PIPELINE.encode() if name == "ml.yaml" else tarball(("pipeline.yaml", PIPELINE.encode())))
+    _jobs(
+        gateway, {"id": "a"}, "create", "n", f"--package={package}", "--cron", "0 0 3 * * *", "--start", "2026-01-01Z"
+    )
+    asked = gateway.asked[2]
+    assert asked["trigger"] == {"cron_schedule": {"cron": "0 0 3 * * *", "start_time": "2026-01-01Z"}}
+    assert list(asked["pipeline_spec"]) == ["workflow_manifest"]
+    manifest = json.loads(asked["pipeline_spec"]["workflow_manifest"])
+    assert (manifest["kind"], manifest["spec"]["entrypoint"]) == ("Workflow", "main")
+
+
+def test_what_is_no_package_is_one_line(gateway: Any, tmp_path: Path) -> None:
+    package = tmp_path / "ml.yaml"
+    package.write_text("kind: Pod")
+    result = _jobs(gateway, {}, "create", "n", f"--package={package}", "--every", "90")
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert result.stderr.startswith(f"headrace jobs create: {package}: ")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--every", "1"],
+        ["--pipeline", "p", "--version", "v", "--every", "1"],
+        ["--pipeline", "p"],
+        ["--pipeline", "p", "--every", "1", "--cron", "x"],
+        ["--package", "nowhere.yaml", "--every", "1"],
+    ],
+)
+def test_what_makes_no_job_is_not_asked_for(gateway: Any, arguments: list[str]) -> None:
+    assert _jobs(gateway, {"id": "a"}, "create", "n", *arguments).exit_code == 2
+    assert not hasattr(gateway, "asked")
 
 
 def test_a_history_tells_who_changed_what(gateway: Any) -> None:

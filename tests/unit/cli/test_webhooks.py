@@ -79,7 +79,7 @@ class _Gateway(BaseHTTPRequestHandler):
 def url() -> Iterator[str]:
     _Gateway.asked = []
     with HTTPServer(("127.0.0.1", 0), _Gateway) as server:
-        answering = threading.Thread(target=server.serve_forever)
+        answering = threading.Thread(target=server.serve_forever, args=(0.01,))
         answering.start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
