@@ -37,14 +37,16 @@ async def insert(tx: Transaction, subscriber: str, message: Message, reason: str
     )
 
 
-async def list_oldest(connection: Connection, subscriber: str, most: int) -> tuple[DeadLetter, ...]:
+async def list_oldest(connection: Connection, subscriber: str, most: int, *, behind: int = 0) -> tuple[DeadLetter, ...]:
+    """Those behind a place, in the order of their places."""
     rows = await connection.fetch(
         """
-        select id, type, owner, what, resource_id, position, told_at as time, reason, tries, put_aside_at
-        from dead_letters where subscriber = $1 order by seq limit $2
+        select id, type, owner, what, resource_id, position, told_at as time, reason, tries, put_aside_at, seq as place
+        from dead_letters where subscriber = $1 and seq > $3 order by seq limit $2
         """,
         subscriber,
         most,
+        behind,
     )
     return tuple(DeadLetter(**row) for row in rows)
 
@@ -61,7 +63,7 @@ async def find(connection: Connection, subscriber: str, letter_id: str) -> tuple
     row = await connection.fetchrow(
         """
         select id, type, owner, what, resource_id, position, told_at as time, traceparent, body,
-            reason, tries, put_aside_at
+            reason, tries, put_aside_at, seq as place
         from dead_letters where subscriber = $1 and id = $2
         """,
         subscriber,
@@ -71,7 +73,7 @@ async def find(connection: Connection, subscriber: str, letter_id: str) -> tuple
         return None
     fields = dict(row)
     own = {name: fields.pop(name) for name in ("traceparent", "body")}
-    about = {name: fields.pop(name) for name in ("reason", "tries", "put_aside_at")}
+    about = {name: fields.pop(name) for name in ("reason", "tries", "put_aside_at", "place")}
     return DeadLetter(**fields, **about), Message(**fields, **own)
 
 

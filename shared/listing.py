@@ -171,7 +171,7 @@ class Listing(msgspec.Struct, frozen=True, kw_only=True):
         """
         equalities = (*(only or {}).items(), *self._reference(asked.resource_reference_key))
         with layer("Failed to create list options"):
-            page_size = _page_size(asked.page_size)
+            page_size = size_of_page(asked.page_size)
             sort = self._sort(asked.sort_by)
             conditions = self._conditions(asked.filter)
             start = None
@@ -179,7 +179,7 @@ class Listing(msgspec.Struct, frozen=True, kw_only=True):
                 token_sort, token_conditions, start = self._read_token(asked.page_token)
                 says_more = bool(asked.sort_by or asked.filter)
                 if says_more and (sort, conditions) != (token_sort, token_conditions):
-                    raise InvalidInput(_MISMATCH)
+                    raise other_criteria()
                 sort, conditions = token_sort, token_conditions
         return Query(page_size=page_size, sort=sort, conditions=conditions, equalities=equalities, start=start)
 
@@ -313,7 +313,7 @@ class Listing(msgspec.Struct, frozen=True, kw_only=True):
             if len(conditions) > MOST_PREDICATES:
                 raise ValueError("it filters by too much")
         except (binascii.Error, msgspec.DecodeError, ValueError, OverflowError, RecursionError) as error:
-            raise InvalidInput("Invalid package token.", cause=str(error)) from error
+            raise no_token(str(error)) from error
         return sort, conditions, start
 
     def _condition_of_token(self, key: str, op: int, operand: Operand) -> Condition:
@@ -439,11 +439,21 @@ class _Arguments:
         return f"${len(self.values)}::{sql_type}"
 
 
-def _page_size(asked: int) -> int:
+def size_of_page(asked: int) -> int:
+    """Raises InvalidInput."""
     if asked < 0:
         # The original prints the number as the character that it would be, and none is negative.
         raise InvalidInput("The page size should be greater than 0. Got '\ufffd'")
     return min(asked, LARGEST_PAGE_SIZE) or DEFAULT_PAGE_SIZE
+
+
+def no_token(why: str) -> InvalidInput:
+    return InvalidInput("Invalid package token.", cause=why)
+
+
+def other_criteria() -> InvalidInput:
+    """Than those of the page token."""
+    return InvalidInput(_MISMATCH)
 
 
 # Filters.

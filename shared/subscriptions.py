@@ -198,7 +198,7 @@ class Subscriber:
     async def dead(self, request: DeadRequest) -> DeadAnswer:
         """What was given up on and waits for somebody. Any replica can tell."""
         return DeadAnswer(
-            letters=await dead_letters.list_oldest(self._database, self._name, request.most),
+            letters=await dead_letters.list_oldest(self._database, self._name, request.most, behind=request.behind),
             count=await dead_letters.count(self._database, self._name),
         )
 

@@ -65,6 +65,16 @@ class Gateway:
         except ValueError as error:
             raise Failed(f"what answers at {self._url} is no gateway of Headrace; {_HOW_TO_SAY}") from error
 
+    def pages(self, path: str, name: str, query: Mapping[str, str] | None = None) -> Iterator[Any]:
+        """All that is listed under a name, page after page. Raises Failed."""
+        token = ""
+        while True:
+            page = self.ask(path, query={**(query or {}), "page_token": token})
+            yield from page.get(name, ())
+            token = page.get("next_page_token", "")
+            if not token:
+                return
+
     def open(
         self,
         path: str,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
 
@@ -25,13 +26,8 @@ def dead() -> None:
 @through_the_gateway
 def list_(gateway: Gateway, subscriber: str, as_json: bool) -> None:
     """List what was given up on, the oldest first."""
-    answer = _ask(gateway, subscriber)
-    letters = answer.get("dead_letters", [])
-    for letter in letters:
+    for letter in _letters(gateway, subscriber):
         click.echo(json.dumps(letter, ensure_ascii=False) if as_json else _row(letter))
-    left = int(answer.get("total_size", 0)) - len(letters)
-    if left:
-        click.echo(f"and {left} more", err=True)
 
 
 @dead.command()
@@ -62,7 +58,7 @@ def retry(gateway: Gateway, subscriber: str | None, letter: str | None, is_all: 
 def _retry_all(gateway: Gateway, subscriber: str) -> int:
     """How many are dead still. One that is does not keep the others from being tried."""
     failed = 0
-    for letter in _ask(gateway, subscriber).get("dead_letters", []):
+    for letter in _letters(gateway, subscriber):
         try:
             gateway.ask(f"{_path(letter['subscriber'], letter['id'])}:retry", method="POST")
             click.echo(f"applied: {_row(letter)}")
@@ -72,8 +68,8 @@ def _retry_all(gateway: Gateway, subscriber: str) -> int:
     return failed
 
 
-def _ask(gateway: Gateway, subscriber: str) -> Any:
-    return gateway.ask(_DEAD, query={"subscriber": subscriber} if subscriber else None)
+def _letters(gateway: Gateway, subscriber: str) -> Iterator[Any]:
+    return gateway.pages(_DEAD, "dead_letters", {"subscriber": subscriber, "page_size": "200"})
 
 
 def _path(subscriber: str, letter: str) -> str:

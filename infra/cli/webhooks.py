@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
 
@@ -47,7 +46,7 @@ def create(gateway: Gateway, name: str, target: str, resource: str, fact: str, s
 @through_the_gateway
 def list_(gateway: Gateway) -> None:
     """Show all webhooks."""
-    for each in _pages(gateway, _WEBHOOKS, "webhooks"):
+    for each in gateway.pages(_WEBHOOKS, "webhooks"):
         reason = f"  {each['pause_reason']}" if each.get("pause_reason") else ""
         click.echo(f"{each['id']}  {each['status']:<6}  {each['name']}  {each['url']}  {_wanted(each)}{reason}")
 
@@ -105,7 +104,7 @@ def deliveries(gateway: Gateway, webhook: str, status: str | None, last: int) ->
     query = {"sort_by": "created_at desc", "page_size": "200"}
     if status:
         query["filter"] = json.dumps({"predicates": [{"key": "status", "op": "EQUALS", "string_value": status}]})
-    listed = _pages(gateway, f"{_path(gateway, webhook)}/deliveries", "deliveries", query)
+    listed = gateway.pages(f"{_path(gateway, webhook)}/deliveries", "deliveries", query)
     for _, each in zip(range(last), listed, strict=False):
         tries = f"{each['tries']} tries" if each.get("tries", 0) > 1 else ""
         row = f"{each['id']}  {each['created_at']}  {each['status']:<9}  {each['type']}  {each['subject']}"
@@ -125,21 +124,11 @@ def redeliver(gateway: Gateway, webhook: str, delivery: str) -> None:
 def _path(gateway: Gateway, webhook: str) -> str:
     """Of the webhook with that id, or the only one with that name."""
     query = {"filter": json.dumps({"predicates": [{"key": "name", "op": "EQUALS", "string_value": webhook}]})}
-    named = list(_pages(gateway, _WEBHOOKS, "webhooks", query))
+    named = list(gateway.pages(_WEBHOOKS, "webhooks", query))
     if len(named) > 1:
         raise Failed(f"{len(named)} webhooks are called {webhook}: {', '.join(each['id'] for each in named)}")
     identity = named[0]["id"] if named else webhook
     return f"{_WEBHOOKS}/{quote(identity, safe='')}"
-
-
-def _pages(gateway: Gateway, path: str, name: str, query: dict[str, str] | None = None) -> Iterator[Any]:
-    token = ""
-    while True:
-        page = gateway.ask(path, query={**(query or {}), "page_token": token})
-        yield from page.get(name, ())
-        token = page.get("next_page_token", "")
-        if not token:
-            return
 
 
 def _wanted(webhook: Any) -> str:

@@ -73,7 +73,7 @@ async def follow_run(request: Req, run_id: FromPath[str], streams: NamedDependen
 @get("/apis/headrace/v1/dead")
 async def list_dead_letters(request: Req, dead_letters: NamedDependency[DeadLetters]) -> Response[bytes]:
     asked = protojson.query(DeadQuery, request.scope["query_string"])
-    return reply(from_dead(await dead_letters.list_oldest(asked.subscriber)))
+    return reply(from_dead(await dead_letters.list(asked.subscriber, asked.page_size, asked.page_token)))
 
 
 @get("/apis/headrace/v1/dead/{subscriber:str}/{letter_id:str}")

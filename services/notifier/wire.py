@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
 import msgspec
 
 from shared import protojson
-from shared.contracts.questions import DeadAnswer, DeadLetter, DeadLetterAnswer
+from shared.contracts.questions import DeadLetter, DeadLetterAnswer
 from shared.errors import InvalidInput
+from shared.listing import Page
 
 from .domain import (
     About,
@@ -253,6 +253,8 @@ def _format(text: str) -> Format:
 
 
 class DeadQuery(msgspec.Struct, frozen=True, kw_only=True):
+    page_token: str = ""
+    page_size: int = 0
     subscriber: str = ""
     """Of one; else of all."""
 
@@ -276,14 +278,14 @@ class WireDeadLetter(msgspec.Struct, frozen=True, kw_only=True):
 class WireDeadLetters(msgspec.Struct, frozen=True, kw_only=True):
     dead_letters: tuple[WireDeadLetter, ...] = ()
     total_size: int = 0
+    next_page_token: str = ""
 
 
-def from_dead(answers: Mapping[str, DeadAnswer]) -> WireDeadLetters:
-    """The oldest first."""
-    letters = [_from_letter(subscriber, each) for subscriber, answer in answers.items() for each in answer.letters]
+def from_dead(page: Page[tuple[str, DeadLetter]]) -> WireDeadLetters:
     return WireDeadLetters(
-        dead_letters=tuple(sorted(letters, key=lambda letter: letter.put_aside_at)),
-        total_size=sum(answer.count for answer in answers.values()),
+        dead_letters=tuple(_from_letter(subscriber, letter) for subscriber, letter in page.rows),
+        total_size=page.total_size,
+        next_page_token=page.next_page_token,
     )
 
 

@@ -162,6 +162,11 @@ class AppliedAnswer(Ask, frozen=True, kw_only=True):
 
 class DeadRequest(Ask, frozen=True, kw_only=True, omit_defaults=True):
     most: int = 200
+    behind: int = 0
+    """The place of a letter: only those that stand behind it."""
+
+
+LAST_PLACE: Final = 2**63 - 1
 
 
 class DeadLetter(Ask, frozen=True, kw_only=True, omit_defaults=True):
@@ -177,6 +182,9 @@ class DeadLetter(Ask, frozen=True, kw_only=True, omit_defaults=True):
     reason: str
     tries: int
     put_aside_at: datetime
+    place: int = LAST_PLACE
+    """Among those of its subscriber, in the order of giving up. A service that does not say it cannot go on behind it,
+    either."""
 
 
 class DeadAnswer(Ask, frozen=True, kw_only=True, omit_defaults=True):

@@ -241,7 +241,10 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
         refused=Ask("GET", f"{_ARTIFACTS}/main-logs", 416, headers={"Range": "bytes=99999999-"}),
         unknown=Ask("GET", f"{_ARTIFACTS}/nothing", 404),
     ),
-    "dead": Operation(refused=_TAKES_NO_INPUT, unknown=Ask("GET", f"{EXTENSION_PREFIX}dead?subscriber=nobody", 404)),
+    "dead": Operation(
+        refused=Ask("GET", f"{EXTENSION_PREFIX}dead?page_size=-1", 400),
+        unknown=Ask("GET", f"{EXTENSION_PREFIX}dead?subscriber=nobody", 404),
+    ),
     "engine": Operation(refused=_TAKES_NO_INPUT, unknown=_REFERS_TO_NOTHING),
     "events": Operation(
         refused=Ask("GET", f"{EXTENSION_PREFIX}events?since=yesterday", 400), unknown=_REFERS_TO_NOTHING

@@ -64,6 +64,21 @@ async def test_a_dead_letter_is_listed_and_shown_to_whoever_asks(house: House, h
     assert shown.body == await house.owner.fetchval("select body from outbox where position = 2")
 
 
+async def test_dead_letters_are_asked_for_a_few_at_a_time(house: House) -> None:
+    async def give_up(tx: Transaction, fact: Fact[Any]) -> Outcome:
+        return Dead("not for us")
+
+    await house.relay()
+    await house.subscriber({EXPERIMENT_CREATED: give_up})
+    await house.change(times=3)
+    await passed(house, 3)
+    first = await house.owner_bus.ask(dead("run"), DeadRequest(most=2), within_seconds=5)
+    asked = DeadRequest(most=2, behind=first.letters[-1].place)
+    second = await house.owner_bus.ask(dead("run"), asked, within_seconds=5)
+    assert [[letter.position for letter in page.letters] for page in (first, second)] == [[1, 2], [3]]
+    assert (first.count, second.count) == (3, 3)
+
+
 async def test_a_dead_letter_is_applied_once_its_handler_is_mended_and_is_gone_then(
     house: House, handler: Handler
 ) -> None:
