@@ -33,6 +33,7 @@ from shared.contracts.questions import (
     applied,
     dead,
     dead_letter,
+    discard_dead,
     repeat,
     retry_dead,
 )
@@ -169,6 +170,7 @@ class Subscriber:
         await self._bus.answer(dead(self._name), self.dead)
         await self._bus.answer(dead_letter(self._name), self.dead_letter)
         await self._bus.answer(retry_dead(self._name), self.retry_dead)
+        await self._bus.answer(discard_dead(self._name), self.discard_dead)
         async with asyncio.TaskGroup() as group:
             for owner in self._owners:
                 group.create_task(self._follow(owner), name=f"{self._name} follows {owner}")
@@ -225,6 +227,14 @@ class Subscriber:
             await dead_letters.note_try(self._database, self._name, message.id, reason)
             raise WrongState(f"The {self._name} service gives up on {message.type} {message.id} again: {reason}")
         _log.info("%s has applied %s %s after all", self._name, message.type, message.resource_id)
+        return Nothing()
+
+    async def discard_dead(self, request: ById) -> Nothing:
+        """Forget a dead fact that nobody is going to apply. Raises NotFound."""
+        async with self._database.transaction() as tx:
+            if not await dead_letters.delete(tx, self._name, request.id):
+                raise NotFound.of("Dead letter", request.id)
+        _log.info("%s has discarded the dead letter %s", self._name, request.id)
         return Nothing()
 
     async def _apply_dead(self, message: Message) -> str | None:

@@ -17,7 +17,7 @@ _DEAD = "/apis/headrace/v1/dead"
 
 @click.group(short_help="Look at facts that services gave up on; have them applied.")
 def dead() -> None:
-    """Look at the facts that services gave up on, and have them applied after all."""
+    """Look at the facts that services gave up on, and have them applied after all or forgotten."""
 
 
 @dead.command(name="list")
@@ -53,6 +53,15 @@ def retry(gateway: Gateway, subscriber: str | None, letter: str | None, is_all: 
         return
     if _retry_all(gateway, subscriber or ""):
         sys.exit(1)
+
+
+@dead.command(short_help="Have SUBSCRIBER go on without LETTER, for good.")
+@click.argument("subscriber")
+@click.argument("letter")
+@through_the_gateway
+def delete(gateway: Gateway, subscriber: str, letter: str) -> None:
+    """Have SUBSCRIBER go on without LETTER, for good: what the fact tells will not be known there."""
+    gateway.ask(_path(subscriber, letter), method="DELETE")
 
 
 def _retry_all(gateway: Gateway, subscriber: str) -> int:

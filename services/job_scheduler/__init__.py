@@ -5,7 +5,7 @@ emits: created, enabled, disabled, updated, triggered, missed, deleted
 listens to: experiment: created, archived, unarchived, deleted;
     pipeline-registry: version-created, version-deleted;
     run: succeeded, failed, error, skipped, retried, deleted, rejected
-answers: get, applied, dead, dead-letter, retry-dead, repeat
+answers: get, applied, dead, dead-letter, retry-dead, discard-dead, repeat
 
 Rooms of its own: `cron.py`, what an expression matches, which knows croniter beside; `schedule.py`, when a job fires;
 `causes.py`, which runs fire it by their end; `firing.py`, what it fires then. They are pure, as the domain is.

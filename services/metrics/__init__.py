@@ -3,5 +3,5 @@
 owns: the metrics that runs reported; of several reports of one metric the first wins
 emits: reported
 listens to: run: created, deleted
-answers: report, applied, dead, dead-letter, retry-dead, repeat
+answers: report, applied, dead, dead-letter, retry-dead, discard-dead, repeat
 """

@@ -3,7 +3,7 @@
 owns: webhooks, their deliveries
 emits: nothing
 listens to: everything
-answers: applied, dead, dead-letter, retry-dead, repeat
+answers: applied, dead, dead-letter, retry-dead, discard-dead, repeat
 
 Rooms of its own: `streams.py`, facts as they happen, for clients that follow them over HTTP. Whoever follows keeps
 the place in the stream; no replica remembers a client. `telling.py`, a fact as those outside are told of it.

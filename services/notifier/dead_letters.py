@@ -1,4 +1,4 @@
-"""Facts that subscribers gave up on, for people: listed, shown, and applied after all.
+"""Facts that subscribers gave up on, for people: listed, shown, and applied after all or discarded.
 
 Each subscriber keeps its own and is asked for them; nothing is kept here.
 """
@@ -25,6 +25,7 @@ from shared.contracts.questions import (
     DeadRequest,
     dead,
     dead_letter,
+    discard_dead,
     retry_dead,
 )
 from shared.errors import NotFound
@@ -77,6 +78,11 @@ class DeadLetters:
         """Raises NotFound, Unavailable."""
         question = dead_letter(_known(subscriber))
         return await self._bus.ask(question, ById(id=letter_id), within_seconds=self._ask_seconds)
+
+    async def discard(self, subscriber: str, letter_id: str) -> None:
+        """Raises NotFound, Unavailable."""
+        question = discard_dead(_known(subscriber))
+        await self._bus.ask(question, ById(id=letter_id), within_seconds=self._ask_seconds)
 
     async def retry(self, subscriber: str, letter_id: str) -> None:
         """Raises NotFound, WrongState where the subscriber gives up on it again, Unavailable."""

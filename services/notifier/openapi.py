@@ -216,6 +216,13 @@ OPERATIONS: Final = (
         answer=WireDeadLetter,
     ),
     Operation(
+        id="DeleteDeadLetter",
+        method="DELETE",
+        path="/apis/headrace/v1/dead/{subscriber}/{letter_id}",
+        tag="EventService",
+        summary="Discards one of them: its service goes on without that fact, for good.",
+    ),
+    Operation(
         id="RetryDeadLetter",
         method="POST",
         path="/apis/headrace/v1/dead/{subscriber}/{letter_id}:retry",

@@ -83,6 +83,15 @@ async def get_dead_letter(
     return reply(from_dead_letter(subscriber, await dead_letters.get(subscriber, letter_id)))
 
 
+@delete("/apis/headrace/v1/dead/{subscriber:str}/{letter_id:str}")
+async def delete_dead_letter(
+    subscriber: FromPath[str], letter_id: FromPath[str], dead_letters: NamedDependency[DeadLetters]
+) -> Response[bytes]:
+    with layer("Delete dead letter failed"):
+        await dead_letters.discard(subscriber, letter_id)
+    return reply()
+
+
 @post("/apis/headrace/v1/dead/{subscriber:str}/{letter_id:str}/:retry")
 async def retry_dead_letter(
     subscriber: FromPath[str], letter_id: FromPath[str], dead_letters: NamedDependency[DeadLetters]
@@ -199,6 +208,7 @@ ROUTES = (
     follow_run,
     list_dead_letters,
     get_dead_letter,
+    delete_dead_letter,
     retry_dead_letter,
     create_webhook,
     list_webhooks,

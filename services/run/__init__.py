@@ -5,8 +5,8 @@ emits: created, started, succeeded, failed, error, skipped, terminating, retried
     rejected; node: started, succeeded, failed, error, skipped
 listens to: experiment: created, archived, unarchived, deleted; job-scheduler: triggered, deleted; metrics: reported;
     pipeline-registry: version-created, version-deleted
-answers: get, get-values, check-manifest, applied, dead, dead-letter, retry-dead, repeat; run-controller: log,
-    engine; node: repeat
+answers: get, get-values, check-manifest, applied, dead, dead-letter, retry-dead, discard-dead, repeat; run-controller:
+    log, engine; node: repeat
 
 Rooms of its own, beyond those of every service: `records.py`, the verbs of the controller (what the engine has to be
 told, and what it was seen doing), beside `usecases.py`, the verbs of the API; `reports.py`, what an external engine's

@@ -246,6 +246,11 @@ def retry_dead(subscriber: str) -> Question[ById, Nothing]:
     return Question(subscriber, "retry-dead", ById, Nothing)
 
 
+def discard_dead(subscriber: str) -> Question[ById, Nothing]:
+    """Never apply one of them; it is gone then."""
+    return Question(subscriber, "discard-dead", ById, Nothing)
+
+
 def repeat(owner: str) -> Question[RepeatRequest, RepeatAnswer]:
     """Publish the facts from a position on again, for a subscriber that misses them on the bus."""
     return Question(owner, "repeat", RepeatRequest, RepeatAnswer)

@@ -40,6 +40,7 @@ UNTRIED = {
     "Redeliver": "likewise",
     "GetDeadLetter": "there is none on a healthy stack",
     "RetryDeadLetter": "likewise",
+    "DeleteDeadLetter": "likewise",
 }
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 

@@ -18,6 +18,7 @@ from shared.contracts.questions import (
     Nothing,
     dead,
     dead_letter,
+    discard_dead,
     retry_dead,
 )
 from shared.errors import NotFound, WrongState
@@ -63,6 +64,7 @@ class Subscriber:
         await self.list_for("run", bus)
         await bus.answer(dead_letter("run"), self._dead_letter)
         await bus.answer(retry_dead("run"), self._retry)
+        await bus.answer(discard_dead("run"), self._discard)
 
     async def list_for(self, name: str, bus: Bus) -> None:
         await bus.answer(dead(name), self._dead)
@@ -83,6 +85,11 @@ class Subscriber:
         del self.letters[request.id]
         return Nothing()
 
+    async def _discard(self, request: ById) -> Nothing:
+        await self._dead_letter(request)
+        del self.letters[request.id]
+        return Nothing()
+
 
 async def test_dead_letters_are_listed_shown_and_applied_after_all(notifier: Client, owners: Owners) -> None:
     subscriber = Subscriber()
@@ -99,6 +106,16 @@ async def test_dead_letters_are_listed_shown_and_applied_after_all(notifier: Cli
     assert (applied.status, applied.json) == (200, {})
     assert (await notifier.call("GET", "/apis/headrace/v1/dead?subscriber=run")).json == {}
     assert (await notifier.call("POST", "/apis/headrace/v1/dead/run/f:retry")).status == 404
+
+
+async def test_a_dead_letter_is_deleted_and_one_that_is_not_there_is_said_so(notifier: Client, owners: Owners) -> None:
+    await Subscriber().answer(owners)
+    for status in (200, 404):
+        answer = await notifier.call("DELETE", "/apis/headrace/v1/dead/run/f")
+        assert answer.status == status
+    assert answer.json["details"][0]["error_message"] == "Dead letter f not found."
+    assert answer.json["error"].startswith("Delete dead letter failed: ")
+    assert (await notifier.call("GET", "/apis/headrace/v1/dead?subscriber=run")).json == {}
 
 
 async def test_dead_letters_of_all_subscribers_are_paged_by_time(

@@ -17,6 +17,7 @@ from shared.contracts.questions import (
     Nothing,
     dead,
     dead_letter,
+    discard_dead,
     retry_dead,
 )
 from shared.database import Transaction
@@ -94,6 +95,21 @@ async def test_a_dead_letter_is_applied_once_its_handler_is_mended_and_is_gone_t
     await house.change()
     await passed(house, 5)
     assert await effects(house.listener) == [1, 3, 4, 2, 5]
+
+
+async def test_a_dead_letter_that_is_discarded_is_never_applied(house: House, handler: Handler) -> None:
+    (letter,) = await letters(house)
+    handler.outcome = None
+
+    await house.owner_bus.ask(discard_dead("run"), ById(id=letter.id), within_seconds=10)
+
+    assert await letters(house) == ()
+    for question in (discard_dead, retry_dead):
+        with pytest.raises(NotFound):
+            await house.owner_bus.ask(question("run"), ById(id=letter.id), within_seconds=10)
+    await house.change()
+    await passed(house, 5)
+    assert await effects(house.listener) == [1, 3, 4, 5]
 
 
 async def test_however_many_retry_at_once_it_is_applied_once(house: House, handler: Handler) -> None:

@@ -43,7 +43,7 @@ class _Gateway(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(json.dumps(answer).encode())
 
-    do_POST = do_GET  # noqa: N815 - a name that the library knows
+    do_POST = do_DELETE = do_GET  # noqa: N815 - names that the library knows
 
     def log_message(self, *_: object) -> None: ...
 
@@ -80,6 +80,11 @@ def test_one_is_shown_and_one_is_retried(gateway: Any) -> None:
     assert _dead(gateway, "retry", "run", "a").stderr == "headrace dead retry: still not\n"
     retries = [("POST", f"{DEAD}/run/b:retry"), ("POST", f"{DEAD}/run/a:retry")]
     assert gateway.asked == [("GET", f"{DEAD}/run/a"), *retries]
+
+
+def test_one_is_deleted(gateway: Any) -> None:
+    assert _dead(gateway, "delete", "run", "a/b").exit_code == 0
+    assert gateway.asked == [("DELETE", f"{DEAD}/run/a%2Fb")]
 
 
 def test_one_that_is_dead_still_does_not_keep_the_others_from_being_tried(gateway: Any) -> None:

@@ -104,7 +104,9 @@ def _declared_answers(service: str) -> Said:
 
 def _own_answers(service: str) -> Said:
     """With those that everybody answers: how far the owner's facts go, and how far others' are applied."""
-    what = {"repeat"} | ({"applied", "dead", "dead-letter", "retry-dead"} if _handled(service) else set())
+    what = {"repeat"} | (
+        {"applied", "dead", "dead-letter", "retry-dead", "discard-dead"} if _handled(service) else set()
+    )
     others = {owner: {"repeat"} for owner in _emitted(service) if owner != _owner(service)}
     return {_owner(service): _declared_answers(service).get(_owner(service), set()) | what} | others
 
