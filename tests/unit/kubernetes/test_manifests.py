@@ -518,6 +518,15 @@ def test_jobs_that_alerts_ask_for_are_what_prometheus_makes_of_the_services() ->
     assert jobs == asked - {"step-runner"}, "steps are Argo's there"
 
 
+def test_a_restore_waits_for_all_that_may_run_on_the_database_and_knows_the_way_to_the_broker() -> None:
+    page = (PROJECT / "gateway" / "docs" / "backup.md").read_text()
+    (label,) = re.findall(r"wait pod --for=delete --selector=(\S+)", page)
+    labelled = {name for name, pod in _pods(overlay("kind")).items() if label in pod.labels}
+    assert labelled == {"gateway", *SERVICES, "run-controller"}, "what ends by itself is waited for in vain"
+    (secret, key) = re.search(r"get secret (\S+) --output=jsonpath=\{\.data\.(\w+)\}", page).groups()  # type: ignore[union-attr]
+    assert key in _SECRETS[secret]
+
+
 def test_every_pod_may_ask_for_names_and_only_where_they_are_answered() -> None:
     policies, pods = _all(overlay("kind"), "NetworkPolicy"), _pods(overlay("kind"))
     dns = Pod(namespace="kube-system", labels={"k8s-app": "kube-dns"})
