@@ -7,7 +7,7 @@ state that it enters while this process watches its run: what is remembered of a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import msgspec
@@ -107,7 +107,9 @@ def _step(node_id: str, phase: str, node: Mapping[str, Any], *, since: datetime)
 
 
 def _time(text: object) -> datetime | None:
+    """A time that lacks its zone is taken for UTC, as all of an engine's are."""
     try:
-        return datetime.fromisoformat(text.replace("Z", "+00:00")) if isinstance(text, str) and text else None
+        at = datetime.fromisoformat(text.replace("Z", "+00:00")) if isinstance(text, str) and text else None
     except ValueError:
         return None
+    return at if at is None else at.replace(tzinfo=at.tzinfo or UTC)

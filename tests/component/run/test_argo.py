@@ -77,6 +77,37 @@ async def test_a_run_goes_from_its_creation_to_its_end_whichever_controller_is_t
     assert await world.facts(run_id) == ["created", "started", "succeeded"]
 
 
+_STRANGE: tuple[dict[str, Any], ...] = (
+    {"id": "a\x00"},
+    {"id": "a" * 5000},
+    {"phase": "Run\x00ning"},
+    {"type": ["Pod"]},
+    {"phase": "Succeeded", "startedAt": "2026-01-01T10:00:00", "finishedAt": "2126-01-01T10:00:00"},
+)
+"""What no record could hold, and times without their zone."""
+
+
+async def test_objects_that_say_what_no_record_could_hold_stop_nobody(
+    world: World, nats_urls: dict[str, str], tmp_path: Path
+) -> None:
+    """Whoever may write to a workflow, such as its own steps, may write anything."""
+    client = await world.start_replica(engine=EngineName.ARGO)
+    async with FakeKubernetes.serving() as fake, argo_by_hand(fake) as argo:
+        controller = ControllerProcess(world, nats_urls["run-controller"], fake.kubeconfig(tmp_path))
+        made = [(await client.create())["id"] for _ in (*_STRANGE, "sound")]
+        runs = [
+            Run(name=WorkflowName((await world.row(run_id))["workflow_name"]), run_id=run_id, workflow={})
+            for run_id in made
+        ]
+        for run, strange in zip(runs, _STRANGE, strict=False):
+            await argo.shows(run, "Running", node(run), node(run, ".a") | strange, startedAt="2026-01-01T10:00:00")
+        for run in runs:
+            await argo.shows(run, "Succeeded", node(run, phase="Succeeded"))
+            await argo.until_marked(run)
+        await controller.stop()
+    assert [(await client.get(run_id))["status"] for run_id in made] == ["Succeeded"] * len(made)
+
+
 async def test_an_engine_whose_shard_is_another_controllers_by_now_asks_the_cluster_for_nothing(tmp_path: Path) -> None:
     """Whatever stands in its queue still: nobody has told it to forget that yet."""
     name = WorkflowName("two-steps-abcde")

@@ -269,6 +269,11 @@ def test_a_phase_that_argo_does_not_know_is_said_to_be_none() -> None:
     "node",
     [
         {key: value for key, value in POD.items() if key != "id"},
+        POD | {"id": "a\x00"},
+        POD | {"id": "a" * 5000},
+        POD | {"phase": "Run\x00ning"},
+        POD | {"type": ["Pod"]},
+        POD | {"name": 3},
         POD | {"outputs": ["a"]},
         POD | {"outputs": {"artifacts": {"name": "a"}}},
         POD | {"inputs": {"artifacts": ["a"]}},
@@ -286,6 +291,30 @@ def test_a_node_that_argo_would_not_write_is_said_to_be_unreadable(node: dict[st
 def test_what_is_no_workflow_is_said_to_be_none(text: bytes) -> None:
     with pytest.raises(shapes.Unreadable):
         shapes.read(text)
+
+
+def test_what_is_nested_beyond_measure_is_said_to_be_unreadable() -> None:
+    nested = msgspec.Raw(b'{"a":' * 5000 + b"1" + b"}" * 5000)
+
+    with pytest.raises(shapes.Unreadable):
+        shapes.read(written(running(artifactRepositoryRef=nested)))
+    with pytest.raises(shapes.Unreadable):
+        shapes.read(written()).document(nested)
+
+
+@pytest.mark.parametrize(
+    ("written_as", "at"),
+    [
+        (STARTED, datetime(2024, 5, 1, 10, tzinfo=UTC)),
+        ("2024-05-01T12:00:00+02:00", datetime(2024, 5, 1, 10, tzinfo=UTC)),
+        ("2024-05-01T10:00:00", datetime(2024, 5, 1, 10, tzinfo=UTC)),
+        ("0001-01-01T00:00:00+05:00", None),
+    ],
+)
+def test_times_are_told_in_utc_or_not_at_all(written_as: str, at: datetime | None) -> None:
+    seen = shapes.read(written({"phase": "Failed", "startedAt": written_as, "finishedAt": written_as}))
+
+    assert (seen.started_at, seen.finished_at) == (at, at or seen.metadata.creation_timestamp)
 
 
 @pytest.mark.parametrize(("deadline", "is_stopping"), [(0, True), (1, False), (None, False), ("0", True), (600, False)])

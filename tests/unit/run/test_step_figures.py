@@ -84,3 +84,13 @@ def test_nothing_is_remembered_of_runs_that_are_over_or_anothers() -> None:
     figures.count(seen(node("a", "Running"), run_id="theirs"))
     figures.keep(lambda run_id: run_id == "ours")
     assert figures.watched == {"ours"}
+
+
+def test_a_step_whose_times_lack_their_zone_is_counted_as_one_in_utc() -> None:
+    counts, figures = Counts(), StepFigures()
+    times = {"startedAt": "2126-01-01T10:00:00", "finishedAt": "2126-01-01T10:00:05"}
+
+    (step,) = figures.count(seen(node("a", "Succeeded") | times))
+
+    assert (step.started_at.tzinfo, step.finished_at - step.started_at) == (UTC, timedelta(seconds=5))
+    assert counts.since == {"started": 1, "succeeded": 1, "failed": 0, "seconds": 5}

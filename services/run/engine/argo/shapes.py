@@ -12,7 +12,7 @@ import gzip
 import zlib
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Annotated, Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -121,6 +121,18 @@ class _Listed(msgspec.Struct, frozen=True, kw_only=True):
     metadata: Metadata
 
 
+_Text = Annotated[str, msgspec.Meta(pattern=r"^[^\x00]*$")]
+
+
+class _Node(msgspec.Struct, frozen=True, kw_only=True):
+    """What has to be right of a node for its record: what it says beside is kept as it came."""
+
+    id: Annotated[_Text, msgspec.Meta(min_length=1, max_length=512)]
+    name: _Text = ""
+    type: _Text = ""
+    phase: _Text = ""
+
+
 class Seen(msgspec.Struct, frozen=True, kw_only=True):
     """What one state of one object says. Its nodes are read only when they are asked for: most states are overtaken."""
 
@@ -155,10 +167,9 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
         """The node as it is recorded. Raises Unreadable."""
         try:
             written = _node_of(node)
-        except msgspec.DecodeError as error:
+            msgspec.convert(written, _Node)
+        except (msgspec.DecodeError, RecursionError) as error:
             raise Unreadable(f"a node: {error}") from error
-        if not isinstance(written.get("id"), str):
-            raise Unreadable("a node has no id")
         # Whoever reads records finds these in every node; a server may drop what is null.
         written.setdefault("finishedAt", None)
         written.setdefault("displayName", written.get("name", ""))
@@ -190,7 +201,7 @@ def read(text: Text) -> Seen:
     """Raises Unreadable."""
     try:
         found = _object_of(text)
-    except (msgspec.DecodeError, ValueError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise Unreadable(str(error)) from error
     if not found.metadata.name:
         raise Unreadable("it has no name")
@@ -204,9 +215,9 @@ def read(text: Text) -> Seen:
         metadata=found.metadata,
         phase=phase,
         message=status.message,
-        started_at=status.started_at,
+        started_at=_utc(status.started_at),
         # Argo writes both at once; whatever has written one alone has ended it no later.
-        finished_at=(status.finished_at or status.started_at or found.metadata.creation_timestamp)
+        finished_at=(_utc(status.finished_at) or _utc(status.started_at) or found.metadata.creation_timestamp)
         if is_final
         else None,
         is_offloaded=bool(status.offload_node_status_version) and not has_nodes and not status.compressed_nodes,
@@ -224,6 +235,14 @@ def read_metadata(text: Text) -> Metadata:
         return _listed_of(text).metadata
     except msgspec.DecodeError as error:
         raise Unreadable(str(error)) from error
+
+
+def _utc(at: datetime | None) -> datetime | None:
+    """Argo says all times in UTC. What somebody else has written may lack that, or lie beyond all times."""
+    try:
+        return at if at is None else at.replace(tzinfo=at.tzinfo or UTC).astimezone(UTC)
+    except OverflowError:
+        return None
 
 
 def _size(text: Text) -> int:
