@@ -114,7 +114,8 @@ async def test_an_engine_whose_shard_is_another_controllers_by_now_asks_the_clus
     labels = {"pipeline/runid": "r", "headrace.dev/shard": str(shard_of("r"))}
 
     def workflow(name: str) -> dict[str, Any]:
-        metadata = {"name": name, "namespace": "kubeflow", "labels": labels}
+        made_as = {"headrace.dev/made-as": f"kubeflow/{name}"}
+        metadata = {"name": name, "namespace": "kubeflow", "labels": labels, "annotations": made_as}
         return {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "metadata": metadata, "spec": {}}
 
     held = set(ALL)
@@ -156,7 +157,10 @@ async def test_workflows_of_another_installation_are_left_alone(
                 "headrace.dev/installation": "another",
                 **({"pipeline/persistedFinalState": "true"} if name == "is-over" else {}),
             }
-            annotations = {"headrace.dev/recorded-at": "2020-01-01T00:00:00+00:00"}
+            annotations = {
+                "headrace.dev/made-as": f"kubeflow/{name}",
+                "headrace.dev/recorded-at": "2020-01-01T00:00:00+00:00",
+            }
             metadata = {"name": name, "namespace": "kubeflow", "labels": labels, "annotations": annotations}
             document = {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "metadata": metadata, "spec": {}}
             await argo.create(document)

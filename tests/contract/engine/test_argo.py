@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from services.run.engine import NameTaken, NodeId
+from services.run.engine import NameTaken, NodeId, WorkflowName
 from services.run.engine.argo import ArgoEngine, shapes
 from services.run.engine.argo.cluster import Cluster
 from services.run.engine.argo.submitting import Submitting
@@ -63,8 +63,8 @@ async def working(
     fake: FakeKubernetes, folder: Path, *runs: Run, limits: Submitting = FAST, **how: Any
 ) -> AsyncIterator[Working]:
     cluster = Cluster.from_settings(kubeconfig=str(fake.kubeconfig(folder)))
-    told = {"most_workflow_bytes": MOST_WORKFLOW_BYTES} | how
-    engine = ArgoEngine(cluster, namespaces=("kubeflow",), limits=limits, **told)
+    told = {"namespaces": ("kubeflow",), "most_workflow_bytes": MOST_WORKFLOW_BYTES} | how
+    engine = ArgoEngine(cluster, limits=limits, **told)
     recorder = Recorder(engine)
     recorder.runs.update({run.name: run for run in runs})
     tasks = [asyncio.create_task(engine.run()), asyncio.create_task(recorder.follow())]
@@ -112,7 +112,10 @@ async def test_a_run_becomes_an_object_that_says_whose_it_is(argo: ArgoByHand, a
 
     metadata = found["metadata"]
     assert metadata["labels"] == {"pipeline/runid": run.run_id, "headrace.dev/shard": str(shard_of(run.run_id))}
-    assert metadata["annotations"] == {"headrace.dev/attempt": "1"}
+    assert metadata["annotations"] == {
+        "headrace.dev/attempt": "1",
+        "headrace.dev/made-as": f"kubeflow/{run.name}",
+    }
     assert metadata["uid"] != run.run_id
     assert found["spec"] == run.workflow["spec"]
     assert "status" not in found
@@ -157,6 +160,7 @@ async def test_an_object_that_was_made_without_our_labels_is_taken_in(argo: Argo
     run = await at_work.hold(new_run(SMALL))
     document = shapes.new_object(run.submission())
     del document["metadata"]["labels"]["headrace.dev/shard"]
+    del document["metadata"]["annotations"]["headrace.dev/made-as"]
     await argo.create(document)
 
     await at_work.engine.submit(run.submission())
@@ -648,6 +652,73 @@ async def test_an_open_run_whose_object_is_marked_already_ends_as_the_object_say
     await at_work.recorder.end_of(run)
 
     assert (run.phase, run.message) == ("Failed", "why")
+
+
+# -- objects that others copy ------------------------------------------------------------------------------------------
+
+
+def copied(found: dict[str, Any], *annotations: str, **elsewhere: str) -> dict[str, Any]:
+    """With all labels, and these annotations."""
+    kept = {key: value for key, value in found["metadata"]["annotations"].items() if key in annotations}
+    metadata = {"labels": found["metadata"]["labels"], "annotations": kept, "namespace": "kubeflow", **elsewhere}
+    return {"apiVersion": found["apiVersion"], "kind": found["kind"], "metadata": metadata, "spec": found["spec"]}
+
+
+@pytest.mark.parametrize("annotations", [(), (shapes.ATTEMPT, shapes.MADE_AS)], ids=["labels", "annotations"])
+async def test_a_copy_of_a_runs_object_is_nobodys(
+    fake: FakeKubernetes, argo: ArgoByHand, tmp_path: Path, annotations: tuple[str, ...]
+) -> None:
+    """As whoever resubmits a workflow makes one: with the labels that say whose it is, and which shard's."""
+    async with working(fake, tmp_path) as first:
+        run = await first.begin()
+        copy = Run(name=WorkflowName(f"{run.name}-again"), run_id=run.run_id, workflow={})
+        await argo.create(copied(await argo.until_there(run), *annotations, name=copy.name))
+        await argo.shows(copy, "Failed", node(copy, phase="Failed"))
+        await argo.shows(run, "Running", node(run), node(run, ".a"))
+        await first.recorder.running(run, ".a")
+    async with working(fake, tmp_path, run) as second:
+        assert await second.engine.known() == {run.run_id}
+        await argo.delete(run)
+        await second.recorder.end_of(run)
+        assert run.history[-1].is_vanished, "the copy does not stand for it"
+        assert await second.engine.known() == set()
+
+        await second.engine.terminate(copy.name)
+        await second.engine.erase(run.run_id)
+
+    found = await argo.object(copy)
+    assert found is not None
+    assert "activeDeadlineSeconds" not in found["spec"]
+
+
+async def test_a_copy_of_a_finished_object_does_not_outlive_its_time_with_it(
+    fake: FakeKubernetes, argo: ArgoByHand, tmp_path: Path
+) -> None:
+    async with working(fake, tmp_path, ttl_seconds=0) as at_work:
+        run = await at_work.begin()
+        await finish(argo, at_work, run)
+        copy = Run(name=WorkflowName(f"{run.name}-again"), run_id=run.run_id, workflow={})
+        await argo.create(copied(await argo.until_marked(run), shapes.MADE_AS, shapes.RECORDED_AT, name=copy.name))
+        await argo.delete(run)
+
+        assert await at_work.engine.leftovers() == {}
+
+
+async def test_a_copy_in_another_namespace_is_nobodys(fake: FakeKubernetes, argo: ArgoByHand, tmp_path: Path) -> None:
+    (await argo.client.post("/api/v1/namespaces", {"metadata": {"name": "elsewhere"}})).ok()
+    elsewhere = "/apis/argoproj.io/v1alpha1/namespaces/elsewhere/workflows"
+    async with working(fake, tmp_path, namespaces=()) as at_work:
+        run = await at_work.begin()
+        found = await argo.until_there(run)
+        copy = copied(found, shapes.MADE_AS, name=run.name, namespace="elsewhere") | {"status": {"phase": "Failed"}}
+        (await argo.client.post(elsewhere, copy)).ok()
+
+        await finish_another(argo, at_work)
+        await at_work.engine.erase(run.run_id)
+
+        assert run.history == []
+        assert await argo.object(run) is None
+        (await argo.client.get(f"{elsewhere}/{run.name}")).ok()
 
 
 # -- retry -------------------------------------------------------------------------------------------------------------

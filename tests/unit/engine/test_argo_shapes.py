@@ -383,7 +383,7 @@ def test_a_new_object_has_what_makes_it_ours_and_nothing_that_is_the_servers() -
             "name": "wf",
             "namespace": "kubeflow",
             "labels": {"own": "yes", shapes.RUN_ID: "run-1", shapes.SHARD: str(shard_of("run-1"))},
-            "annotations": {"own": "too", shapes.ATTEMPT: "1"},
+            "annotations": {"own": "too", shapes.ATTEMPT: "1", shapes.MADE_AS: "kubeflow/wf"},
         },
         "spec": given.workflow["spec"],
     }

@@ -88,6 +88,10 @@ class _Entry:
         self.version = ""
         """Of the object in its final state."""
 
+    def is_of(self, metadata: shapes.Metadata) -> bool:
+        """Whether the object stands in this one's place, and for its run."""
+        return (self.namespace, self.run_id) == (metadata.namespace, metadata.run_id)
+
     @property
     def is_before_object(self) -> bool:
         return self.stage in (_Stage.WAITING, _Stage.STARTING)
@@ -157,7 +161,7 @@ class ArgoEngine:
                 return
         if entry is not None:
             self._forget(entry)
-        namespace = str(submission.workflow["metadata"].get("namespace") or "default")
+        namespace = shapes.namespace_of(submission)
         entry = self._entries[name] = _Entry(name, submission.run_id, namespace, submission.attempt)
         entry.submission = submission
         if self._scopes != ("",) and namespace not in self._scopes:
@@ -336,6 +340,8 @@ class ArgoEngine:
         metadata = seen.metadata
         if shard_of(metadata.run_id) not in self._shards:
             return  # It was asked for before it was given up.
+        if not self._is_ours(metadata):
+            return
         entry = self._entries.get(WorkflowName(metadata.name))
         if entry is not None and entry.run_id == metadata.run_id and entry.attempt < metadata.attempt:
             self._forget(entry)  # Somebody else has retried it.
@@ -356,16 +362,16 @@ class ArgoEngine:
 
     async def deleted(self, metadata: shapes.Metadata) -> None:
         entry = self._entries.get(WorkflowName(metadata.name))
-        if entry is None or entry.run_id != metadata.run_id:
+        if entry is None or not entry.is_of(metadata):
             return
         if entry.stage is _Stage.OVER:
             self._forget(entry)
         elif entry.stage is _Stage.LIVE:
             await self._look_for(entry)
 
-    async def listed(self, scope: str, names: set[str]) -> None:
-        of_scope = [each for each in self._entries.values() if scope in ("", each.namespace) and each.name not in names]
-        for entry in of_scope:
+    async def listed(self, scope: str, objects: set[tuple[str, str]]) -> None:
+        of_scope = [each for each in self._entries.values() if scope in ("", each.namespace)]
+        for entry in [each for each in of_scope if (each.namespace, each.name) not in objects]:
             if entry.stage is _Stage.OVER:
                 self._forget(entry)
             elif entry.stage is _Stage.LIVE:
@@ -387,6 +393,12 @@ class ArgoEngine:
             self._lose(entry)
         elif metadata.is_persisted and metadata.attempt == entry.attempt:
             self._forget(entry)
+
+    def _is_ours(self, metadata: shapes.Metadata) -> bool:
+        """Not a copy that somebody has made, with our labels. What says nothing of that is ours where it has the place
+        of one that was submitted."""
+        entry = self._entries.get(WorkflowName(metadata.name))
+        return metadata.is_original or (entry is not None and entry.is_of(metadata))
 
     def _adopt(self, metadata: shapes.Metadata) -> _Entry:
         name = WorkflowName(metadata.name)
@@ -673,12 +685,13 @@ class ArgoEngine:
             raise Conflict("the object is being deleted")
         if metadata.attempt < entry.attempt:
             raise Conflict("the object is of an earlier attempt")
-        is_labelled = metadata.has_shard and self.installation in ("", metadata.installation)
+        is_labelled = metadata.has_shard and self.installation in ("", metadata.installation) and metadata.is_original
         if not is_labelled or (metadata.is_persisted and not seen.is_final):
             labels: dict[str, str | None] = {shapes.SHARD: str(shard_of(entry.run_id)), shapes.PERSISTED: None}
             if self.installation:
                 labels[shapes.INSTALLATION] = self.installation
-            await self._cluster.patch(entry.namespace, entry.name, {"metadata": {"labels": labels}})
+            marks = {"labels": labels, "annotations": {shapes.MADE_AS: f"{entry.namespace}/{entry.name}"}}
+            await self._cluster.patch(entry.namespace, entry.name, {"metadata": marks})
         is_terminating = entry.submission is not None and entry.submission.is_terminating
         entry.is_new_here = True
         self._is_living(entry)
@@ -755,7 +768,7 @@ class ArgoEngine:
                     limit=500,
                     only_metadata=True,
                 )
-                found += map(shapes.read_metadata, page.items)
+                found += filter(self._is_ours, map(shapes.read_metadata, page.items))
                 if not page.next:
                     break
                 at = page.next

@@ -25,6 +25,8 @@ SHARD: Final = "headrace.dev/shard"
 INSTALLATION: Final = "headrace.dev/installation"
 """Whose records know the run: several installations may share a cluster, and a namespace."""
 ATTEMPT: Final = "headrace.dev/attempt"
+MADE_AS: Final = "headrace.dev/made-as"
+"""Namespace and name of the object that was given our labels: one that somebody copies has them under another name."""
 RECORDED_AT: Final = "headrace.dev/recorded-at"
 """When the end was recorded, from which the time to live counts."""
 _PHASE_LABEL: Final = "workflows.argoproj.io/phase"
@@ -81,6 +83,10 @@ class Metadata(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     @property
     def installation(self) -> str:
         return (self.labels or {}).get(INSTALLATION, "")
+
+    @property
+    def is_original(self) -> bool:
+        return (self.annotations or {}).get(MADE_AS) == f"{self.namespace}/{self.name}"
 
     @property
     def is_persisted(self) -> bool:
@@ -291,9 +297,20 @@ def new_object(submission: Submission) -> dict[str, Any]:
         "metadata": {
             **names,
             "labels": labels,
-            "annotations": annotations | {ATTEMPT: str(submission.attempt)},
+            "annotations": annotations | _said_of_itself(submission),
         },
         "spec": submission.workflow["spec"],
+    }
+
+
+def namespace_of(submission: Submission) -> str:
+    return str(submission.workflow["metadata"].get("namespace") or "default")
+
+
+def _said_of_itself(submission: Submission) -> dict[str, str]:
+    return {
+        ATTEMPT: str(submission.attempt),
+        MADE_AS: f"{namespace_of(submission)}/{submission.workflow_name}",
     }
 
 
@@ -331,9 +348,9 @@ def reopened(text: bytes, submission: Submission) -> Reopened:
         SHARD: str(shard_of(submission.run_id)),
         _PHASE_LABEL: "Running",
     }
-    metadata["annotations"] = {key: value for key, value in annotations.items() if key != RECORDED_AT} | {
-        ATTEMPT: str(submission.attempt)
-    }
+    metadata["annotations"] = {
+        key: value for key, value in annotations.items() if key != RECORDED_AT
+    } | _said_of_itself(submission)
     spec = {key: value for key, value in written.get("spec", {}).items() if key not in _STOPS}
     deadline = submission.workflow["spec"].get("activeDeadlineSeconds")
     if deadline is not None:

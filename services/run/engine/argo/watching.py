@@ -33,8 +33,8 @@ class Listener(Protocol):
     async def deleted(self, metadata: shapes.Metadata) -> None:
         """An object is gone, or is none any more that was asked for."""
 
-    async def listed(self, scope: str, names: set[str]) -> None:
-        """These were all there were when the listing began."""
+    async def listed(self, scope: str, objects: set[tuple[str, str]]) -> None:
+        """These, by namespace and name, were all there were when the listing began."""
 
 
 class _CutShort(Exception):
@@ -96,17 +96,17 @@ class _Following:
                 await self._take(event.type, event.object)
 
     async def _list(self) -> None:
-        began_at, names, at = time.monotonic(), set(), ""
+        began_at, objects, at = time.monotonic(), set(), ""
         while True:
             page = await self._cluster.list_workflows(self._scope, labels=self._labels, at=at, limit=self._page)
             for item in page.items:
                 if (seen := _readable(item)) is not None:
-                    names.add(seen.metadata.name)
+                    objects.add((seen.metadata.namespace, seen.metadata.name))
                     await self._listener.seen(seen)
             if not page.next:
                 break
             at = page.next
-        await self._listener.listed(self._scope, names)
+        await self._listener.listed(self._scope, objects)
         self._version, self._listed_at = page.resource_version, began_at
 
     async def _take(self, what: str, item: shapes.Text) -> None:
