@@ -553,17 +553,25 @@ async def test_a_server_that_was_away_is_taken_up_where_it_was_left(
     await argo.until_marked(run)
 
 
+async def test_a_list_whose_next_page_is_forgotten_is_an_outage(fake: FakeKubernetes, at_work: Working) -> None:
+    for seek in (at_work.engine.erase, lambda name: at_work.engine.terminate(WorkflowName(name))):
+        fake.refuse(410, 1, methods={"GET"}, path="nobody")
+        with pytest.raises(Unavailable):
+            await seek("nobody")
+        await seek("nobody")
+
+
 async def test_a_token_that_is_replaced_in_its_file_is_read_again(
     fake: FakeKubernetes, argo: ArgoByHand, tmp_path: Path
 ) -> None:
     cluster = Cluster.from_settings(kubeconfig=str(fake.kubeconfig(tmp_path, token_file=True)))
-    await cluster.list_workflows("kubeflow")
+    await cluster.list_pods("kubeflow", labels="")
     (tmp_path / "token").write_text(f"{fake.rotate_token()}\n")
 
-    await cluster.list_workflows("kubeflow")
+    await cluster.list_pods("kubeflow", labels="")
     fake.expire_token()
     with pytest.raises(Unavailable):
-        await cluster.list_workflows("kubeflow")
+        await cluster.list_pods("kubeflow", labels="")
     await cluster.close()
 
 

@@ -5,12 +5,12 @@ request: with all its models it takes seconds, and more memory than a whole serv
 
     Unavailable         no answer, or none for now: the same call may pass later
     ├── Busy            the server asks for a pause
+    ├── Expired         410  what happened since then is not known any more: list anew
     ├── Forbidden       we may not; nothing but an operator changes that
     └── NotInstalled    404  it knows no workflows, or does not know yet what it knows
     Missing             404  no such object
     Conflict            409  somebody else has changed it meanwhile
     └── AlreadyExists   409  the name is taken
-    Expired             410  what happened since then is not known any more: list anew
     TooLarge            413  no object may be as large as that
     Rejected            422  or any other 4xx: the server will never take it
 """
@@ -86,6 +86,10 @@ def pauses(*, multiplier: float, most_seconds: float) -> Callable[[RetryCallStat
     return pause
 
 
+class Expired(Unavailable):
+    pass
+
+
 class Forbidden(Unavailable):
     pass
 
@@ -106,10 +110,6 @@ class Conflict(Exception):
 
 
 class AlreadyExists(Conflict):
-    pass
-
-
-class Expired(Exception):
     pass
 
 
@@ -181,19 +181,12 @@ class Cluster:
             options["preconditions"] = {"resourceVersion": resource_version}
         await self._read("DELETE", _workflows(namespace, name), body=msgspec.json.encode(options))
 
-    async def list_workflows(
-        self,
-        namespace: str,
-        *,
-        labels: str = "",
-        fields: str = "",
-        at: str = "",
-        limit: int = 100,
-        only_metadata: bool = False,
-    ) -> Page:
-        """A page, from where an earlier one said on. Raises Expired where that is too long ago. No namespace: all."""
-        query = {"labelSelector": labels, "fieldSelector": fields, "continue": at, "limit": str(limit)}
-        return await self._list(_workflows(namespace), query, _ONLY_METADATA_LIST if only_metadata else _JSON)
+    def list_workflows(
+        self, namespace: str, *, labels: str = "", fields: str = "", limit: int = 100, only_metadata: bool = False
+    ) -> AsyncGenerator[Page, None]:
+        """Page by page, as they were at the first. Raises Expired where that is too long ago. No namespace: all."""
+        query = {"labelSelector": labels, "fieldSelector": fields, "limit": str(limit)}
+        return self._pages(_workflows(namespace), query, _ONLY_METADATA_LIST if only_metadata else _JSON)
 
     async def watch_workflows(
         self, namespace: str, *, labels: str, resource_version: str
@@ -222,13 +215,8 @@ class Cluster:
 
     async def list_pods(self, namespace: str, *, labels: str) -> list[str]:
         """The names of all."""
-        page = await self._list(_pods(namespace), {"labelSelector": labels, "limit": "500"}, _ONLY_METADATA_LIST)
-        names = [_named(item) for item in page.items]
-        while page.next:
-            query = {"labelSelector": labels, "limit": "500", "continue": page.next}
-            page = await self._list(_pods(namespace), query, _ONLY_METADATA_LIST)
-            names += [_named(item) for item in page.items]
-        return names
+        pages = self._pages(_pods(namespace), {"labelSelector": labels, "limit": "500"}, _ONLY_METADATA_LIST)
+        return [_named(item) async for page in pages for item in page.items]
 
     async def delete_pod(self, namespace: str, name: str) -> None:
         """Harmless when absent."""
@@ -254,7 +242,7 @@ class Cluster:
         """Raises Unavailable, with all that is missing. No namespaces: all of them."""
         await self.version()
         with contextlib.suppress(Forbidden):  # What else is forbidden is worth saying in the same breath.
-            await self.list_workflows(namespaces[0] if namespaces else "", limit=1, only_metadata=True)
+            await self._list(_workflows(namespaces[0] if namespaces else ""), {"limit": "1"}, _ONLY_METADATA_LIST)
         await self._check_status_is_written()
         denied = [
             f"{verb} {rule.resource}" + (f" in namespace {namespace}" if namespace else "")
@@ -291,6 +279,15 @@ class Cluster:
         return bool((answer.get("status") or {}).get("allowed"))
 
     # Requests
+
+    async def _pages(self, path: str, query: Mapping[str, str], accept: str) -> AsyncGenerator[Page, None]:
+        at = ""
+        while True:
+            page = await self._list(path, {**query, "continue": at}, accept)
+            yield page
+            if not page.next:
+                return
+            at = page.next
 
     async def _list(self, path: str, query: Mapping[str, str], accept: str) -> Page:
         given = {key: value for key, value in query.items() if value}

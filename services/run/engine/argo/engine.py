@@ -757,21 +757,12 @@ class ArgoEngine:
     async def _find(self, *, labels: str = "", fields: str = "") -> list[shapes.Metadata]:
         """All of ours that match, wherever they are."""
         found: list[shapes.Metadata] = []
+        labels = labels or f"{shapes.RUN_ID},{shapes.SHARD}{self._of_installation()}"
         for scope in self._scopes:
-            at = ""
-            while True:
-                page = await self._cluster.list_workflows(
-                    scope,
-                    labels=labels or f"{shapes.RUN_ID},{shapes.SHARD}{self._of_installation()}",
-                    fields=fields,
-                    at=at,
-                    limit=500,
-                    only_metadata=True,
-                )
+            async for page in self._cluster.list_workflows(
+                scope, labels=labels, fields=fields, limit=500, only_metadata=True
+            ):
                 found += filter(self._is_ours, map(shapes.read_metadata, page.items))
-                if not page.next:
-                    break
-                at = page.next
         return found
 
     async def _find_object(self, entry: _Entry) -> bytes | None:

@@ -96,18 +96,15 @@ class _Following:
                 await self._take(event.type, event.object)
 
     async def _list(self) -> None:
-        began_at, objects, at = time.monotonic(), set(), ""
-        while True:
-            page = await self._cluster.list_workflows(self._scope, labels=self._labels, at=at, limit=self._page)
+        began_at, objects, version = time.monotonic(), set(), ""
+        async for page in self._cluster.list_workflows(self._scope, labels=self._labels, limit=self._page):
             for item in page.items:
                 if (seen := _readable(item)) is not None:
                     objects.add((seen.metadata.namespace, seen.metadata.name))
                     await self._listener.seen(seen)
-            if not page.next:
-                break
-            at = page.next
+            version = page.resource_version
         await self._listener.listed(self._scope, objects)
-        self._version, self._listed_at = page.resource_version, began_at
+        self._version, self._listed_at = version, began_at
 
     async def _take(self, what: str, item: shapes.Text) -> None:
         metadata = shapes.read_metadata(item)
