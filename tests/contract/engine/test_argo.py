@@ -1028,6 +1028,37 @@ async def test_an_engine_drives_the_runs_of_its_shards_alone(
         assert await at_work.engine.known() == set()
 
 
+async def test_who_gives_a_run_up_in_the_middle_of_its_retry_does_nothing_more_to_it(
+    fake: FakeKubernetes, argo: ArgoByHand, at_work: Working
+) -> None:
+    """Its next engine begins the same retry anew, and the new pods are called like the old ones."""
+    run = await at_work.begin()
+    steps = [node(run, f".{number}", "Failed") for number in range(8)]
+    await argo.shows(run, "Failed", node(run, phase="Failed"), *steps)
+    await at_work.recorder.end_of(run)
+    await argo.until_marked(run)
+    run.reopen()
+    fake.delay(0.1)
+    await at_work.engine.submit(run.submission())
+
+    async def has_begun() -> bool:
+        return fake.requests.of("DELETE", "/pods") > 0
+
+    await eventually(has_begun)
+    await at_work.engine.own(ALL - {shard_of(run.run_id)})
+    done = fake.requests.of("DELETE", "/pods")
+    kept = new_run(SMALL)
+    while shard_of(kept.run_id) == shard_of(run.run_id):
+        kept = new_run(SMALL)
+    await at_work.hold(kept)
+    await at_work.engine.submit(kept.submission())
+    await finish(argo, at_work, kept)
+
+    assert fake.requests.of("DELETE", "/pods") == done < len(steps)
+    left = await argo.until_there(run)
+    assert left["metadata"]["annotations"][shapes.ATTEMPT] == "1"
+
+
 async def test_a_second_engine_goes_on_with_what_a_first_one_has_begun(
     fake: FakeKubernetes, argo: ArgoByHand, tmp_path: Path
 ) -> None:

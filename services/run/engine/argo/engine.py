@@ -209,13 +209,17 @@ class ArgoEngine:
         is_more = not shards <= self._shards
         self._shards = shards
         self._queue.take_share(len(shards) / SHARDS)
-        for entry in [each for each in self._entries.values() if shard_of(each.run_id) not in shards]:
+        given_up = [each for each in self._entries.values() if shard_of(each.run_id) not in shards]
+        for entry in given_up:
             self._forget(entry)
         if is_more:
             self._listed.clear()
             self._all_listed.clear()
         self._is_redivided.set()
         self._is_due.set()
+        for entry in given_up:
+            async with entry.lock:
+                pass  # What was under way has come to the cluster: whoever comes after us has it to themselves.
 
     async def known(self) -> set[str]:
         """Waits until everything is listed: what is not seen yet is not lost."""
@@ -671,6 +675,8 @@ class ArgoEngine:
         document, pods = shapes.reopened(text, submission)
         body = self._encoded(document)
         for pod in pods:
+            if entry.is_gone or not self._holds(shard_of(entry.run_id)):
+                return  # Where another has retried it, a pod of the new attempt may have the same name.
             await self._cluster.delete_pod(entry.namespace, pod)
         await self._cluster.replace(entry.namespace, entry.name, body)
         self._is_living(entry)
