@@ -979,6 +979,28 @@ async def test_a_retry_is_not_erased_with_an_earlier_attempt(argo: ArgoByHand, a
     assert await argo.object(run) is None
 
 
+async def test_an_object_that_somebody_has_go_on_after_its_recorded_end_is_left_to_them_until_it_is_over(
+    fake: FakeKubernetes, argo: ArgoByHand, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with working(fake, tmp_path, ttl_seconds=0) as at_work:
+        run = await at_work.begin()
+        await finish(argo, at_work, run, "Failed")
+        await argo.until_marked(run)
+
+        labels = {"workflows.argoproj.io/completed": None, "workflows.argoproj.io/phase": "Running"}
+        await argo.change(run, {"metadata": {"labels": labels}, "status": {"phase": "Running", "finishedAt": None}})
+        for _ in range(3):
+            assert await at_work.engine.leftovers() == {}
+        await argo.shows(run, "Succeeded", node(run, phase="Succeeded"))
+        await finish_another(argo, at_work)
+
+        assert [run.phase, len(run.history)] == ["Failed", 1]
+        assert run.run_id not in await at_work.engine.known()
+        said = f"workflow {run.name} goes on after its end was recorded"
+        assert [said in each.getMessage() for each in caplog.records].count(True) == 1
+        assert (await at_work.engine.leftovers())[run.run_id] == 1
+
+
 async def test_objects_that_have_outlived_their_time_are_left_over(
     fake: FakeKubernetes, argo: ArgoByHand, tmp_path: Path
 ) -> None:

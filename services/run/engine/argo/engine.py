@@ -140,6 +140,8 @@ class ArgoEngine:
         self._chores: set[asyncio.Task[None]] = set()
         self._trouble = ""
         self._swept_at: float | None = None
+        self._reopened: set[str] = set()
+        """The objects that somebody else was seen to have go on, at the last look."""
         self._checked_at: float | None = None
 
     @property
@@ -237,12 +239,25 @@ class ArgoEngine:
         before = datetime.now(UTC) - self._ttl
         found = await self._find(labels=f"{self._of_ours()},{shapes.PERSISTED}=true")
         self._swept_at = now
+        self._note_reopened([each for each in found if each.is_reopened])
         latest: dict[str, int] = {}
         for metadata in found:
             recorded_at = metadata.recorded_at
-            if recorded_at is None or recorded_at <= before:
+            if not metadata.is_reopened and (recorded_at is None or recorded_at <= before):
                 latest[metadata.run_id] = max(metadata.attempt, latest.get(metadata.run_id, 0))
         return latest
+
+    def _note_reopened(self, found: list[shapes.Metadata]) -> None:
+        """Whoever has it go on behind our back keeps it until it is over; the run has ended as it has ended."""
+        for metadata in found:
+            if metadata.uid not in self._reopened:
+                _log.warning(
+                    "workflow %s goes on after its end was recorded, as by argo retry: run %s stays as it ended, "
+                    "unless it is retried itself",
+                    metadata.name,
+                    metadata.run_id,
+                )
+        self._reopened = {metadata.uid for metadata in found}
 
     async def observe(self) -> AsyncIterator[Observation]:
         queue = self._told = asyncio.Queue()

@@ -93,6 +93,12 @@ class Metadata(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
         return (self.labels or {}).get(PERSISTED) == "true"
 
     @property
+    def is_reopened(self) -> bool:
+        """Whether it was recorded as over and goes on: by its labels, in which Argo repeats its phase."""
+        labels = self.labels or {}
+        return self.is_persisted and _COMPLETED_LABEL not in labels and labels.get(_PHASE_LABEL) in _OPEN
+
+    @property
     def recorded_at(self) -> datetime | None:
         """Of an object that was recorded by somebody else, its creation."""
         try:
