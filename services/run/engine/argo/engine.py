@@ -574,15 +574,14 @@ class ArgoEngine:
             "labels": {shapes.PERSISTED: "true"},
             "annotations": {shapes.RECORDED_AT: datetime.now(UTC).isoformat(timespec="seconds")},
         }
-        try:
-            await self._cluster.patch(entry.namespace, entry.name, {"metadata": marks})
-        except Missing:
-            return
-        except Conflict:
-            metadata = shapes.read_metadata(await self._cluster.get_metadata(entry.namespace, entry.name))
-            if metadata.run_id == entry.run_id and metadata.attempt == entry.attempt:
-                entry.version = metadata.resource_version
-                raise
+        with contextlib.suppress(Missing):
+            try:
+                await self._cluster.patch(entry.namespace, entry.name, {"metadata": marks})
+            except Conflict:
+                metadata = shapes.read_metadata(await self._cluster.get_metadata(entry.namespace, entry.name))
+                if metadata.run_id == entry.run_id and metadata.attempt == entry.attempt:
+                    entry.version = metadata.resource_version
+                    raise
 
     # What is given to the cluster
 
