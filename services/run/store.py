@@ -653,6 +653,10 @@ async def upsert_step_outputs(connection: Connection, key: str, run_id: str, out
 
 _IS_OF_SHARDS = "get_byte(decode(md5({}), 'hex'), 0) % 64 = any($1::integer[])"
 """`engine.shards.shard_of` in the database's words."""
+_HAS_ITS_NAME = """not exists (
+              select from erasures where erasures.engine = runs.engine and erasures.workflow_name = runs.workflow_name
+          )"""
+"""The workflow of a deleted run is gone whose name the run has taken over. Two that go by one name are none."""
 
 
 async def list_unsubmitted(
@@ -663,6 +667,7 @@ async def list_unsubmitted(
         select id from runs
         where engine = '{engine.value}' and submitted_at is null and finished_at is null
           and {_IS_OF_SHARDS.format("id")}
+          and {_HAS_ITS_NAME}
         order by created_at, id limit $2
         """,  # noqa: S608
         list(shards),
@@ -711,6 +716,7 @@ async def list_active(
         f"""
         select id, created_at, started_at is not null as has_started from runs
         where engine = '{engine.value}' and finished_at is null and id > $2 and {_IS_OF_SHARDS.format("id")}
+          and {_HAS_ITS_NAME}
         order by id limit $3
         """,  # noqa: S608
         list(shards),

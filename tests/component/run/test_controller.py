@@ -20,7 +20,7 @@ from shared.errors import Unavailable
 from shared.leases import Lease
 from shared.shards import Whole
 from shared.tasks import Tasks
-from tests.component.run.conftest import World, until
+from tests.component.run.conftest import MANIFEST, World, until
 from tests.component.run.test_life import ENDED, STARTED, node
 
 
@@ -139,6 +139,20 @@ class ForgetfulEngine(PlayedEngine):
         await super().work()
 
 
+class ThoroughEngine(PlayedEngine):
+    """Erasing takes it its time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.erasing = asyncio.Event()
+        self.is_gone = asyncio.Event()
+
+    async def erase(self, run_id: str, *, up_to_attempt: int | None = None) -> None:
+        self.erasing.set()
+        await self.is_gone.wait()
+        await super().erase(run_id, up_to_attempt=up_to_attempt)
+
+
 @contextlib.asynccontextmanager
 async def controlled(
     world: World, *, metrics_wait_seconds: float = 1, kind: type[Whole] = Whole, engine: PlayedEngine | None = None
@@ -252,6 +266,29 @@ async def test_a_stop_that_the_engine_heard_before_it_was_given_the_run_is_said_
     async with controlled(world, engine=engine):
         await until(lambda: met(bool(engine.told)), within_seconds=20)
     assert engine.told == [(await world.row(run_id))["workflow_name"]]
+
+
+async def test_a_run_with_the_name_of_one_that_was_deleted_waits_until_that_is_erased(world: World) -> None:
+    manifest = MANIFEST.replace('"generateName":"two-steps-"', '"name":"fixed"')
+
+    async def create() -> str:
+        run = await world.client.create(pipeline_spec={"workflow_manifest": manifest})
+        assert (await world.row(run["id"]))["workflow_name"] == "fixed"
+        return str(run["id"])
+
+    first, engine = await create(), ThoroughEngine()
+    async with controlled(world, engine=engine):
+        await until(lambda: met(bool(engine.submitted)), within_seconds=20)
+        await world.client.call("DELETE", f"/runs/{first}")
+        second, other = await create(), str((await world.client.create())["id"])
+        await asyncio.wait_for(engine.erasing.wait(), 20)
+        compared = engine.compared
+        await until(lambda: met(engine.compared > compared + 1), within_seconds=20)
+        assert second not in [each.run_id for each in engine.submitted]
+        engine.is_gone.set()
+        await until(lambda: met(len(engine.submitted) == 3), within_seconds=20)
+    assert engine.told == [first]
+    assert [each.run_id for each in engine.submitted] in ([first, other, second], [first, second, other])
 
 
 async def test_what_is_left_of_a_run_that_is_gone_is_erased_when_the_engine_is_back(world: World) -> None:

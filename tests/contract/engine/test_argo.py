@@ -63,7 +63,7 @@ async def working(
     fake: FakeKubernetes, folder: Path, *runs: Run, limits: Submitting = FAST, **how: Any
 ) -> AsyncIterator[Working]:
     cluster = Cluster.from_settings(kubeconfig=str(fake.kubeconfig(folder)))
-    told = {"namespaces": ("kubeflow",), "most_workflow_bytes": MOST_WORKFLOW_BYTES} | how
+    told: dict[str, Any] = {"namespaces": ("kubeflow",), "most_workflow_bytes": MOST_WORKFLOW_BYTES} | how
     engine = ArgoEngine(cluster, limits=limits, **told)
     recorder = Recorder(engine)
     recorder.runs.update({run.name: run for run in runs})
@@ -147,6 +147,23 @@ async def test_a_name_that_somebody_elses_object_has_ends_the_run_and_harms_no_o
     found = await argo.object(run)
     assert found is not None
     assert found["metadata"]["labels"] == {"pipeline/runid": "another"}
+
+
+async def test_a_name_whose_object_is_being_deleted_is_waited_for(argo: ArgoByHand, at_work: Working) -> None:
+    run, next_run = await at_work.hold(new_run(SMALL)), await at_work.hold(new_run(SMALL))
+    metadata = {"name": run.name, "namespace": "kubeflow", "finalizers": ["a/b"], "labels": {"pipeline/runid": "gone"}}
+    await argo.create({"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "metadata": metadata, "spec": {}})
+    await argo.delete(run)
+
+    await at_work.engine.submit(run.submission())
+    why = f"not submitted yet: an earlier workflow named {run.name} is being deleted"
+    await at_work.recorder.until(run, lambda run: (run.phase, run.message) == ("Pending", why))
+    await at_work.engine.submit(next_run.submission())
+    await argo.until_there(next_run)
+    await argo.change(run, {"metadata": {"finalizers": None}})
+    await finish(argo, at_work, run)
+
+    assert run.phase == "Succeeded"
 
 
 async def test_a_name_that_is_known_to_be_taken_is_refused_at_once(at_work: Working) -> None:

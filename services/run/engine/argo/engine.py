@@ -622,7 +622,8 @@ class ArgoEngine:
     async def _start(self, entry: _Entry) -> None:
         def troubled(state: RetryCallState) -> None:
             error = state.outcome.exception() if state.outcome is not None else None
-            self._trouble = f"the cluster does not take it: {error}"
+            if isinstance(error, Unavailable):  # Else it is this one's alone.
+                self._trouble = f"the cluster does not take it: {error}"
             if not entry.is_gone and entry.is_before_object and not entry.is_ending:
                 self._waits(entry, f"not submitted yet: {error}")
 
@@ -699,10 +700,10 @@ class ArgoEngine:
         """The object that has the name: it is ours from before, or another's."""
         seen = shapes.read(text)
         metadata = seen.metadata
+        if metadata.deletion_timestamp is not None:
+            raise Conflict(f"an earlier workflow named {entry.name} is being deleted")
         if metadata.run_id != entry.run_id:
             raise _Refused(f"a workflow named {entry.name} runs for somebody else")
-        if metadata.deletion_timestamp is not None:
-            raise Conflict("the object is being deleted")
         if metadata.attempt < entry.attempt:
             raise Conflict("the object is of an earlier attempt")
         is_labelled = metadata.has_shard and self.installation in ("", metadata.installation) and metadata.is_original
