@@ -108,6 +108,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     """What drives it, from its creation to its end."""
     workflow_name: WorkflowName
     attempt: int = 1
+    taken_attempt: int = 0
+    """The latest that the engine is known to have had; engines that keep what they know need not say."""
     version: int = 1
     created_by: str = ""
     traceparent: str = ""

@@ -152,6 +152,7 @@ class Records:
             workflow=workflow,
             nodes=tuple(msgspec.json.decode(body) for _, body in nodes),
             started_at=run.started_at,
+            is_taken=run.taken_attempt == run.attempt,
             retried_at=run.retried_at,
             is_terminating=run.terminate_requested_at is not None,
             traceparent=run.traceparent,
@@ -187,6 +188,8 @@ class Records:
             if run.status.is_final:
                 # An engine that died before it heard that the end is durable tells it again.
                 return observation.finished_at is not None and Status(observation.phase) is run.status
+            if observation.is_taken and run.taken_attempt < run.attempt:
+                await store.set_taken(tx, run.id, run.attempt)
             if observation.is_vanished:
                 await self._close_open_nodes(tx, run, observation)
             await self._write_nodes(tx, run, observation)
@@ -206,7 +209,7 @@ class Records:
         """Most of what is seen is nodes of a run that goes on as it did. False, with nothing written, where more is."""
         if observation.is_complete or observation.is_vanished or observation.finished_at is not None:
             return False
-        if not observation.nodes:
+        if observation.is_taken or not observation.nodes:
             return False
         told = self._told(observation.run_id, observation.attempt, observation.nodes)
         is_written = await store.upsert_nodes_of_open(

@@ -32,8 +32,8 @@ ID_KEY = "runs_pkey"
 _COLUMNS = (
     "id, name, description, storage_state, status, error, experiment_id, namespace, resource_references, pipeline_id, "
     "pipeline_name, pipeline_version_id, job_id, service_account, parameters, manifest_digest, engine, workflow_name, "
-    "attempt, version, created_by, traceparent, created_at, scheduled_at, trigger_depth, started_at, finished_at, "
-    "retried_at, terminate_requested_at"
+    "attempt, taken_attempt, version, created_by, traceparent, created_at, scheduled_at, trigger_depth, started_at, "
+    "finished_at, retried_at, terminate_requested_at"
 )
 
 LISTING = Listing(
@@ -339,6 +339,11 @@ async def advance(
     )
     assert row is not None, "the caller holds its lock"
     return to_run(row)
+
+
+async def set_taken(tx: Transaction, run_id: str, attempt: int) -> None:
+    """It is no state that anybody is told of."""
+    await tx.execute("update runs set taken_attempt = $2 where id = $1", run_id, attempt)
 
 
 async def delete(tx: Transaction, run_id: str) -> Run | None:
@@ -852,6 +857,7 @@ def to_run(row: Row) -> Run:
         engine=EngineName(row["engine"]),
         workflow_name=WorkflowName(row["workflow_name"]),
         attempt=row["attempt"],
+        taken_attempt=row["taken_attempt"],
         version=row["version"],
         created_by=row["created_by"],
         traceparent=row["traceparent"],

@@ -36,6 +36,8 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True):
     nodes: tuple[NodeDocument, ...] = ()
     """What the record knows: empty for a new run; finished nodes are not executed again."""
     started_at: datetime | None = None
+    is_taken: bool = False
+    """This attempt is on record as one that the engine has had."""
     retried_at: datetime | None = None
     """The last retry, from which the deadline of the whole run counts."""
     is_terminating: bool = False
@@ -56,6 +58,8 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
     nodes: tuple[NodeDocument, ...] = ()
     is_complete: bool = False
     """`nodes` is every node there is: what is on record beyond them is gone."""
+    is_taken: bool = False
+    """The engine has it, and says so for the first time: once it is gone, it is not submitted again."""
     is_vanished: bool = False
     """The workflow is not there any more, and nobody asked for that."""
 

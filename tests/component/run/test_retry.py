@@ -91,6 +91,25 @@ async def test_only_the_present_attempt_is_recorded(world: World) -> None:
     assert (await world.facts(run_id))[-2:] == ["retried", "succeeded"]
 
 
+async def test_that_the_engine_has_taken_a_run_is_remembered_of_its_present_attempt(world: World) -> None:
+    run_id = (await world.client.create())["id"]
+
+    async def is_taken() -> bool:
+        submission = await world.records.submission(run_id)
+        assert submission is not None
+        return submission.is_taken
+
+    assert not await is_taken()
+    await world.observe(run_id, "Pending", is_taken=True)
+    assert await is_taken()
+    assert (await world.client.get(run_id))["status"] == "Pending"
+    await world.observe(run_id, "Failed", started_at=STARTED, finished_at=ENDED)
+    await world.client.call("POST", f"/runs/{run_id}/retry")
+    assert not await is_taken()
+    await world.observe(run_id, "Running", nodes=(node("a", "Pod", "Running"),), is_taken=True)
+    assert await is_taken()
+
+
 async def test_a_terminated_run_is_retried_and_can_be_terminated_again(world: World) -> None:
     run_id = (await world.client.create())["id"]
     await world.observe(run_id, "Running", started_at=STARTED)

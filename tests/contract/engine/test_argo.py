@@ -57,6 +57,10 @@ class Working:
     async def begin(self, manifest: Any = SMALL, **how: Any) -> Run:
         return await self.recorder.begin(manifest, **how)
 
+    async def begin_and_take(self) -> Run:
+        """A run whose object is known to be there."""
+        return await self.recorder.until(await self.begin(), lambda run: bool(run.history))
+
 
 @contextlib.asynccontextmanager
 async def working(
@@ -408,20 +412,20 @@ async def test_a_node_that_disappears_is_gone_from_the_record(argo: ArgoByHand, 
 async def test_what_happens_until_an_observation_is_recorded_is_told_at_once(
     argo: ArgoByHand, at_work: Working
 ) -> None:
-    run = await at_work.begin()
+    run = await at_work.begin_and_take()
     at_work.recorder.holds.add(run.name)
     await argo.shows(run, "Running", node(run), node(run, ".a"))
     await at_work.recorder.running(run, ".a")
     for name in (".b", ".c"):
         await argo.shows(run, "Running", node(run), node(run, ".a", "Succeeded"), node(run, name))
     await finish_another(argo, at_work)
-    assert len(run.history) == 1
+    assert len(run.history) == 2
 
     at_work.recorder.holds.clear()
     await at_work.engine.recorded(run.history[-1])
     await at_work.recorder.running(run, ".c")
 
-    assert [set(run.phases()), len(run.history)] == [{"", ".a", ".c"}, 2]
+    assert [set(run.phases()), len(run.history)] == [{"", ".a", ".c"}, 3]
 
 
 async def finish_another(argo: ArgoByHand, at_work: Working) -> None:
@@ -430,7 +434,7 @@ async def finish_another(argo: ArgoByHand, at_work: Working) -> None:
 
 
 async def test_an_end_is_marked_once_it_is_recorded(argo: ArgoByHand, at_work: Working) -> None:
-    run = await at_work.begin()
+    run = await at_work.begin_and_take()
     at_work.recorder.holds.add(run.name)
     await finish(argo, at_work, run)
     await finish_another(argo, at_work)
@@ -465,7 +469,7 @@ async def test_an_end_that_was_recorded_and_not_marked_is_told_and_marked_by_the
 
 
 async def test_a_late_mark_does_not_hit_a_retry(fake: FakeKubernetes, argo: ArgoByHand, at_work: Working) -> None:
-    run = await at_work.begin()
+    run = await at_work.begin_and_take()
     at_work.recorder.holds.add(run.name)
     await finish(argo, at_work, run, "Failed")
     fake.refuse(503, 3, methods={"PATCH"}, path=run.name)
@@ -624,7 +628,7 @@ async def test_a_server_that_does_not_know_workflows_for_a_moment_loses_no_run(
 
 
 async def test_an_end_that_was_seen_stands_though_its_object_is_deleted(argo: ArgoByHand, at_work: Working) -> None:
-    run = await at_work.begin()
+    run = await at_work.begin_and_take()
     at_work.recorder.holds.add(run.name)
     await argo.shows(run, "Running", node(run), node(run, ".a"))
     await at_work.recorder.running(run, ".a")
@@ -641,14 +645,13 @@ async def test_an_end_that_was_seen_stands_though_its_object_is_deleted(argo: Ar
 
 
 async def test_an_object_that_somebody_else_has_marked_is_no_loss(argo: ArgoByHand, at_work: Working) -> None:
-    run = await at_work.begin()
-    await argo.until_there(run)
+    run = await at_work.begin_and_take()
 
     await argo.change(run, {"metadata": {"labels": {shapes.PERSISTED: "true"}}})
     await finish_another(argo, at_work)
 
     assert run.run_id not in await at_work.engine.known()
-    assert run.history == []
+    assert [each.phase for each in run.history] == ["Pending"]
 
 
 async def test_a_run_that_had_begun_and_has_no_object_any_more_is_lost_and_does_not_run_again(
@@ -662,6 +665,40 @@ async def test_a_run_that_had_begun_and_has_no_object_any_more_is_lost_and_does_
 
     assert run.history[-1].is_vanished
     assert asked(fake, "POST") == 0
+
+
+@pytest.mark.parametrize("attempt", [1, 2])
+async def test_a_run_that_was_taken_and_has_no_object_any_more_is_lost_and_does_not_run_again(
+    fake: FakeKubernetes, argo: ArgoByHand, tmp_path: Path, attempt: int
+) -> None:
+    """Argo may have brought it to its end and cleared it away while nobody looked."""
+    async with working(fake, tmp_path) as first:
+        run = await first.hold(new_run(SMALL))
+        run.attempt = attempt
+        await first.engine.submit(run.submission())
+        await first.recorder.until(run, lambda run: bool(run.history))
+    assert [each.is_taken for each in run.history] == [True]
+    await argo.delete(run)
+    async with working(fake, tmp_path, run) as second:
+        await second.engine.submit(run.submission(is_taken=True))
+        await second.recorder.end_of(run)
+
+    assert (run.phase, run.history[-1].is_vanished) == ("Error", True)
+    assert "while no controller watched it" in run.message
+    assert asked(fake, "POST") == 1
+
+
+async def test_that_a_run_is_taken_is_told_once(argo: ArgoByHand, at_work: Working) -> None:
+    run = await at_work.begin_and_take()
+    await argo.shows(run, "Running", node(run))
+    await at_work.recorder.running(run, "")
+    await finish(argo, at_work, run)
+
+    assert [(each.phase, each.is_taken) for each in run.history] == [
+        ("Pending", True),
+        ("Running", False),
+        ("Succeeded", False),
+    ]
 
 
 async def test_an_open_run_whose_object_is_marked_already_ends_as_the_object_says(
@@ -733,7 +770,7 @@ async def test_a_copy_in_another_namespace_is_nobodys(fake: FakeKubernetes, argo
     (await argo.client.post("/api/v1/namespaces", {"metadata": {"name": "elsewhere"}})).ok()
     elsewhere = "/apis/argoproj.io/v1alpha1/namespaces/elsewhere/workflows"
     async with working(fake, tmp_path, namespaces=()) as at_work:
-        run = await at_work.begin()
+        run = await at_work.begin_and_take()
         found = await argo.until_there(run)
         copy = copied(found, shapes.MADE_AS, name=run.name, namespace="elsewhere") | {"status": {"phase": "Failed"}}
         (await argo.client.post(elsewhere, copy)).ok()
@@ -741,7 +778,7 @@ async def test_a_copy_in_another_namespace_is_nobodys(fake: FakeKubernetes, argo
         await finish_another(argo, at_work)
         await at_work.engine.erase(run.run_id)
 
-        assert run.history == []
+        assert [each.phase for each in run.history] == ["Pending"]
         assert await argo.object(run) is None
         (await argo.client.get(f"{elsewhere}/{run.name}")).ok()
 
@@ -1000,7 +1037,7 @@ async def test_an_object_that_somebody_has_go_on_after_its_recorded_end_is_left_
     fake: FakeKubernetes, argo: ArgoByHand, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with working(fake, tmp_path, ttl_seconds=0) as at_work:
-        run = await at_work.begin()
+        run = await at_work.begin_and_take()
         await finish(argo, at_work, run, "Failed")
         await argo.until_marked(run)
 
@@ -1011,7 +1048,7 @@ async def test_an_object_that_somebody_has_go_on_after_its_recorded_end_is_left_
         await argo.shows(run, "Succeeded", node(run, phase="Succeeded"))
         await finish_another(argo, at_work)
 
-        assert [run.phase, len(run.history)] == ["Failed", 1]
+        assert [run.phase, len(run.history)] == ["Failed", 2]
         assert run.run_id not in await at_work.engine.known()
         said = f"workflow {run.name} goes on after its end was recorded"
         assert [said in each.getMessage() for each in caplog.records].count(True) == 1
@@ -1058,7 +1095,7 @@ async def test_an_engine_drives_the_runs_of_its_shards_alone(
         assert await at_work.engine.known() == {mine.run_id}
         await argo.shows(others, "Running", node(others), node(others, ".a"))
         await finish(argo, at_work, mine)
-        assert others.history == []
+        assert others.phases() == {}
 
         await at_work.engine.own(ALL)
         assert others.run_id in await at_work.engine.known()
@@ -1157,7 +1194,8 @@ async def test_a_start_over_many_finished_workflows_reads_only_those_that_are_op
         assert await at_work.engine.known() == {run.run_id for run in open_}
         await argo.until_marked(unmarked[-1])
 
-    assert not any(run.history for run in (*finished, *open_))
+    assert not any(run.history for run in finished)
+    assert {each.phase for run in open_ for each in run.history} <= {"Pending"}
     assert all(len(run.history) == 1 for run in unmarked)
 
 

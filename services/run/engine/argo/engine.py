@@ -72,6 +72,8 @@ class _Entry:
         self.is_erased = False
         self.is_new_here = False
         """Its record may know nodes that the object does not have."""
+        self.is_on_record = False
+        """It has been told that there is an object."""
         self.seen: shapes.Seen | None = None
         """The latest state that is not told yet."""
         self.word: Observation | None = None
@@ -165,7 +167,7 @@ class ArgoEngine:
             self._forget(entry)
         namespace = shapes.namespace_of(submission)
         entry = self._entries[name] = _Entry(name, submission.run_id, namespace, submission.attempt)
-        entry.submission = submission
+        entry.submission, entry.is_on_record = submission, submission.is_taken
         if self._scopes != ("",) and namespace not in self._scopes:
             self._refuse(entry, f"the namespace {namespace} is none whose workflows are driven")
         elif submission.is_terminating and submission.attempt == 1 and not _has_begun(submission):
@@ -484,8 +486,11 @@ class ArgoEngine:
         told = (seen.phase, seen.message, seen.started_at, seen.is_final)
         is_nothing = not documents and told == (entry.told or ("Pending", "", None, False))
         if is_nothing and (entry.is_new_here or not is_complete):
-            return None
-        entry.nodes, entry.told, entry.is_new_here = hashes, told, False
+            if entry.is_on_record:
+                return None
+            is_complete = False
+        entry.nodes, entry.told, entry.is_new_here = hashes, told, entry.is_new_here and not is_complete
+        is_taken, entry.is_on_record = not entry.is_on_record, True
         return Observation(
             workflow_name=entry.name,
             run_id=entry.run_id,
@@ -496,6 +501,7 @@ class ArgoEngine:
             finished_at=seen.finished_at,
             nodes=documents,
             is_complete=is_complete,
+            is_taken=is_taken,
         )
 
     def _say(self, entry: _Entry, word: Observation) -> None:
@@ -521,11 +527,11 @@ class ArgoEngine:
         nodes = _closed(entry, "Failed", _TERMINATED)
         self._say(entry, self._word(entry, "Failed", _TERMINATED, nodes=nodes, is_end=True))
 
-    def _lose(self, entry: _Entry) -> None:
+    def _lose(self, entry: _Entry, reason: str = "") -> None:
         """The object is gone, and nobody asked for that."""
         if not entry.is_ending:
             entry.has_object = False
-            self._say(entry, self._word(entry, "Error", "", is_end=True, is_vanished=True))
+            self._say(entry, self._word(entry, "Error", reason, is_end=True, is_vanished=True))
 
     def _word(
         self,
@@ -645,8 +651,8 @@ class ArgoEngine:
                 await self._create(entry, shapes.new_object(submission))
             elif (text := await self._find_object(entry)) is not None:
                 await self._go_on(entry, submission, text)
-            elif submission.attempt == 1 or shapes.open_steps(submission.nodes):
-                self._lose(entry)
+            elif submission.attempt == 1 or submission.is_taken or shapes.open_steps(submission.nodes):
+                self._lose(entry, _UNSEEN)
             elif submission.is_terminating:
                 self._end_unbegun(entry)
             else:
@@ -858,9 +864,15 @@ class _Refused(Exception):
 _ADVICE: Final = "hand large values on as artifacts, or make several pipelines of it"
 
 
+_UNSEEN: Final = (
+    "The workflow has vanished from the cluster while no controller watched it. Whether it had ended, and how, is not "
+    "known: somebody has deleted it, or Argo by its ttlStrategy."
+)
+
+
 def _has_begun(submission: Submission) -> bool:
     """Whether the record has seen anything of it in a cluster."""
-    return bool(submission.nodes) or submission.started_at is not None
+    return bool(submission.nodes) or submission.started_at is not None or submission.is_taken
 
 
 def _closed(entry: _Entry, phase: str, message: str) -> tuple[dict[str, Any], ...]:
