@@ -23,6 +23,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
 from services.run.engine import About, NameTaken, NodeId, Observation, Submission, WorkflowName
 from services.run.engine.shards import ALL, SHARDS, shard_of
+from services.run.engine.turns import LOOK_SECONDS
 from shared.errors import Unavailable
 from shared.telemetry import continue_trace
 
@@ -36,7 +37,6 @@ _AT_ONCE: Final = 16
 """How many requests of a kind are under way at a time."""
 _MOST_HELD_BYTES: Final = 64 * 1024 * 1024
 """Of states that are not told yet; what is listed waits for room."""
-_LOOK_SECONDS: Final = 1.0
 _SWEEP_SECONDS: Final = 60.0
 """Between two looks at what has outlived its time, of which there may be many."""
 _CHECK_SECONDS: Final = 60.0
@@ -613,7 +613,7 @@ class ArgoEngine:
 
     async def _tell_positions(self) -> None:
         while True:
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(LOOK_SECONDS)
             for name, word in self._queue.news(time.monotonic(), self._trouble):
                 self._waits(self._entries[WorkflowName(name)], word)
 

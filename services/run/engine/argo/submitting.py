@@ -6,22 +6,13 @@ bound what it is given: how many a second (with bursts), and how many at a time.
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections import deque
 from collections.abc import Iterator
-from typing import Final
 
 import msgspec
 
-from services.run.engine.turns import Turns
-
-_LOOK_SECONDS: Final = 1.0
-"""Who waits for less hears nothing."""
-_AGAIN_SECONDS: Final = 3.0
-"""Between two words to the same one."""
-_MOST_TOLD: Final = 10
-"""At one look. To be told is to be written to a record, and a queue of any length may move all the time."""
+from services.run.engine.turns import NEVER, Turns, whom_to_tell
 
 
 class Submitting(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,11 +26,12 @@ class Submitting(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Place(msgspec.Struct, kw_only=True):
+    name: str
     group: str
     is_urgent: bool
     came_at: float
     told: str = ""
-    told_at: float = -math.inf
+    told_at: float = NEVER
 
 
 class Queue:
@@ -69,7 +61,7 @@ class Queue:
         """The urgent come first, and wait for the rate alone."""
         if name in self._places:
             return
-        self._places[name] = _Place(group=group, is_urgent=is_urgent, came_at=now)
+        self._places[name] = _Place(name=name, group=group, is_urgent=is_urgent, came_at=now)
         if is_urgent:
             self._urgent.append(name)
         else:
@@ -118,31 +110,21 @@ class Queue:
             self._waiting.remove(name, place.group)
 
     def news(self, now: float, trouble: str = "") -> list[tuple[str, str]]:
-        """A few of those who wait with the words that are new to them: who has waited longest for a word comes first.
+        """A few of those who wait with the words that are new to them.
 
         `trouble`: why nobody can go at present.
         """
-        due = (entry for entry in enumerate(self._in_order(), 1) if self._is_due(entry[1], now))
-        chosen = heapq.nsmallest(_MOST_TOLD, due, key=lambda entry: self._places[entry[1]].told_at)
         told = []
-        for position, name in chosen:
-            place = self._places[name]
+        for position, place in whom_to_tell(self._in_order(), now):
             word = f"position {position} in the queue: {trouble or self._reason(place)}"
-            place.told_at = now
             if word != place.told:
                 place.told = word
-                told.append((name, word))
+                told.append((place.name, word))
         return told
 
-    def _is_due(self, name: str, now: float) -> bool:
-        place = self._places[name]
-        if not place.told:
-            return now - place.came_at >= _LOOK_SECONDS
-        return now - place.told_at >= _AGAIN_SECONDS
-
-    def _in_order(self) -> Iterator[str]:
-        yield from self._urgent
-        yield from self._waiting
+    def _in_order(self) -> Iterator[_Place]:
+        for names in (self._urgent, self._waiting):
+            yield from (self._places[name] for name in names)
 
     def _reason(self, place: _Place) -> str:
         if place.is_urgent or self._has_room:

@@ -1,26 +1,17 @@
 """Room for so many at once: who gets it next, and what those hear who wait for it.
 
-Whoever finds no room queues with its group, and groups take turns. Coming and going cost the same however many wait,
-and so does telling them where they stand: a few are told at a time.
+Whoever finds no room queues with its group, and groups take turns. Coming and going cost the same however many wait.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import heapq
-import math
 import time
 from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass, field
 
-from services.run.engine.turns import Turns
-
-_LOOK_SECONDS = 1.0
-_MOST_TOLD = 10
-"""At one look. To be told is to be written to a record, and a queue of any length may move all the time."""
-_AGAIN_SECONDS = 3.0
-"""Between two words to the same one."""
+from services.run.engine.turns import LOOK_SECONDS, NEVER, Turns, whom_to_tell
 
 
 @dataclass(eq=False, kw_only=True, slots=True)
@@ -32,7 +23,7 @@ class Ticket:
     position: int | None = None
     """In the order in which room will be given, from 1, as it was told last."""
     came_at: float = field(default_factory=time.monotonic)
-    told_at: float = -math.inf
+    told_at: float = NEVER
     _news: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def positions(self) -> AsyncGenerator[int, None]:
@@ -45,8 +36,8 @@ class Ticket:
             assert self.position is not None, "the news is either the admission or a position"
             yield self.position
 
-    def _tell(self, position: int, now: float) -> None:
-        self.position, self.told_at = position, now
+    def _tell(self, position: int) -> None:
+        self.position = position
         self._news.set()
 
     def _admit(self) -> None:
@@ -97,20 +88,14 @@ class Admission:
     async def announce(self) -> None:
         """Tell those who wait where they stand, until cancelled."""
         while True:
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(LOOK_SECONDS)
             self.tell_positions(time.monotonic())
 
     def tell_positions(self, now: float) -> None:
-        """Tell a few of those to whom it is news: who has waited longest for a word comes first."""
-
-        def is_due(position: int, ticket: Ticket) -> bool:
-            if ticket.position is None:
-                return now - ticket.came_at >= _LOOK_SECONDS
-            return ticket.position != position and now - ticket.told_at >= _AGAIN_SECONDS
-
-        due = (entry for entry in enumerate(self._waiting, 1) if is_due(*entry))
-        for position, ticket in heapq.nsmallest(_MOST_TOLD, due, key=lambda entry: entry[1].told_at):
-            ticket._tell(position, now)
+        for position, ticket in whom_to_tell(
+            self._waiting, now, is_news=lambda position, ticket: ticket.position != position
+        ):
+            ticket._tell(position)
 
     def _let_in(self, ticket: Ticket) -> None:
         self._free -= 1
