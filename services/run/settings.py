@@ -139,7 +139,7 @@ class ControllerSettings(Settings, frozen=True, kw_only=True):
     """
     most_runs: Annotated[int, msgspec.Meta(ge=0)] = 0
     """How many runs go on at once; others wait as Pending, experiments in turn. 0: eight for each step that may run; on
-    Argo, where it is the number of all controllers together, as many as there are.
+    Argo, where it is the number of all controllers together (but each may have one), as many as there are.
 
     A run counts from its first step to its end, also while it only waits. Runs that have started, retried ones among
     them, never wait: there may be more of them than this.

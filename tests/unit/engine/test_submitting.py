@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from services.run.engine.argo.submitting import Queue, Submitting
+from collections.abc import Collection
+
+import pytest
+
+from services.run.engine.argo.submitting import Queue, Submitting, part_of
+from services.run.engine.shards import ALL, SHARDS
 
 
-def queue(*, rate: float = 1, burst: int = 1, most: int = 0, share: float = 1.0) -> Queue:
-    return Queue(Submitting(rate_per_second=rate, burst=burst, in_flight=most), now=0, share=share)
+def queue(*, rate: float = 1, burst: int = 1, most: int = 0, shards: Collection[int] = ALL) -> Queue:
+    return Queue(Submitting(rate_per_second=rate, burst=burst, in_flight=most), now=0, shards=shards)
 
 
 def taken(waiting: Queue, now: float) -> list[str]:
@@ -64,13 +69,27 @@ def test_what_is_there_already_counts_and_who_was_told_of_twice_counts_once() ->
     assert "a1" not in waiting
 
 
-def test_a_share_is_rounded_up_so_that_everybody_can_go_on() -> None:
-    waiting = queue(burst=100, most=3, share=0.5)
-    put(waiting, "a1", "a2", "a3")
+def test_who_has_more_shards_has_more_room() -> None:
+    waiting = queue(burst=100, most=4, shards=range(32))
+    put(waiting, "a1", "a2", "a3", "a4", "a5")
 
     assert taken(waiting, now=0) == ["a1", "a2"]
-    waiting.take_share(1.0)
-    assert taken(waiting, now=0) == ["a3"]
+    waiting.take_part_of(ALL)
+    assert taken(waiting, now=0) == ["a3", "a4"]
+
+
+@pytest.mark.parametrize("in_flight", [3, 5, 10, 64, 100, 1000])
+@pytest.mark.parametrize("controllers", [1, 2, 3, 5])
+def test_all_controllers_together_have_no_more_room_than_there_is(in_flight: int, controllers: int) -> None:
+    share = -(-SHARDS // controllers)
+    parts = [part_of(in_flight, sorted(ALL)[first : first + share]) for first in range(0, SHARDS, share)]
+
+    assert sum(parts) <= max(in_flight, controllers)
+    assert max(parts) <= in_flight * share / SHARDS + 1
+
+
+def test_everybody_can_go_on_and_who_has_no_shard_needs_not() -> None:
+    assert [part_of(1, shards) for shards in (range(32), range(32, 64), ())] == [1, 1, 0]
 
 
 def test_the_urgent_come_first_and_wait_for_the_rate_alone() -> None:
@@ -121,7 +140,7 @@ def test_who_waits_hears_its_position_and_why() -> None:
 
 
 def test_the_reason_is_what_holds_it_back() -> None:
-    waiting = queue(rate=0.5, burst=1, most=10, share=0.25)
+    waiting = queue(rate=0.5, burst=1, most=10, shards=range(16))
     put(waiting, "a1", "a2")
     waiting.take(now=0)
 
@@ -131,7 +150,7 @@ def test_the_reason_is_what_holds_it_back() -> None:
     assert waiting.news(now=5, trouble="nobody answers") == [("a2", "position 1 in the queue: nobody answers")]
     for name in ("z1", "z2"):
         waiting.opened(name)
-    words = "the limit of concurrent runs is 10, of which this controller has 3 (HEADRACE_MOST_RUNS)"
+    words = "the limit of concurrent runs is 10, of which this controller has 2 (HEADRACE_MOST_RUNS)"
     assert waiting.news(now=9) == [("a2", f"position 1 in the queue: {words}")]
 
 

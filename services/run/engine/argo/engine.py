@@ -22,7 +22,7 @@ import msgspec
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
 from services.run.engine import About, NameTaken, NodeId, Observation, Submission, WorkflowName
-from services.run.engine.shards import ALL, SHARDS, shard_of
+from services.run.engine.shards import ALL, shard_of
 from services.run.engine.turns import LOOK_SECONDS
 from shared.errors import Unavailable
 from shared.telemetry import continue_trace
@@ -212,7 +212,7 @@ class ArgoEngine:
             return
         is_more = not shards <= self._shards
         self._shards = shards
-        self._queue.take_share(len(shards) / SHARDS)
+        self._queue.take_part_of(shards)
         given_up = [each for each in self._entries.values() if shard_of(each.run_id) not in shards]
         for entry in given_up:
             self._forget(entry)

@@ -6,12 +6,12 @@ bound what it is given: how many a second (with bursts), and how many at a time.
 
 from __future__ import annotations
 
-import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import msgspec
 
+from services.run.engine.shards import ALL, SHARDS
 from services.run.engine.turns import NEVER, Turns, whom_to_tell
 
 
@@ -37,10 +37,10 @@ class _Place(msgspec.Struct, kw_only=True):
 class Queue:
     """Names of workflows that wait, and of those that are open. Times are seconds of any clock that never goes back."""
 
-    def __init__(self, limits: Submitting, *, now: float, share: float = 1.0) -> None:
-        """`share`: the part of `in_flight` that is ours."""
+    def __init__(self, limits: Submitting, *, now: float, shards: Collection[int] = ALL) -> None:
+        """`shards`: whose part of `in_flight` is ours."""
         self._limits = limits
-        self._share = share
+        self._most = part_of(limits.in_flight, shards)
         self._places: dict[str, _Place] = {}
         self._urgent: deque[str] = deque()
         self._waiting: Turns[str] = Turns()
@@ -54,8 +54,8 @@ class Queue:
     def __contains__(self, name: str) -> bool:
         return name in self._places
 
-    def take_share(self, share: float) -> None:
-        self._share = share
+    def take_part_of(self, shards: Collection[int]) -> None:
+        self._most = part_of(self._limits.in_flight, shards)
 
     def put(self, name: str, group: str, now: float, *, is_urgent: bool = False) -> None:
         """The urgent come first, and wait for the rate alone."""
@@ -135,10 +135,6 @@ class Queue:
         return f"the limit of concurrent runs is {most}, of which this controller has {self._most} (HEADRACE_MOST_RUNS)"
 
     @property
-    def _most(self) -> int:
-        return math.ceil(self._limits.in_flight * self._share)
-
-    @property
     def _has_room(self) -> bool:
         return self._limits.in_flight == 0 or len(self._open) < self._most
 
@@ -146,3 +142,13 @@ class Queue:
         gained = (now - self._counted_at) * self._limits.rate_per_second
         self._tokens = min(float(self._limits.burst), self._tokens + gained)
         self._counted_at = now
+
+
+def part_of(in_flight: int, shards: Collection[int]) -> int:
+    """How many may be open in these shards. The parts of all shards add up to the whole, however they are divided; but
+    who would have none gets one, so that everybody can go on."""
+
+    def below(shard: int) -> int:
+        return in_flight * shard // SHARDS
+
+    return max(1, sum(below(shard + 1) - below(shard) for shard in shards)) if shards else 0
