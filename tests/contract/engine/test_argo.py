@@ -502,15 +502,38 @@ async def test_nodes_that_argo_has_packed_are_reported(argo: ArgoByHand, at_work
     await at_work.recorder.running(run, "", ".a")
 
 
+async def test_nodes_that_cannot_be_read_for_a_while_are_said_to_be_so_and_shown_as_soon_as_they_can(
+    argo: ArgoByHand, at_work: Working, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = await at_work.begin()
+    await argo.shows(run, "Running", node(run), node(run, ".a"))
+    await at_work.recorder.running(run, ".a")
+    for message in ("once", "twice"):
+        found = await argo.until_there(run)
+        status = {"phase": "Running", "nodes": None, "compressedNodes": "KLUv/SQA", "message": message}
+        await argo.change(run, {"status": found["status"] | status})
+        await at_work.recorder.until(run, lambda run: run.message == message)  # noqa: B023 - awaited at once
+    assert set(run.phases()) == {"", ".a", ".not-shown"}
+    assert ["cannot be read" in each.getMessage() for each in caplog.records].count(True) == 1
+
+    await argo.shows(run, "Running", node(run), node(run, ".b"))
+    await at_work.recorder.running(run, ".b")
+    assert set(run.phases()) == {"", ".b"}
+
+
 async def test_a_run_whose_nodes_argo_keeps_elsewhere_ends_all_the_same(argo: ArgoByHand, at_work: Working) -> None:
     run = await at_work.begin()
     await argo.shows(run, "Running", offloadNodeStatusVersion="fnv:1")
-    await at_work.recorder.until(run, lambda run: run.phase == "Running")
+    await at_work.recorder.running(run, ".not-shown")
     await argo.shows(run, "Failed", offloadNodeStatusVersion="fnv:2", message="why")
     await at_work.recorder.end_of(run)
     assert (run.phase, run.message) == ("Failed", "why")
+    assert run.phases() == {".not-shown": "Failed"}
+    assert run.node(".not-shown")["message"] == (
+        "The steps of this run are not shown: Argo keeps them in a database of its own (nodeStatusOffLoad)"
+    )
 
-    run.attempt, run.finished_at = 2, None
+    run.reopen()
     await at_work.engine.submit(run.submission())
     await at_work.recorder.end_of(run)
 

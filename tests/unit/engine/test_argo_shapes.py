@@ -189,7 +189,9 @@ def test_nodes_are_the_same_however_argo_stores_them() -> None:
 
 def test_nodes_that_argo_keeps_elsewhere_are_told_of_as_such() -> None:
     offloaded = shapes.read(written(running(offloadNodeStatusVersion="fnv:1234")))
-    assert (offloaded.is_offloaded, offloaded.nodes()) == (True, {})
+    assert offloaded.is_offloaded
+    with pytest.raises(shapes.Unreadable, match="nodeStatusOffLoad"):
+        offloaded.nodes()
 
     assert not shapes.read(written(running(offloadNodeStatusVersion="fnv:1", nodes=nodes_of(ROOT)))).is_offloaded
     assert not shapes.read(written(running())).is_offloaded

@@ -477,12 +477,11 @@ class ArgoEngine:
             changed = hashes if is_complete else {key for key, each in hashes.items() if entry.nodes.get(key) != each}
             documents = tuple(seen.document(nodes[node_id]) for node_id in hashes if node_id in changed)
         except shapes.Unreadable as error:
-            _log.error("the nodes of workflow %s cannot be read: %s", entry.name, error)
-            hashes, is_complete, documents = entry.nodes, False, ()
-        if seen.is_offloaded:
-            is_complete = False
-            if not entry.told:
-                _log.warning("the nodes of workflow %s cannot be seen: Argo keeps them in its database", entry.name)
+            instead = shapes.instead_of_nodes(seen, str(error))
+            if instead["id"] not in entry.nodes:
+                _log.error("the nodes of workflow %s cannot be read: %s", entry.name, error)
+            hashes, is_complete = entry.nodes | {instead["id"]: hash(msgspec.json.encode(instead))}, False
+            documents = (instead,) if hashes != entry.nodes else ()
         told = (seen.phase, seen.message, seen.started_at, seen.is_final)
         is_nothing = not documents and told == (entry.told or ("Pending", "", None, False))
         if is_nothing and (entry.is_new_here or not is_complete):
@@ -646,6 +645,7 @@ class ArgoEngine:
                 self._trouble = ""
 
     async def _give(self, entry: _Entry, submission: Submission) -> None:
+        submission = msgspec.structs.replace(submission, nodes=shapes.of_argo(submission.nodes))
         try:
             if submission.attempt == 1 and not _has_begun(submission):
                 await self._create(entry, shapes.new_object(submission))

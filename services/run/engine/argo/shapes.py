@@ -37,6 +37,7 @@ FINAL: Final = frozenset({"Succeeded", "Failed", "Error"})
 _OPEN: Final = frozenset({"Pending", "Running"})
 _PHASES: Final = FINAL | _OPEN
 _LONGEST_POD_PREFIX: Final = 253 - len("4294967295") - 1
+_NOT_SHOWN: Final = ".not-shown"
 _MOST_DIGITS: Final = 9
 """Of an attempt; more are nobody's retries."""
 _LARGEST_NODES_BYTES: Final = 256 * 1024 * 1024
@@ -167,6 +168,8 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
 
     def nodes(self) -> dict[str, msgspec.Raw]:
         """Node id → its JSON as Argo wrote it. Raises Unreadable."""
+        if self.is_offloaded:
+            raise Unreadable("Argo keeps them in a database of its own (nodeStatusOffLoad)")
         packed = _unpacked(self._compressed) if self._compressed else self._nodes
         if packed is None:
             return {}
@@ -255,6 +258,26 @@ def _utc(at: datetime | None) -> datetime | None:
         return at if at is None else at.replace(tzinfo=at.tzinfo or UTC).astimezone(UTC)
     except OverflowError:
         return None
+
+
+def instead_of_nodes(seen: Seen, why: str) -> NodeDocument:
+    """A node that says in the place of others why they are not shown. It stands apart from all that there may be."""
+    name = seen.metadata.name
+    return {
+        "id": f"{name}{_NOT_SHOWN}",
+        "name": f"{name}{_NOT_SHOWN}",
+        "displayName": "steps not shown",
+        "type": "DAG",
+        "phase": seen.phase,
+        "message": f"The steps of this run are not shown: {why}",
+        "startedAt": None if seen.started_at is None else _time(seen.started_at),
+        "finishedAt": None if seen.finished_at is None else _time(seen.finished_at),
+    }
+
+
+def of_argo(nodes: Iterable[NodeDocument]) -> tuple[NodeDocument, ...]:
+    """Without what stands on record instead of some."""
+    return tuple(node for node in nodes if not str(node["id"]).endswith(_NOT_SHOWN))
 
 
 def _size(text: Text) -> int:
