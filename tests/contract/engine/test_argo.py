@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import tracemalloc
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from services.run.engine import NameTaken, NodeId, WorkflowName
+from services.run.engine import NameTaken, NodeId, Submission, WorkflowName
 from services.run.engine.argo import ArgoEngine, shapes
 from services.run.engine.argo.cluster import Cluster
 from services.run.engine.argo.submitting import Submitting
@@ -311,6 +312,27 @@ async def test_workflows_are_given_no_faster_than_the_rate(fake: FakeKubernetes,
         await until_asked(fake, "POST", 3)
         assert asked(fake, "POST") == 3
         assert at_work.engine.queued == 2
+
+
+async def test_a_run_that_waits_takes_little_memory_however_large_its_workflow_is(
+    fake: FakeKubernetes, tmp_path: Path
+) -> None:
+    templates = {f"step-{number}": c(f"echo {number}; sleep 1") for number in range(200)}
+    text = msgspec.json.encode(new_run(workflow(c("true"), templates=templates)).submission())
+    async with working(fake, tmp_path, limits=Submitting(rate_per_second=0.001, burst=1)) as at_work:
+        await at_work.begin()
+        await until_asked(fake, "POST", 1)
+        runs = [await at_work.hold(new_run({})) for _ in range(50)]
+        tracemalloc.start()
+        for run in runs:
+            submission = msgspec.json.decode(text, type=Submission)
+            whose = {"workflow_name": run.name, "run_id": run.run_id}
+            await at_work.engine.submit(msgspec.structs.replace(submission, **whose))
+        del submission
+        taken_bytes, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+
+    assert taken_bytes / 50 < len(text) / 3
 
 
 async def test_experiments_take_turns(fake: FakeKubernetes, argo: ArgoByHand, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import logging
 import time
+import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
 from datetime import UTC, datetime, timedelta
 from enum import Enum
@@ -64,7 +65,9 @@ class _Entry:
         self.attempt = attempt
         self.stage = _Stage.WAITING
         self.submission: Submission | None = None
-        """Until there is an object."""
+        """Until there is an object; without its workflow."""
+        self.packed = b""
+        """The workflow: a queue may be long, and a manifest is large."""
         self.lock = asyncio.Lock()
         """Held while the cluster is told of it."""
         self.is_gone = False
@@ -167,7 +170,9 @@ class ArgoEngine:
             self._forget(entry)
         namespace = shapes.namespace_of(submission)
         entry = self._entries[name] = _Entry(name, submission.run_id, namespace, submission.attempt)
-        entry.submission, entry.is_on_record = submission, submission.is_taken
+        entry.submission = msgspec.structs.replace(submission, workflow={})
+        entry.packed = zlib.compress(msgspec.json.encode(submission.workflow), level=1)
+        entry.is_on_record = submission.is_taken
         if self._scopes != ("",) and namespace not in self._scopes:
             self._refuse(entry, f"the namespace {namespace} is none whose workflows are driven")
         elif submission.is_terminating and submission.attempt == 1 and not _has_begun(submission):
@@ -431,7 +436,7 @@ class ArgoEngine:
         """There is an object, whoever made it."""
         if entry.is_before_object and not entry.is_gone:
             entry.stage, entry.has_object = _Stage.LIVE, True
-            entry.submission, entry.word = None, None
+            entry.submission, entry.packed, entry.word = None, b"", None
             self._queue.opened(entry.name)
 
     def _hold(self, entry: _Entry, seen: shapes.Seen) -> None:
@@ -645,7 +650,8 @@ class ArgoEngine:
                 self._trouble = ""
 
     async def _give(self, entry: _Entry, submission: Submission) -> None:
-        submission = msgspec.structs.replace(submission, nodes=shapes.of_argo(submission.nodes))
+        workflow = msgspec.json.decode(zlib.decompress(entry.packed))
+        submission = msgspec.structs.replace(submission, workflow=workflow, nodes=shapes.of_argo(submission.nodes))
         try:
             if submission.attempt == 1 and not _has_begun(submission):
                 await self._create(entry, shapes.new_object(submission))
@@ -827,7 +833,7 @@ class ArgoEngine:
             self._queue.ended(entry.name)
             self._is_due.set()
         self._drop_seen(entry)
-        entry.word, entry.outstanding, entry.submission = None, None, None
+        entry.word, entry.outstanding, entry.submission, entry.packed = None, None, None, b""
         entry.nodes = {}
 
     def _forget(self, entry: _Entry) -> None:
