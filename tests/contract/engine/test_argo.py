@@ -689,6 +689,20 @@ async def test_an_end_that_was_seen_stands_though_its_object_is_deleted(argo: Ar
     assert run.phases() == {"": "Succeeded", ".a": "Succeeded"}
 
 
+@pytest.mark.parametrize(
+    "changed", [{"headrace.dev/shard": None}, {"headrace.dev/shard": "x"}, {"pipeline/runid": None}]
+)
+async def test_an_object_that_has_lost_our_labels_gets_them_again(
+    argo: ArgoByHand, at_work: Working, changed: dict[str, str | None]
+) -> None:
+    run = await at_work.begin_and_take()
+
+    await argo.change(run, {"metadata": {"labels": changed}})
+    await finish(argo, at_work, run)
+
+    assert run.phase == "Succeeded"
+
+
 async def test_an_object_that_somebody_else_has_marked_is_no_loss(argo: ArgoByHand, at_work: Working) -> None:
     run = await at_work.begin_and_take()
 

@@ -147,10 +147,12 @@ def test_whose_object_it_is_stands_in_its_metadata() -> None:
         "u-1",
         "412",
     )
-    assert (metadata.run_id, metadata.attempt, metadata.is_persisted, metadata.has_shard) == ("run-1", 1, False, True)
+    assert (metadata.run_id, metadata.attempt, metadata.is_persisted) == ("run-1", 1, False)
+    assert metadata.has({shapes.RUN_ID: "run-1", shapes.SHARD: "7"})
+    assert not metadata.has({shapes.RUN_ID: "run-1", shapes.SHARD: "8"})
     other = {"labels": {shapes.RUN_ID: "r", shapes.PERSISTED: "true"}, "annotations": {shapes.ATTEMPT: "12"}}
     metadata = shapes.read(written(**other)).metadata
-    assert (metadata.attempt, metadata.is_persisted, metadata.has_shard) == (12, True, False)
+    assert (metadata.attempt, metadata.is_persisted, metadata.has({shapes.SHARD: "7"})) == (12, True, False)
 
 
 @pytest.mark.parametrize(

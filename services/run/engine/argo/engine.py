@@ -415,10 +415,14 @@ class ArgoEngine:
         except Missing:
             self._lose(entry)
             return
-        if metadata.run_id != entry.run_id:
+        if metadata.run_id != entry.run_id and (metadata.run_id or not metadata.is_original):
             self._lose(entry)
         elif metadata.is_persisted and metadata.attempt == entry.attempt:
             self._forget(entry)
+        elif not metadata.has(self._labels_of(entry)):
+            _log.warning("workflow %s has lost labels of ours, and gets them again", entry.name)
+            with contextlib.suppress(Missing):  # Its end is told as well.
+                await self._label(entry)
 
     def _is_ours(self, metadata: shapes.Metadata) -> bool:
         """Not a copy that somebody has made, with our labels. What says nothing of that is ours where it has the place
@@ -718,13 +722,9 @@ class ArgoEngine:
             raise _Refused(f"a workflow named {entry.name} runs for somebody else")
         if metadata.attempt < entry.attempt:
             raise Conflict("the object is of an earlier attempt")
-        is_labelled = metadata.has_shard and self.installation in ("", metadata.installation) and metadata.is_original
+        is_labelled = metadata.has(self._labels_of(entry)) and metadata.is_original
         if not is_labelled or (metadata.is_persisted and not seen.is_final):
-            labels: dict[str, str | None] = {shapes.SHARD: str(shard_of(entry.run_id)), shapes.PERSISTED: None}
-            if self.installation:
-                labels[shapes.INSTALLATION] = self.installation
-            marks = {"labels": labels, "annotations": {shapes.MADE_AS: f"{entry.namespace}/{entry.name}"}}
-            await self._cluster.patch(entry.namespace, entry.name, {"metadata": marks})
+            await self._label(entry)
         is_terminating = entry.submission is not None and entry.submission.is_terminating
         entry.is_new_here = True
         self._is_living(entry)
@@ -732,6 +732,18 @@ class ArgoEngine:
             self._hold(entry, seen)  # It is not watched any more, and its record says that it is open.
         elif is_terminating and not seen.is_stopping and not seen.is_final:
             await self._stop(entry.namespace, entry.name, entry.run_id)
+
+    def _labels_of(self, entry: _Entry) -> dict[str, str]:
+        whose = {shapes.INSTALLATION: self.installation} if self.installation else {}
+        return {shapes.RUN_ID: entry.run_id, shapes.SHARD: str(shard_of(entry.run_id)), **whose}
+
+    async def _label(self, entry: _Entry) -> None:
+        """As one that is driven. Raises Missing."""
+        marks = {
+            "labels": {**self._labels_of(entry), shapes.PERSISTED: None},
+            "annotations": {shapes.MADE_AS: f"{entry.namespace}/{entry.name}"},
+        }
+        await self._cluster.patch(entry.namespace, entry.name, {"metadata": marks})
 
     def _encoded(self, document: dict[str, Any]) -> bytes:
         if self.installation:

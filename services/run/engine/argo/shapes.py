@@ -77,13 +77,8 @@ class Metadata(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
         written = (self.annotations or {}).get(ATTEMPT, "")
         return int(written) if written.isdecimal() and len(written) <= _MOST_DIGITS else 1
 
-    @property
-    def has_shard(self) -> bool:
-        return SHARD in (self.labels or {})
-
-    @property
-    def installation(self) -> str:
-        return (self.labels or {}).get(INSTALLATION, "")
+    def has(self, labels: Mapping[str, str]) -> bool:
+        return labels.items() <= dict(self.labels or {}).items()
 
     @property
     def is_original(self) -> bool:
