@@ -171,6 +171,22 @@ async def test_a_name_whose_object_is_being_deleted_is_waited_for(argo: ArgoByHa
     assert run.phase == "Succeeded"
 
 
+async def test_names_that_are_waited_for_keep_nobody_else_waiting(argo: ArgoByHand, at_work: Working) -> None:
+    """As where whatever has to clear up before an object may go has broken down."""
+    waiting = [await at_work.hold(new_run(SMALL)) for _ in range(20)]
+    for run in waiting:
+        metadata = {"name": run.name, "namespace": "kubeflow", "finalizers": ["a/b"]}
+        await argo.create({"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "metadata": metadata, "spec": {}})
+        await argo.delete(run)
+        await at_work.engine.submit(run.submission())
+
+    await finish_another(argo, at_work)
+    await at_work.engine.terminate(waiting[0].name)
+    await at_work.recorder.end_of(waiting[0])
+
+    assert (waiting[0].phase, waiting[0].message) == ("Failed", "terminated")
+
+
 async def test_a_name_that_is_known_to_be_taken_is_refused_at_once(at_work: Working) -> None:
     run = await at_work.begin()
 

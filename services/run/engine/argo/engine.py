@@ -42,6 +42,9 @@ _SWEEP_SECONDS: Final = 60.0
 """Between two looks at what has outlived its time, of which there may be many."""
 _CHECK_SECONDS: Final = 60.0
 _PAUSE_SECONDS: Final = 0.2
+_MOST_CONFLICTS: Final = 4
+"""Of one that is to be created or to go on; then it is put off."""
+_PUT_OFF_SECONDS: Final = 3.0
 _TERMINATED: Final = "terminated"
 
 
@@ -178,9 +181,7 @@ class ArgoEngine:
         elif submission.is_terminating and submission.attempt == 1 and not _has_begun(submission):
             self._end_unbegun(entry)
         else:
-            is_urgent = submission.attempt > 1 or _has_begun(submission)
-            self._queue.put(name, submission.experiment_id, time.monotonic(), is_urgent=is_urgent)
-            self._is_due.set()
+            self._put_in_queue(entry, submission)
 
     async def terminate(self, workflow_name: WorkflowName) -> None:
         entry = self._entries.get(workflow_name)
@@ -599,6 +600,11 @@ class ArgoEngine:
 
     # What is given to the cluster
 
+    def _put_in_queue(self, entry: _Entry, submission: Submission) -> None:
+        is_urgent = submission.attempt > 1 or _has_begun(submission)
+        self._queue.put(entry.name, submission.experiment_id, time.monotonic(), is_urgent=is_urgent)
+        self._is_due.set()
+
     async def _submit_in_turn(self) -> None:
         room = asyncio.Semaphore(_AT_ONCE)
         while True:
@@ -641,6 +647,7 @@ class ArgoEngine:
             if not entry.is_gone and entry.is_before_object and not entry.is_ending:
                 self._waits(entry, f"not submitted yet: {error}")
 
+        conflicts = 0
         async for attempt in _patiently(before_sleep=troubled):
             with attempt:
                 async with entry.lock:
@@ -649,9 +656,30 @@ class ArgoEngine:
                     if not self._holds(shard_of(entry.run_id)):
                         return  # `own` is about to tell.
                     assert entry.submission is not None, "there is one until there is an object"
-                    with continue_trace(entry.submission.traceparent or None):
-                        await self._give(entry, entry.submission)
+                    try:
+                        with continue_trace(entry.submission.traceparent or None):
+                            await self._give(entry, entry.submission)
+                    except Conflict as conflict:
+                        conflicts += 1
+                        if conflicts < _MOST_CONFLICTS:
+                            raise
+                        self._put_off(entry, conflict)
+                        return
                 self._trouble = ""
+
+    def _put_off(self, entry: _Entry, conflict: Conflict) -> None:
+        """What is in its way may take any time to go: until then it takes nobody's turn."""
+        if entry.stage is _Stage.STARTING and not entry.is_gone:
+            self._waits(entry, f"not submitted yet: {conflict}")
+            entry.stage = _Stage.WAITING
+            self._queue.ended(entry.name)
+            self._is_due.set()
+            self._soon(self._try_again(entry), f"put {entry.name} into the queue again")
+
+    async def _try_again(self, entry: _Entry) -> None:
+        await asyncio.sleep(_PUT_OFF_SECONDS)
+        if entry.stage is _Stage.WAITING and not (entry.is_gone or entry.is_ending) and entry.submission is not None:
+            self._put_in_queue(entry, entry.submission)
 
     async def _give(self, entry: _Entry, submission: Submission) -> None:
         workflow = msgspec.json.decode(zlib.decompress(entry.packed))
