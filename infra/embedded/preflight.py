@@ -20,7 +20,7 @@ _FOREIGN_PREFIXES = ("HEADRACE_TEST_", "HEADRACE_BENCH_")
 
 _PROGRAMS = frozenset({"HEADRACE_POSTGRES_BIN", "HEADRACE_NATS_SERVER", "HEADRACE_WEED"})
 """Read where the backing servers' programs are looked for."""
-_OF_CLIENTS = frozenset({"HEADRACE_URL", "HEADRACE_TOKEN"})
+CLIENTS_VARIABLES = frozenset({"HEADRACE_URL", "HEADRACE_TOKEN"})
 """Read by commands that reach a gateway, in the terminal of the same person."""
 
 
@@ -50,7 +50,7 @@ def refuse_absent_directories(environment: Mapping[str, str], *variables: str) -
 
 def refuse_unknown_settings(environment: Mapping[str, str], known: Iterable[str]) -> None:
     """A mistyped variable would be ignored by every process: refuse it instead."""
-    allowed = {*known, *_PROGRAMS, *_OF_CLIENTS}
+    allowed = {*known, *_PROGRAMS, *CLIENTS_VARIABLES}
     for name in sorted(environment):
         if not name.startswith(_PREFIX) or name in allowed or name.startswith(_FOREIGN_PREFIXES):
             continue

@@ -15,6 +15,7 @@ import pytest
 from gateway.table import PAGES
 from infra.cli import main
 from infra.embedded import data_dir, postgres
+from infra.embedded.preflight import CLIENTS_VARIABLES
 from shared.settings import variable_of
 
 PROJECT = Path(__file__).parents[3]
@@ -22,14 +23,19 @@ DOCS = PROJECT / "gateway" / "docs"
 OPERATORS = ("operations.md", "backup.md")
 SETTINGS = (
     "gateway.settings",
+    "infra.docker.nats_config",
     "infra.embedded.settings",
     "services.run.engine.embedded.runner.settings",
     "shared.identity",
     "shared.logs",
     *(f"services.{path.parent.name}.settings" for path in sorted(PROJECT.glob("services/*/settings.py"))),
 )
-ONLY_OF_FILES = {"HEADRACE_SETTINGS_FILE"}
-"""Said to compose, and not to a process."""
+NO_SETTINGS = {
+    "HEADRACE_SETTINGS_FILE",
+    *CLIENTS_VARIABLES,
+    *re.findall("^HEADRACE_[A-Z_]+_PASSWORD", (PROJECT / ".env.example").read_text(), re.MULTILINE),
+}
+"""Said to compose, to commands that reach a gateway, and to what makes users of the servers."""
 
 
 @pytest.fixture(params=OPERATORS)
@@ -48,7 +54,7 @@ def test_every_page_is_served_and_found_from_the_first_ones() -> None:
 
 def test_every_setting_that_is_named_is_one(page: str) -> None:
     known = {variable for place in SETTINGS for variable, _ in _defaults(place)}
-    assert set(re.findall(r"HEADRACE_[A-Z0-9_]*[A-Z0-9]", page)) - known - ONLY_OF_FILES == set()
+    assert set(re.findall(r"HEADRACE_[A-Z0-9_]*[A-Z0-9]", page)) - known - NO_SETTINGS == set()
 
 
 def test_defaults_are_those_of_the_code() -> None:
