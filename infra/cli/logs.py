@@ -120,9 +120,11 @@ def _follow_all(api: _Api, run_id: str) -> None:
                 readers[step["id"]] = _Reader(api, printer, run_id, step)
         if is_over:
             break
+        printer.check()
         time.sleep(_LOOK_SECONDS)
     for reader in readers.values():
         reader.finish()
+    printer.check()
 
 
 class _Reader:
@@ -134,6 +136,8 @@ class _Reader:
                 printer.show(step["displayName"], api.text(run_id, step["id"], follow=True))
             except Failed as failure:
                 self._failure = failure
+            except BrokenPipeError:
+                return  # The printer tells of it, once.
 
         self._thread = threading.Thread(target=read, name=step["id"], daemon=True)
         self._thread.start()
@@ -149,6 +153,12 @@ class _Printer:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._broken: BrokenPipeError | None = None
+
+    def check(self) -> None:
+        """Raises BrokenPipeError where nobody reads any more."""
+        if self._broken is not None:
+            raise self._broken
 
     def show(self, name: str, chunks: Iterator[bytes]) -> None:
         waiting = b""
@@ -160,6 +170,10 @@ class _Printer:
 
     def _print(self, name: str, lines: list[bytes]) -> None:
         with self._lock:
-            for line in lines:
-                sys.stdout.buffer.write(f"{name} | ".encode() + line + b"\n")
-            sys.stdout.buffer.flush()
+            try:
+                for line in lines:
+                    sys.stdout.buffer.write(f"{name} | ".encode() + line + b"\n")
+                sys.stdout.buffer.flush()
+            except BrokenPipeError as error:
+                self._broken = error
+                raise
