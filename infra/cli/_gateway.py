@@ -106,7 +106,8 @@ class Gateway:
                 why = getattr(error.__cause__, "strerror", None) or "it takes too long"
                 raise Failed(f"no gateway answers at {self._url} ({why}); {_HOW_TO_SAY}") from error
             if reply.status != 200:
-                raise Failed(_refusal(self._url, reply.status, reply.data))
+                refusal = _refusal(self._url, reply.status, reply.data)
+                raise Failed(f"{refusal} (--token or HEADRACE_TOKEN)" if reply.status == 401 else refusal)
         return reply
 
     @contextmanager

@@ -28,6 +28,15 @@ class _Gateway(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None: ...
 
 
+class _Careful(_Gateway):
+    """Wants a token."""
+
+    def do_GET(self) -> None:
+        self.send_response(401)
+        self.end_headers()
+        self.wfile.write(b'{"error": "The request has no token."}')
+
+
 class _Stranger(_Gateway):
     """Has a page for everybody."""
 
@@ -121,6 +130,12 @@ def test_who_answers_and_is_no_gateway_is_said_to_be_none(logs: _Logs) -> None:
     with answering(_Stranger) as port:
         refusal = logs(HEADRACE_PORT=str(port)).stderr
     assert f"what answers at http://127.0.0.1:{port} is no gateway of Headrace; --url, " in refusal
+
+
+def test_who_wants_a_token_is_said_to_be_given_one_and_how(logs: _Logs) -> None:
+    with answering(_Careful) as port:
+        refusal = logs(HEADRACE_PORT=str(port)).stderr
+    assert refusal == "headrace logs: The request has no token. (--token or HEADRACE_TOKEN)\n"
 
 
 def test_an_address_that_is_none_is_one_line(logs: _Logs) -> None:
