@@ -1,7 +1,8 @@
 """The alert rules in the form that the Prometheus operator takes: `python -m tests.support.alerts` writes it anew.
 
 Kustomize cannot put one file into another, and a Prometheus without the operator refuses whatever else stands beside
-its groups: so the rules are there twice, and people edit infra/observability/alerts.yaml alone.
+its groups: so the rules are there twice, and people edit infra/observability/alerts.yaml alone. A cluster's Prometheus
+scrapes others' processes, too, and some have the names of ours: there, jobs are those of our namespace.
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ _PROJECT = Path(__file__).parents[2]
 RULES = _PROJECT / "infra" / "observability" / "alerts.yaml"
 PROMETHEUS_RULE = _PROJECT / "infra" / "kubernetes" / "components" / "alerts" / "prometheus-rule.yaml"
 
-_HEAD = """\
+_NAMESPACE = "headrace"
+
+_HEAD = f"""\
 # Written by `python -m tests.support.alerts` out of infra/observability/alerts.yaml: edit that.
 apiVersion: monitoring.coreos.com/v1
 kind: PrometheusRule
 metadata:
   name: headrace
-  namespace: headrace
+  namespace: {_NAMESPACE}
   labels:
     app.kubernetes.io/part-of: headrace
 spec:
@@ -27,7 +30,8 @@ spec:
 
 def prometheus_rule() -> str:
     _, found, groups = RULES.read_text().partition("groups:\n")
-    return _HEAD + "".join(f"  {line}" if line.strip() else line for line in (found + groups).splitlines(keepends=True))
+    ours = groups.replace("{job=~", f'{{namespace="{_NAMESPACE}",job=~')
+    return _HEAD + "".join(f"  {line}" if line.strip() else line for line in (found + ours).splitlines(keepends=True))
 
 
 if __name__ == "__main__":
