@@ -14,6 +14,7 @@ import click
 
 from infra.cli._gateway import Failed, Gateway, through_the_gateway
 
+_JOBS = "/apis/v1beta1/jobs"
 _ENDINGS = ["succeeded", "failed", "error", "skipped", "ended"]
 
 _WHEN_AND_HOW = (
@@ -122,7 +123,45 @@ def create(
         **_given(service_account=service_account),
         **said,
     }
-    click.echo(gateway.ask("/apis/v1beta1/jobs", method="POST", document=asked)["id"])
+    click.echo(gateway.ask(_JOBS, method="POST", document=asked)["id"])
+
+
+@jobs.command("list")
+@click.option("--experiment", metavar="ID", help="Of one experiment.")
+@through_the_gateway
+def list_(gateway: Gateway, experiment: str | None) -> None:
+    """List recurring runs, with when they fire."""
+    query = {"page_size": "200"}
+    if experiment is not None:
+        query |= {"resource_reference_key.type": "EXPERIMENT", "resource_reference_key.id": experiment}
+    for each in gateway.pages(_JOBS, "jobs", query):
+        state = "enabled" if each.get("enabled") else "disabled"
+        row = f"{each['id']}  {state:<8}  {each['name']}  {_schedule(each.get('trigger', {}))}  {each.get('error', '')}"
+        click.echo(row.rstrip())
+
+
+@jobs.command()
+@click.argument("job")
+@through_the_gateway
+def enable(gateway: Gateway, job: str) -> None:
+    """Let JOB fire."""
+    gateway.ask(f"{_original(job)}/enable", method="POST")
+
+
+@jobs.command(short_help="Keep JOB from firing.")
+@click.argument("job")
+@through_the_gateway
+def disable(gateway: Gateway, job: str) -> None:
+    """Keep JOB from firing; its runs that are alive go on."""
+    gateway.ask(f"{_original(job)}/disable", method="POST")
+
+
+@jobs.command()
+@click.argument("job")
+@through_the_gateway
+def delete(gateway: Gateway, job: str) -> None:
+    """Delete JOB; the runs that it made stay."""
+    gateway.ask(_original(job), method="DELETE")
 
 
 @jobs.command()
@@ -229,6 +268,18 @@ def _manifest(package: Path) -> str:
         raise Failed(f"{package}: {error.strerror}") from error
     except Refusal as refusal:
         raise Failed(f"{package}: {refusal}") from refusal
+
+
+def _schedule(trigger: Mapping[str, Any]) -> str:
+    if "cron_schedule" in trigger:
+        return str(trigger["cron_schedule"].get("cron", ""))
+    if "periodic_schedule" in trigger:
+        return f"every {trigger['periodic_schedule'].get('interval_second', 0)} s"
+    return ""
+
+
+def _original(job_id: str) -> str:
+    return f"{_JOBS}/{quote(job_id, safe='')}"
 
 
 def _path(job_id: str) -> str:

@@ -178,6 +178,35 @@ def test_what_makes_no_job_is_not_asked_for(gateway: Any, arguments: list[str]) 
     assert not hasattr(gateway, "asked")
 
 
+def test_jobs_are_listed_with_whether_they_fire_and_when(gateway: Any) -> None:
+    cron = {"cron_schedule": {"cron": "0 0 3 * * *"}}
+    every = {"periodic_schedule": {"interval_second": "90"}}
+    jobs = [
+        {"id": "a", "name": "nightly", "enabled": True, "trigger": cron},
+        {"id": "b", "name": "often", "trigger": every, "error": "3 runs have failed"},
+        {"id": "c", "name": "after"},
+    ]
+    result = _jobs(gateway, {"jobs": jobs}, "list", "--experiment", "e/f")
+    path, _, query = gateway.asked[1].partition("?")
+    assert path == "/apis/v1beta1/jobs"
+    assert "resource_reference_key.type=EXPERIMENT&resource_reference_key.id=e%2Ff" in query
+    assert [" ".join(line.split()) for line in result.stdout.splitlines()] == [
+        "a enabled nightly 0 0 3 * * *",
+        "b disabled often every 90 s 3 runs have failed",
+        "c disabled after",
+    ]
+    _jobs(gateway, {}, "list")
+    assert "resource_reference_key" not in gateway.asked[1]
+
+
+def test_a_job_is_enabled_disabled_and_deleted(gateway: Any) -> None:
+    for verb, asked in (("enable", ("POST", "a%2Fb/enable")), ("disable", ("POST", "a%2Fb/disable"))):
+        assert _jobs(gateway, {}, verb, "a/b").exit_code == 0
+        assert gateway.asked == (asked[0], f"/apis/v1beta1/jobs/{asked[1]}", None)
+    assert _jobs(gateway, {}, "delete", "a/b").exit_code == 0
+    assert gateway.asked == ("DELETE", "/apis/v1beta1/jobs/a%2Fb", None)
+
+
 def test_a_history_tells_who_changed_what(gateway: Any) -> None:
     fields = [{"field": "name", "before": "old", "after": "new"}, {"field": "description", "after": "x"}]
     revision = {"version": "2", "changed_at": "2026-01-01T00:00:00Z", "changed_by": "token:ci", "fields": fields}
