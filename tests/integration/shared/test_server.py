@@ -18,7 +18,7 @@ from infra.embedded.ports import free_ports
 from shared import web
 
 _PROGRAM = """
-import asyncio, sys
+import asyncio, gc, sys
 from litestar import Response
 from shared import logs, web
 
@@ -34,6 +34,10 @@ async def release() -> Response[bytes]:
     released.set()
     return web.reply()
 
+@web.get("/collector")
+async def collector() -> Response[bytes]:
+    return web.reply(b'{"frozen": %d, "threshold": %d}' % (gc.get_freeze_count(), gc.get_threshold()[0]))
+
 async def started() -> None:
     print("started", flush=True)
 
@@ -41,7 +45,7 @@ async def stopped() -> None:
     print("stopped", flush=True)
 
 logs.configure("door")
-app = web.create_app(service="door", routes=[wait, release], on_startup=[started], on_shutdown=[stopped])
+app = web.create_app(service="door", routes=[wait, release, collector], on_startup=[started], on_shutdown=[stopped])
 web.run_server(app, host="127.0.0.1", port=int(sys.argv[1]))
 """
 
@@ -151,6 +155,12 @@ async def test_answers_do_not_tell_what_serves_them(door: Door) -> None:
     answer = await door.client.get("/livez")
     assert "server" not in answer.headers
     assert len(answer.headers["x-request-id"]) == 32
+
+
+async def test_what_is_there_before_the_first_request_is_not_collected_again_and_again(door: Door) -> None:
+    collector = (await door.client.get("/collector")).json()
+    assert collector["frozen"] > 10_000
+    assert collector["threshold"] == web.YOUNG_OBJECTS
 
 
 async def test_a_taken_port_is_one_line_and_a_failure() -> None:
