@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 from uuid import UUID
 
@@ -14,8 +14,8 @@ from shared.bus import Bus
 from shared.contracts import events
 from shared.contracts.questions import GET_RUN, ById
 from shared.contracts.states import Metric as PublicMetric
-from shared.contracts.states import MetricFormat, MetricsState, RunState
-from shared.database import Database, Transaction
+from shared.contracts.states import MetricFormat, RunState
+from shared.database import Connection, Database, Transaction
 from shared.errors import NotFound
 from shared.outbox import Outbox, position_of
 from shared.subscriptions import until_applied
@@ -54,48 +54,44 @@ class Metrics:
         """
         refused = {nth: why for nth, metric in enumerate(metrics) if (why := domain.why_invalid(metric))}
         first = _first_of_each([metric for nth, metric in enumerate(metrics) if nth not in refused])
-        recorded, fact_id = await self._record(run_id, first)
+        recorded = await self._record(run_id, first)
         outcomes = tuple(
             _invalid(metric, refused[nth])
             if nth in refused
             else _accepted(metric)
-            if metric is first[metric.key] and metric.key in recorded
+            if metric is first[metric.key] and metric.key in recorded.keys
             else _duplicate(metric)
             for nth, metric in enumerate(metrics)
         )
-        position = await self._position(fact_id, until_seen=until_seen) if fact_id else 0
+        position = await self._position(recorded.fact_id, until_seen=until_seen) if recorded.fact_id else 0
         return Report(outcomes=outcomes, position=position)
 
-    async def _record(
-        self, run_id: str, metrics: dict[domain.Key, Metric]
-    ) -> tuple[frozenset[domain.Key], UUID | None]:
-        found = await self._try_record(run_id, metrics, is_known=False)
-        if found is None:
+    async def _record(self, run_id: str, metrics: Mapping[domain.Key, Metric]) -> store.Recorded:
+        recorded = await self._try_record(self._database, run_id, metrics, is_known=False)
+        if not recorded.is_alive:
             await self._ask_for(run_id)
-            found = await self._try_record(run_id, metrics, is_known=True)
-        if found is None:
+            async with self._database.transaction() as tx:
+                await store.lock_run(tx, run_id)
+                recorded = await self._try_record(tx, run_id, metrics, is_known=True)
+        if not recorded.is_alive:
             raise domain.unknown_run(run_id)
-        return found
+        if recorded.fact_id is not None:
+            await self._outbox.wake()
+        return recorded
 
     async def _try_record(
-        self, run_id: str, metrics: dict[domain.Key, Metric], *, is_known: bool
-    ) -> tuple[frozenset[domain.Key], UUID | None] | None:
-        """None where the run is not known to exist. `is_known`: its owner said so just now."""
-        async with self._database.transaction() as tx:
-            if is_known:
-                await store.lock_run(tx, run_id)
-            # By key: reports of one run that cross never wait for each other in a circle.
-            ordered = [metrics[key] for key in sorted(metrics)]
-            recorded = await store.record(tx, RunId(run_id), ordered, is_known=is_known)
-            if not recorded.is_alive:
-                return None
-            fact_id = None
-            new = [_to_public(metric) for key, metric in metrics.items() if key in recorded.keys]
-            for start in range(0, len(new), MOST_IN_A_FACT):
-                some = tuple(new[start : start + MOST_IN_A_FACT])
-                state = MetricsState(id=run_id, version=recorded.version, metrics=some)
-                fact_id = await self._outbox.add(tx, events.METRICS_REPORTED, state)
-            return recorded.keys, fact_id
+        self, connection: Connection, run_id: str, metrics: Mapping[domain.Key, Metric], *, is_known: bool
+    ) -> store.Recorded:
+        """`is_known`: the run's owner said just now that it exists."""
+        return await store.record(
+            connection,
+            RunId(run_id),
+            list(metrics.values()),
+            events.METRICS_REPORTED,
+            [_to_public(metric) for metric in metrics.values()],
+            most_in_a_fact=MOST_IN_A_FACT,
+            is_known=is_known,
+        )
 
     async def _ask_for(self, run_id: str) -> None:
         try:
