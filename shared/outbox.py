@@ -48,6 +48,7 @@ _BATCH = 500
 _FORGOTTEN_AT_ONCE = 5000
 _POLL_SECONDS = 0.5
 _COMPARE_SECONDS = 30.0
+_FIRST_LOOK_SECONDS, _LATER_LOOK_SECONDS = 0.004, 0.1
 _SUBJECT_PART = re.compile(r"[^\s.*>]+(\.[^\s.*>]+)*")
 _ROW_BYTES = 500
 """What a row takes beside its body, with its share of the indexes."""
@@ -159,6 +160,55 @@ async def position_of(connection: Connection, fact_id: UUID) -> int | None:
     """The fact's position; None while the relay has not come to it."""
     position: int | None = await connection.fetchval("select position from outbox where id = $1", fact_id)
     return position
+
+
+class Positions:
+    """Waits for the relay to come to facts; one statement looks for all of them that are waited for here."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._waiting: dict[UUID, asyncio.Future[int]] = {}
+        self._looking: asyncio.Task[None] | None = None
+
+    async def of(self, fact_id: UUID, *, within_seconds: float) -> int | None:
+        """The position of a fact that was committed; None where the relay is too slow. Raises Unavailable."""
+        found: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._waiting[fact_id] = found
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.create_task(self._look(), name="look for positions")
+        try:
+            async with asyncio.timeout(within_seconds):
+                return await found
+        except TimeoutError:
+            return None
+        finally:
+            del self._waiting[fact_id]
+
+    async def _look(self) -> None:
+        """Until nobody waits. Under load the relay takes longer, and looking often would keep it from its work."""
+        pause_seconds = _FIRST_LOOK_SECONDS
+        while self._waiting:
+            await asyncio.sleep(pause_seconds)
+            try:
+                positions = await _positions_of(self._database, list(self._waiting))
+            except Exception as error:  # noqa: BLE001 - those who wait are to know it
+                for found in self._waiting.values():
+                    if not found.done():
+                        found.set_exception(error)
+                return
+            for fact_id, position in positions.items():
+                waiting = self._waiting.get(fact_id)
+                if waiting is not None and not waiting.done():
+                    waiting.set_result(position)
+            pause_seconds = _FIRST_LOOK_SECONDS if positions else min(2 * pause_seconds, _LATER_LOOK_SECONDS)
+
+
+async def _positions_of(connection: Connection, fact_ids: Sequence[UUID]) -> dict[UUID, int]:
+    """Of those that the relay has come to."""
+    rows = await connection.fetch(
+        "select id, position from outbox where id = any($1::uuid[]) and position is not null", fact_ids
+    )
+    return {row["id"]: row["position"] for row in rows}
 
 
 class Relay:

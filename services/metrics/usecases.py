@@ -17,7 +17,7 @@ from shared.contracts.states import Metric as PublicMetric
 from shared.contracts.states import MetricFormat, RunState
 from shared.database import Connection, Database, Transaction
 from shared.errors import NotFound
-from shared.outbox import Outbox, position_of
+from shared.outbox import Outbox, Positions
 from shared.subscriptions import until_applied
 
 from . import domain, store
@@ -43,6 +43,7 @@ class Metrics:
     ) -> None:
         self._database = database
         self._outbox = outbox
+        self._positions = Positions(database)
         self._bus = bus
         self._ask_seconds = ask_seconds
         self._applied_wait_seconds = applied_wait_seconds
@@ -103,13 +104,9 @@ class Metrics:
         """0 where the relay is too slow."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._applied_wait_seconds
-        pause_seconds = 0.004
-        while (position := await position_of(self._database, fact_id)) is None:
-            if loop.time() >= deadline:
-                return 0
-            # Under load the relay takes longer, and looking often is what would keep it from its work.
-            await asyncio.sleep(pause_seconds)
-            pause_seconds = min(2 * pause_seconds, 0.1)
+        position = await self._positions.of(fact_id, within_seconds=self._applied_wait_seconds)
+        if position is None:
+            return 0
         if until_seen:
             left_seconds = max(0.0, deadline - loop.time())
             await until_applied(self._bus, FOLLOWERS, self._outbox.owner, position, within_seconds=left_seconds)

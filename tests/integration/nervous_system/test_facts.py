@@ -4,6 +4,7 @@ import asyncio
 import random
 from contextlib import suppress
 from typing import Any
+from uuid import uuid4
 
 import msgspec
 import nats
@@ -12,7 +13,9 @@ import pytest
 from shared.bus import EVENTS_STREAM
 from shared.contracts.events import EXPERIMENT_CREATED, RUN_CREATED
 from shared.contracts.states import ExperimentState
-from shared.outbox import FactTooLarge, position_of
+from shared.database import Database
+from shared.errors import Unavailable
+from shared.outbox import FactTooLarge, Positions, position_of
 from shared.telemetry import continue_trace
 from tests.integration.nervous_system.conftest import House
 from tests.support.facts import LONG_AGO, change, change_in
@@ -86,6 +89,28 @@ async def test_a_fact_is_a_cloud_event_with_a_position_and_the_trace_it_was_born
     }
     assert version_in(stored.data or b"") == 1
     assert await position_of(house.owner, fact_id) == 1
+
+
+async def test_each_who_waits_for_a_position_gets_that_of_the_own_fact(house: House) -> None:
+    positions = Positions(house.owner)
+    fact_ids = [await change(house.owner, house.outbox, f"thing-{nth}") for nth in range(20)]
+    waiting = asyncio.gather(*(positions.of(fact_id, within_seconds=20) for fact_id in reversed(fact_ids)))
+    await house.relay()
+    assert await waiting == list(range(20, 0, -1))
+    # Nobody waited any more; who comes later is looked after as well.
+    fact_id = await change(house.owner, house.outbox, "late")
+    assert await positions.of(fact_id, within_seconds=20) == 21
+
+
+async def test_a_position_that_does_not_come_is_none(house: House) -> None:
+    fact_id = await change(house.owner, house.outbox, "a")
+    assert await Positions(house.owner).of(fact_id, within_seconds=0.05) is None
+
+
+async def test_who_waits_for_a_position_hears_of_an_outage() -> None:
+    positions = Positions(Database("postgresql://nowhere", name="test"))
+    found = await asyncio.gather(*(positions.of(uuid4(), within_seconds=20) for _ in range(2)), return_exceptions=True)
+    assert [type(each) for each in found] == [Unavailable, Unavailable]
 
 
 async def test_a_fact_too_large_is_refused_and_its_transaction_writes_nothing(house: House) -> None:
