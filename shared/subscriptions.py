@@ -74,6 +74,7 @@ _TRIES_BEFORE_DEAD = 5
 _GAP_SECONDS = 15.0  # More than the broker waits for an acknowledgement: what a stopped replica held is back by then.
 _REPEAT_SECONDS = 2.0
 _RETRY_SECONDS = 1.0
+_LOOK_SECONDS, _LOOK_ELSEWHERE_SECONDS = 0.2, 0.02
 _FINISH_SECONDS = 1.5  # Less than it takes until whoever stops the tasks of a process asks a second time.
 
 
@@ -131,6 +132,17 @@ class _Progress:
     position: int = 0
     gap_since: float = 0
     moved: asyncio.Condition = field(default_factory=asyncio.Condition)
+    is_ours: bool = False
+    """Whether this process follows the owner, and so hears of every move."""
+
+    async def reaches(self, position: int) -> bool:
+        """Whether it does before it is time to look at the row: another process may move it, or have taken over."""
+        async with self.moved:
+            try:
+                async with asyncio.timeout(_LOOK_SECONDS if self.is_ours else _LOOK_ELSEWHERE_SECONDS):
+                    return await self.moved.wait_for(lambda: self.position >= position)
+            except TimeoutError:
+                return False
 
 
 class Subscriber:
@@ -182,17 +194,11 @@ class Subscriber:
         progress = self._progress[request.owner]
         try:
             async with asyncio.timeout(request.within_seconds):
-                while progress.position < request.position:
+                # Who follows the owner hears of each move; for others the row alone says what another process did.
+                is_applied = progress.is_ours and await progress.reaches(request.position)
+                while not is_applied:
                     progress.position = max(progress.position, await self._cursor(self._database, request.owner))
-                    if progress.position >= request.position:
-                        break
-                    async with progress.moved:
-                        try:
-                            # The active replica may be another process: look at the row now and then.
-                            async with asyncio.timeout(0.02):
-                                await progress.moved.wait()
-                        except TimeoutError:
-                            continue
+                    is_applied = await progress.reaches(request.position)
         except (TimeoutError, Unavailable):
             return AppliedAnswer(is_applied=False)
         return AppliedAnswer(is_applied=True)
@@ -268,8 +274,11 @@ class Subscriber:
                         f"{self._name}--{owner}", owner, ack_wait_seconds=self._ack_wait_seconds
                     )
                     try:
+                        await self._note(owner, await self._cursor(self._database, owner))
+                        self._progress[owner].is_ours = True
                         await self._consume(owner, lease, consumer)
                     finally:
+                        self._progress[owner].is_ours = False
                         await consumer.close()
             except LeaseLost:
                 _log.info("%s: another replica follows %s now", self._name, owner)
