@@ -5,7 +5,7 @@ Only events write a copy. A copy may say yes; before refusing, ask the owner.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import TypeVar
 
 import msgspec
@@ -17,25 +17,38 @@ S = TypeVar("S", bound=State)
 
 
 async def keep(tx: Transaction, kind: str, state: State, *, is_deleted: bool = False) -> bool:
-    """Write the copy unless a newer one is here. Returns whether it was written.
+    """As `keep_all`, of one. Returns whether it was written."""
+    return await keep_all(tx, kind, (state,), are_deleted=is_deleted) == 1
+
+
+async def keep_all(tx: Transaction, kind: str, states: Sequence[State], *, are_deleted: bool = False) -> int:
+    """Write the copies unless newer ones are here; of several states of one record the last counts. Returns how many
+    were written.
 
     A deletion leaves its tombstone: no fact that comes late can revive the record.
     """
-    written = await tx.fetchval(
+    # One statement cannot write a row twice.
+    latest = {state.id: state for state in states}.values()
+    written: int = await tx.fetchval(
         """
-        insert into replicas (kind, id, version, is_deleted, state) values ($1, $2, $3, $4, $5)
-        on conflict (kind, id) do update
-        set version = excluded.version, is_deleted = excluded.is_deleted, state = excluded.state
-        where replicas.version < excluded.version and not replicas.is_deleted
-        returning 1
+        with written as (
+            insert into replicas (kind, id, version, is_deleted, state)
+            select $1, id, version, $4, state::jsonb
+            from unnest($2::text[], $3::bigint[], $5::text[]) as given (id, version, state)
+            on conflict (kind, id) do update
+            set version = excluded.version, is_deleted = excluded.is_deleted, state = excluded.state
+            where replicas.version < excluded.version and not replicas.is_deleted
+            returning 1
+        )
+        select count(*) from written
         """,
         kind,
-        state.id,
-        state.version,
-        is_deleted,
-        msgspec.json.encode(state).decode(),
+        [state.id for state in latest],
+        [state.version for state in latest],
+        are_deleted,
+        [msgspec.json.encode(state).decode() for state in latest],
     )
-    return written is not None
+    return written
 
 
 async def deleted_among(connection: Connection, kind: str, identities: Collection[str]) -> set[str]:

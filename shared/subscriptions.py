@@ -122,7 +122,14 @@ class Fetching:
     fetch: Callable[[Sequence[Fact[Any]]], Awaitable[Applying]]
 
 
-Handler = Callable[[Transaction, Fact[Any]], Awaitable[Outcome]] | Fetching
+@dataclass(frozen=True, slots=True)
+class Together:
+    """A handler that takes as many facts as follow each other, where one statement does for all of them."""
+
+    apply: Callable[[Transaction, Sequence[Fact[Any]]], Awaitable[Outcome]]
+
+
+Handler = Callable[[Transaction, Fact[Any]], Awaitable[Outcome]] | Fetching | Together
 
 
 @dataclass(slots=True)
@@ -456,7 +463,7 @@ class Subscriber:
         for message in messages:
             before = groups[-1][-1] if groups else None
             is_next = before is not None and (before.type, before.position + 1) == (message.type, message.position)
-            if is_next and isinstance(self._handlers.get(message.type, (None, None))[1], Fetching):
+            if is_next and isinstance(self._handlers.get(message.type, (None, None))[1], (Fetching, Together)):
                 groups[-1].append(message)
             else:
                 groups.append([message])
@@ -476,6 +483,9 @@ class Subscriber:
             return _settled(Dead(f"the body does not read as {kind.type}: {error}"))
         if isinstance(handler, Fetching):
             return await handler.fetch(facts)
+        if isinstance(handler, Together):
+            several = handler.apply
+            return lambda tx: several(tx, facts)
         plain, (fact,) = handler, facts
         return lambda tx: plain(tx, fact)
 

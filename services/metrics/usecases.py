@@ -113,13 +113,16 @@ class Metrics:
         return position
 
 
-async def know_run(tx: Transaction, run: RunState) -> None:
-    """Apply what the run service tells of a run. What a deleted run reported is forgotten."""
-    if run.is_deleted:
-        await store.lock_run(tx, run.id)  # A report under way has ended, and the next one sees the deletion.
-    await replica.keep(tx, store.RUN, run, is_deleted=run.is_deleted)
-    if run.is_deleted:
-        await store.purge(tx, run.id)
+async def know_runs(tx: Transaction, runs: Sequence[RunState]) -> None:
+    """Runs that there are now."""
+    await replica.keep_all(tx, store.RUN, runs)
+
+
+async def forget_run(tx: Transaction, run: RunState) -> None:
+    """A run that was deleted, and what it reported."""
+    await store.lock_run(tx, run.id)  # A report under way has ended, and the next one sees the deletion.
+    await replica.keep(tx, store.RUN, run, is_deleted=True)
+    await store.purge(tx, run.id)
 
 
 def _first_of_each(metrics: Iterable[Metric]) -> dict[domain.Key, Metric]:

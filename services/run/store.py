@@ -577,20 +577,22 @@ async def insert_manifest(connection: Connection, digest: str, body: str) -> Non
 # Metrics.
 
 
-async def insert_metrics(tx: Transaction, run_id: str, metrics: Sequence[Metric]) -> None:
-    """The first value of a metric stays. Metrics of a run that is gone are dropped: nobody would erase them."""
+async def insert_metrics(tx: Transaction, metrics: Sequence[Metric]) -> None:
+    """The first value of a metric stays. Metrics of runs that are gone are dropped: nobody would erase them."""
     await tx.execute(
         """
         insert into run_metrics (run_id, node_id, name, number, format)
-        select $1, reported.* from unnest($2::text[], $3::text[], $4::double precision[], $5::text[]) as reported
-        where exists (select from runs where id = $1)
+        select * from unnest($1::text[], $2::text[], $3::text[], $4::double precision[], $5::text[])
+            as reported (run_id, node_id, name, number, format)
+        where run_id in (select id from runs where id = any($6::text[]))
         on conflict (run_id, node_id, name) do nothing
         """,
-        run_id,
+        [metric.run_id for metric in metrics],
         [metric.node_id for metric in metrics],
         [metric.name for metric in metrics],
         [metric.number for metric in metrics],
         [metric.format for metric in metrics],
+        list({metric.run_id for metric in metrics}),
     )
 
 

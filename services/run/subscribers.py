@@ -10,7 +10,7 @@ from shared.contracts import events
 from shared.contracts.events import FactKind
 from shared.contracts.states import ExperimentState, JobState, MetricsState, PipelineVersionState, TriggerState
 from shared.database import Transaction
-from shared.subscriptions import Applying, Done, Fact, Fetching, Handler, Outcome
+from shared.subscriptions import Applying, Done, Fact, Fetching, Handler, Outcome, Together
 
 from .domain import Metric
 from .usecases import EXPERIMENT, PIPELINE_VERSION, Runs
@@ -30,19 +30,19 @@ def handlers(runs: Runs) -> Mapping[FactKind[Any], Handler]:
         await replica.keep(tx, PIPELINE_VERSION, fact.state, is_deleted=fact.state.is_deleted)
         return Done()
 
-    async def keep_metrics(tx: Transaction, fact: Fact[MetricsState]) -> Outcome:
-        run_id = fact.state.id
+    async def keep_metrics(tx: Transaction, facts: Sequence[Fact[MetricsState]]) -> Outcome:
         metrics = [
             Metric(
-                run_id=run_id,
+                run_id=fact.state.id,
                 node_id=metric.node_id,
                 name=metric.name,
                 number=metric.number,
                 format=metric.format.value,
             )
+            for fact in facts
             for metric in fact.state.metrics
         ]
-        await runs.keep_metrics(tx, run_id, metrics)
+        await runs.keep_metrics(tx, metrics)
         return Done()
 
     async def drafts_of_slots(facts: Sequence[Fact[TriggerState]]) -> Applying:
@@ -68,7 +68,7 @@ def handlers(runs: Runs) -> Mapping[FactKind[Any], Handler]:
         events.EXPERIMENT_DELETED: keep_experiment,
         events.JOB_DELETED: forget_job,
         events.JOB_TRIGGERED: Fetching(drafts_of_slots),
-        events.METRICS_REPORTED: keep_metrics,
+        events.METRICS_REPORTED: Together(keep_metrics),
         events.PIPELINE_VERSION_CREATED: keep_version,
         events.PIPELINE_VERSION_DELETED: keep_version,
     }

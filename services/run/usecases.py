@@ -370,8 +370,8 @@ class Runs:
     async def forget_job(self, tx: Transaction, job_id: str) -> None:
         await store.forget_job(tx, job_id)
 
-    async def keep_metrics(self, tx: Transaction, run_id: str, metrics: Sequence[Metric]) -> None:
-        await store.insert_metrics(tx, run_id, metrics)
+    async def keep_metrics(self, tx: Transaction, metrics: Sequence[Metric]) -> None:
+        await store.insert_metrics(tx, metrics)
 
     async def show(self, connection: Connection) -> None:
         """For the metrics. Raises Unavailable."""

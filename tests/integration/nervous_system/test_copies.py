@@ -1,5 +1,7 @@
 """Copies fed by events move forward only."""
 
+import msgspec
+
 from shared import replica
 from shared.contracts.states import ExperimentState, StorageState
 from tests.integration.nervous_system.conftest import House
@@ -23,6 +25,17 @@ async def test_a_copy_takes_what_is_newer_and_refuses_what_is_not(house: House) 
     assert not await keep(house, experiment(2))
     assert await replica.find(house.listener, "experiment", "a", ExperimentState) == newer
     assert await replica.find(house.listener, "pipeline", "a", ExperimentState) is None
+
+
+async def test_of_copies_that_come_together_each_takes_the_last_that_is_newer(house: House) -> None:
+    other = msgspec.structs.replace(experiment(1), id="b")
+    assert await keep(house, experiment(2))
+    async with house.listener.transaction() as tx:
+        states = (experiment(3), other, experiment(4, StorageState.ARCHIVED))
+        assert await replica.keep_all(tx, "experiment", states) == 2
+        assert await replica.keep_all(tx, "experiment", (experiment(3), other)) == 0
+    assert await replica.find(house.listener, "experiment", "a", ExperimentState) == states[2]
+    assert await replica.find(house.listener, "experiment", "b", ExperimentState) == other
 
 
 async def test_a_deleted_record_stays_deleted(house: House) -> None:

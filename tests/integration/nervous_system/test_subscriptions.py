@@ -17,7 +17,7 @@ from shared.database import Transaction
 from shared.errors import Unavailable
 from shared.migrate import migrate
 from shared.outbox import Outbox, Relay
-from shared.subscriptions import Applying, Dead, Done, Fact, Fetching, Later, Outcome
+from shared.subscriptions import Applying, Dead, Done, Fact, Fetching, Later, Outcome, Together
 from shared.telemetry import continue_trace, current_trace_id
 from tests.integration.nervous_system.conftest import House
 from tests.support.eventually import eventually
@@ -139,6 +139,26 @@ async def test_what_a_handler_fetches_is_there_before_its_transaction_and_an_out
     await house.change(times=40)
     await publish_again(house.owner, house.owner_bus, position=5)
     await house.applied_each_once(45)
+
+
+async def test_facts_that_are_taken_together_come_in_their_order_each_once(house: House) -> None:
+    taken: list[list[int]] = []
+
+    async def record(tx: Transaction, facts: Sequence[Fact[Any]]) -> Outcome:
+        taken.append([fact.message.position for fact in facts])
+        for fact in facts:
+            await record_effect(tx, fact)
+        return Done()
+
+    await house.relay()
+    await house.change(times=30)
+    await house.published(30)
+    await house.subscriber({EXPERIMENT_CREATED: Together(record)})
+    await house.applied_each_once(30)
+    assert any(len(positions) > 1 for positions in taken)
+    await publish_again(house.owner, house.owner_bus, position=5)
+    await house.change(times=5)
+    await house.applied_each_once(35)
 
 
 async def test_a_leaving_replica_finishes_the_batch_in_hand(house: House) -> None:
