@@ -187,6 +187,7 @@ def run_server(app: Service, *, host: str, port: int, notice_seconds: float = DR
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # Nobody asks for a client's address, and the gateway reads by itself what it shows.
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=DRAIN_LIMIT_SECONDS,
     )
@@ -253,12 +254,12 @@ class Service(Litestar):
         if scope["type"] != "http":
             await super().__call__(scope, receive, send)
             return
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        request_id = request_id_of(headers.get("x-request-id"))
+        headers = dict(scope["headers"])
+        request_id = request_id_of(headers.get(b"x-request-id", b"").decode("latin-1"))
         # Those who watch the process ask every few seconds, and nobody wants to see that.
         name = None if scope["path"] in _OPEN_PATHS else f"{self._service} request"
         seen: dict[str, str | int] = {}
-        traceparent = headers.get("traceparent")
+        traceparent = headers.get(b"traceparent", b"").decode("latin-1")
         with (
             telemetry.in_request(request_id),
             telemetry.continue_trace(traceparent, name, kind="server", attributes=seen),
