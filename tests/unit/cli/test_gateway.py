@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
-import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
 from infra.cli import main
 from infra.embedded.ports import free_ports
+from tests.support.stack_folder import stack_on
 
 
 class _Gateway(BaseHTTPRequestHandler):
@@ -78,16 +77,6 @@ class _Logs:
         return result
 
 
-@contextmanager
-def stack_on(folder: Path, gateway_port: int) -> Iterator[None]:
-    """As one that runs, to whoever looks at its folder."""
-    folder.mkdir()
-    (folder / "ports.json").write_bytes(msgspec.json.encode({"gateway": gateway_port, "run": 1}))
-    with (folder / "headrace.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 def test_it_is_looked_for_where_headrace_up_was_told_to_answer(logs: _Logs, port: int) -> None:
     assert logs(HEADRACE_PORT=str(port)).stderr == "headrace logs: no such run\n"
 
@@ -99,21 +88,21 @@ def test_a_url_goes_before_the_port(logs: _Logs, port: int) -> None:
 
 
 def test_a_stack_that_runs_on_the_data_directory_is_found(logs: _Logs, port: int, tmp_path: Path) -> None:
-    with stack_on(tmp_path / ".headrace", port):
+    with stack_on(tmp_path / ".headrace", {"gateway": port}):
         assert "no such run" in logs().stderr
-    with stack_on(tmp_path / "elsewhere", port):
+    with stack_on(tmp_path / "elsewhere", {"gateway": port}):
         assert "no such run" in logs(HEADRACE_DATA_DIR=str(tmp_path / "elsewhere")).stderr
 
 
 def test_who_says_a_port_does_not_mean_the_stack_of_the_data_directory(logs: _Logs, port: int, tmp_path: Path) -> None:
     (other,) = free_ports(1)
-    with stack_on(tmp_path / ".headrace", port):
+    with stack_on(tmp_path / ".headrace", {"gateway": port}):
         assert f"http://127.0.0.1:{other} " in logs(HEADRACE_PORT=str(other)).stderr
 
 
 def test_nothing_is_asked_in_the_name_of_a_stack_that_does_not_run(logs: _Logs, port: int, tmp_path: Path) -> None:
     """Whoever answers at its port by now is another one."""
-    with stack_on(tmp_path / ".headrace", port):
+    with stack_on(tmp_path / ".headrace", {"gateway": port}):
         pass
     assert "no such run" not in logs().stderr
 

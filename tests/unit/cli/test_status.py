@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from click.testing import CliRunner, Result
 
 from infra.cli import main
 from infra.embedded.ports import free_ports
+from tests.support.stack_folder import stack_on
 
 Pages = dict[str, tuple[int, str]]
 
@@ -48,15 +48,6 @@ def start() -> Iterator[Callable[[Pages], str]]:
 
 def status(*arguments: str) -> Result:
     return CliRunner().invoke(main, ["status", *arguments], env={"HEADRACE_TOKEN": "", "HEADRACE_DATA_DIR": ""})
-
-
-@contextmanager
-def stack_on(folder: Path, ports: dict[str, int]) -> Iterator[None]:
-    """As one that runs, to whoever looks at its folder."""
-    (folder / "ports.json").write_text(json.dumps(ports))
-    with (folder / "headrace.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 FIGURES = """
