@@ -5,7 +5,7 @@ Only events write a copy. A copy may say yes; before refusing, ask the owner.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TypeVar
 
 import msgspec
@@ -57,6 +57,31 @@ async def deleted_among(connection: Connection, kind: str, identities: Collectio
         "select id from replicas where kind = $1 and id = any($2::text[]) and is_deleted", kind, list(identities)
     )
     return {row["id"] for row in rows}
+
+
+class Copies:
+    """Some copies of several kinds, as they were at one moment."""
+
+    def __init__(self, texts: Mapping[tuple[str, str], str]) -> None:
+        self._texts = texts
+
+    def find(self, kind: str, identity: str, type_: type[S]) -> S | None:
+        """The copy, or None where it is none of these."""
+        text = self._texts.get((kind, identity))
+        return None if text is None else msgspec.json.decode(text, type=type_)
+
+
+async def find_all(connection: Connection, identities: Collection[tuple[str, str]]) -> Copies:
+    """As `find`, for several of (kind, id) by one statement."""
+    rows = await connection.fetch(
+        """
+        select kind, id, state from replicas join unnest($1::text[], $2::text[]) as wanted (kind, id) using (kind, id)
+        where not is_deleted
+        """,
+        [kind for kind, _ in identities],
+        [identity for _, identity in identities],
+    )
+    return Copies({(row["kind"], row["id"]): row["state"] for row in rows})
 
 
 async def find(connection: Connection, kind: str, identity: str, type_: type[S]) -> S | None:

@@ -160,13 +160,16 @@ class Runs:
         with layer("Validate create run request failed."):
             domain.check_name(asked.name)
             domain.check_lengths(asked)
-            version, reading = await self._check_source(asked, digest)
+            domain.check_source(asked)
+            copies = await self._copies(asked)
+            version, reading = await self._check_source(asked, digest, copies)
             domain.check_parameters_size(asked.parameters)
         with layer("Failed to create a new run."):
             reading = reading or await self._read(asked, version, digest)
             prepared = reading.prepared
             self._check_parameters(prepared, asked.parameters)
-            experiment = await self._experiment(asked.experiment_id)
+            known = copies.find(EXPERIMENT, asked.experiment_id, ExperimentState)
+            experiment = known or await self._experiment(asked.experiment_id)
             draft = self._draft(asked, version, prepared, experiment)
             if reading.refusal:
                 raise domain.invalid_workflow(draft.name, reading.refusal)
@@ -439,11 +442,22 @@ class Runs:
 
     # Creation.
 
-    async def _check_source(self, asked: NewRun, digest: str) -> tuple[Source | None, Reading | None]:
+    async def _copies(self, asked: NewRun) -> replica.Copies:
+        """Of the version and the experiment that are named together, by one statement; what is missing among them, or
+        named alone, is looked for when its turn comes."""
+        if not (asked.version_id and asked.experiment_id) or asked.pipeline_id:
+            return replica.Copies({})
+        identities = ((PIPELINE_VERSION, asked.version_id), (EXPERIMENT, asked.experiment_id))
+        return await replica.find_all(self._database, identities)
+
+    async def _check_source(
+        self, asked: NewRun, digest: str, copies: replica.Copies
+    ) -> tuple[Source | None, Reading | None]:
         """Section 9.3. The version to run, or what is read of the manifest that came along."""
-        domain.check_source(asked)
         if asked.version_id:
             with layer("Get pipelineVersionId failed."):
+                if known := copies.find(PIPELINE_VERSION, asked.version_id, PipelineVersionState):
+                    return _from_copy(known), None
                 return await self._version(asked.version_id, asked.pipeline_id), None
         if asked.pipeline_id:
             with layer("Get pipelineId failed."):
@@ -464,7 +478,7 @@ class Runs:
     async def _version(self, version_id: str, pipeline_id: str = "") -> Source:
         """As with experiments; our copy does not know the pipeline."""
         if not pipeline_id and (known := await self._known_version(version_id)):
-            return Source(version_id=known.id, version_name=known.name, manifest_digest=known.manifest_digest)
+            return _from_copy(known)
         request = VersionRequest(
             version_id=states.PipelineVersionId(version_id),
             pipeline_id=states.PipelineId(pipeline_id) if pipeline_id else None,
@@ -745,6 +759,10 @@ def _to_source(answer: VersionAnswer) -> Source:
         manifest_digest=answer.manifest_digest,
         pipeline_name=answer.pipeline_name,
     )
+
+
+def _from_copy(version: PipelineVersionState) -> Source:
+    return Source(version_id=version.id, version_name=version.name, manifest_digest=version.manifest_digest)
 
 
 def _created(run: Run, created_at: datetime) -> Run:

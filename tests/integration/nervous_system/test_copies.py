@@ -38,6 +38,22 @@ async def test_of_copies_that_come_together_each_takes_the_last_that_is_newer(ho
     assert await replica.find(house.listener, "experiment", "b", ExperimentState) == other
 
 
+async def test_copies_of_several_kinds_are_found_at_once(house: House) -> None:
+    await keep(house, experiment(2))
+    async with house.listener.transaction() as tx:
+        await replica.keep(tx, "version", experiment(1))
+        await replica.keep(tx, "gone", experiment(1), is_deleted=True)
+    identities = [("experiment", "a"), ("version", "a"), ("gone", "a"), ("experiment", "b")]
+    found = await replica.find_all(house.listener, identities)
+    assert [found.find(kind, identity, ExperimentState) for kind, identity in identities] == [
+        experiment(2),
+        experiment(1),
+        None,
+        None,
+    ]
+    assert found.find("version", "b", ExperimentState) is None
+
+
 async def test_a_deleted_record_stays_deleted(house: House) -> None:
     assert await keep(house, experiment(2), is_deleted=True)
     for version in (1, 2, 3):
