@@ -183,11 +183,15 @@ class Records:
             if proof is not None:
                 await fence(tx, proof)
             run = await store.lock(tx, observation.run_id)
-            if run is None or run.attempt != observation.attempt or str(run.workflow_name) != observation.workflow_name:
+            if run is None or run.attempt > observation.attempt or str(run.workflow_name) != observation.workflow_name:
                 return False
             if run.status.is_final:
                 # An engine that died before it heard that the end is durable tells it again.
-                return observation.finished_at is not None and Status(observation.phase) is run.status
+                is_known = observation.finished_at is not None and Status(observation.phase) is run.status
+                return is_known and run.attempt == observation.attempt
+            if run.attempt < observation.attempt:
+                # The records were restored: the engine knows of a retry that they have lost.
+                run = await store.catch_up(tx, run.id, observation.attempt)
             if observation.is_taken and run.taken_attempt < run.attempt:
                 await store.set_taken(tx, run.id, run.attempt)
             if observation.is_vanished:

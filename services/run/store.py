@@ -308,6 +308,22 @@ async def retry(tx: Transaction, run_id: RunId) -> Run:
     return to_run(row)
 
 
+async def catch_up(tx: Transaction, run_id: RunId, attempt: int) -> Run:
+    """It has been retried, as somebody else knows."""
+    row = await tx.fetchrow(
+        f"""
+        update runs set
+            attempt = $2, retried_at = coalesce(retried_at, clock_timestamp()), version = version + 1
+        where id = $1
+        returning {_COLUMNS}
+        """,  # noqa: S608
+        run_id,
+        attempt,
+    )
+    assert row is not None, "the caller holds its lock"
+    return to_run(row)
+
+
 async def advance(
     tx: Transaction,
     run_id: RunId,

@@ -91,6 +91,19 @@ async def test_only_the_present_attempt_is_recorded(world: World) -> None:
     assert (await world.facts(run_id))[-2:] == ["retried", "succeeded"]
 
 
+async def test_a_retry_that_the_records_have_lost_is_learned_from_the_engine(world: World) -> None:
+    """As after they were restored: else its end would never be recorded."""
+    run_id = (await world.client.create())["id"]
+    await world.observe(run_id, "Running", started_at=STARTED)
+
+    assert await world.observe(run_id, "Running", attempt=3, started_at=STARTED, nodes=(node("a", "Pod", "Running"),))
+    assert (await world.row(run_id))["attempt"] == 3
+    assert not await world.observe(run_id, "Failed", attempt=2, finished_at=ENDED)
+    assert await world.observe(run_id, "Succeeded", attempt=3, finished_at=ENDED)
+    assert not await world.observe(run_id, "Succeeded", attempt=4, finished_at=ENDED)
+    assert (await world.client.get(run_id))["status"] == "Succeeded"
+
+
 async def test_that_the_engine_has_taken_a_run_is_remembered_of_its_present_attempt(world: World) -> None:
     run_id = (await world.client.create())["id"]
 
