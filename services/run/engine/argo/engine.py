@@ -73,6 +73,8 @@ class _Entry:
         """The workflow: a queue may be long, and a manifest is large."""
         self.lock = asyncio.Lock()
         """Held while the cluster is told of it."""
+        self.was_given = False
+        """It has been its turn before: there may be an object that nobody has seen."""
         self.is_gone = False
         """Given up or erased: whoever waited to do something with it does nothing."""
         self.is_erased = False
@@ -610,7 +612,7 @@ class ArgoEngine:
         while True:
             await room.acquire()
             entry = await self._next_in_turn()
-            entry.stage = _Stage.STARTING
+            entry.stage, entry.was_given = _Stage.STARTING, True
             task = self._soon(self._started_or_forgotten(entry), f"submit {entry.name}")
             task.add_done_callback(lambda _: room.release())
 
@@ -797,7 +799,7 @@ class ArgoEngine:
 
     async def _is_there(self, entry: _Entry) -> bool:
         """Whether it has an object of this attempt after all: the answer to its creation may have been lost."""
-        if entry.stage is _Stage.WAITING:
+        if not entry.was_given:
             return False
         text = await self._find_object(entry)
         if text is None:
