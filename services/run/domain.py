@@ -33,6 +33,8 @@ RunId = NewType("RunId", str)
 WorkflowName = NewType("WorkflowName", str)
 
 DEFAULT_SERVICE_ACCOUNT = "pipeline-runner"
+LOG_ARTIFACT = "main-logs"
+"""The artifact of a node that is what its step wrote."""
 
 _NAME_LETTERS = "bcdfghjklmnpqrstvwxz2456789"
 _LONGEST_NAME = 63

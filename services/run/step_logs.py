@@ -1,7 +1,8 @@
 """The text that a step wrote: from the controller while it runs, afterwards from the object store.
 
-The engine holds the text until the record names the archived object, so whoever looks in turn at the record and at the
-engine misses nothing in between: an engine that knows nothing of a step means that the record is about to tell more.
+The engine holds the text until it is archived, which may be after the record has named the object, and before the run
+is over. So whoever looks in turn at record, archive and engine misses nothing in between: an engine that knows nothing
+of a step means that the record is about to tell more, or that the archive has it by now.
 Where a cluster archives no texts, they are there for as long as the pods are.
 """
 
@@ -23,7 +24,6 @@ from shared.errors import Unavailable
 from . import domain, store
 from .engine import Engine, NodeId, WorkflowName
 
-ARTIFACT = "main-logs"
 MOST_BYTES = 256 * 1024
 """Of one answer; in JSON it takes a third more, and a message on the bus holds a megabyte."""
 _WAIT_SECONDS = 1.0
@@ -36,6 +36,7 @@ class _Step(msgspec.Struct, frozen=True, kw_only=True):
     key: str | None
     """Of the archived text."""
     is_over: bool
+    is_of_final_run: bool
 
 
 class StepLogs:
@@ -91,9 +92,14 @@ class StepLogs:
                 await asyncio.sleep(_PAUSE_SECONDS)
             with suppress(Unavailable):
                 step = await self._find(run_id, step.node_id)
-        if step is not None:
-            async for chunk in self._archived(step, offset):
-                yield chunk
+        while step is not None:
+            try:
+                async for chunk in self._archived(step, offset):
+                    yield chunk
+                    offset += len(chunk)
+                return
+            except Unavailable:
+                await asyncio.sleep(_PAUSE_SECONDS)
 
     async def _archived(self, step: _Step, offset: int) -> AsyncGenerator[bytes, None]:
         if step.key is None:
@@ -104,11 +110,27 @@ class StepLogs:
                     offset += len(text)
             return
         try:
-            async with aclosing(self._blobs.stream(step.key, offset=offset)) as chunks:
-                async for chunk in chunks:
-                    yield chunk
+            async for chunk in self._stored(step.key, offset):
+                yield chunk
         except NoSuchObject:
-            return
+            if not step.is_of_final_run:
+                async for chunk in self._on_its_way(step, step.key, offset):
+                    yield chunk
+
+    async def _on_its_way(self, step: _Step, key: str, offset: int) -> AsyncGenerator[bytes, None]:
+        """An engine may go on with a run before it has archived a text, and keeps it until it has."""
+        while text := await self._ask(step, offset):
+            yield text
+            offset += len(text)
+        with suppress(NoSuchObject):
+            async for chunk in self._stored(key, offset):
+                yield chunk
+
+    async def _stored(self, key: str, offset: int) -> AsyncGenerator[bytes, None]:
+        """Raises NoSuchObject before the first chunk."""
+        async with aclosing(self._blobs.stream(key, offset=offset)) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
     async def _ask(self, step: _Step, offset: int, *, within_seconds: float = 0) -> bytes:
         request = LogRequest(
@@ -140,6 +162,7 @@ class StepLogs:
             workflow_name=found.workflow_name,
             node_id=node_id,
             key=_key(node),
+            is_of_final_run=found.is_final,
             is_over=found.is_final or node.get("type") != "Pod" or node.get("phase") not in ("Pending", "Running"),
         )
 
@@ -176,7 +199,7 @@ def _node(body: str | None) -> dict[str, Any]:
 def _key(node: dict[str, Any]) -> str | None:
     for artifact in (node.get("outputs") or {}).get("artifacts") or ():
         key = (artifact.get("s3") or {}).get("key")
-        if artifact.get("name") == ARTIFACT and key:
+        if artifact.get("name") == domain.LOG_ARTIFACT and key:
             return str(key)
     return None
 

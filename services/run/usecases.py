@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
@@ -88,6 +89,8 @@ FOLLOWERS = ("metrics",)
 
 _LARGEST_VALUES_BYTES = 100_000
 """An answer has to fit into a message. No run takes parameters of that size."""
+_LOG_STORED_WITHIN_SECONDS = 1.0
+_LOG_STORED_PAUSE_SECONDS = 0.05
 
 
 class Installation(msgspec.Struct, frozen=True, kw_only=True):
@@ -722,7 +725,7 @@ class Runs:
 
     async def _artifact_key(self, run_id: str, node_id: str, artifact_name: str) -> str:
         """Among the node's artifacts of that name and with a key, the last one counts."""
-        await self._get(run_id)
+        run = await self._get(run_id)
         body = await store.find_node(self._database, run_id, node_id)
         node: dict[str, Any] = {} if body is None else msgspec.json.decode(body)
         keys = [
@@ -732,7 +735,16 @@ class Runs:
         ]
         if not keys:
             raise domain.artifact_unknown(run_id, node_id, artifact_name)
+        if artifact_name == domain.LOG_ARTIFACT and not run.status.is_final:
+            await self._until_stored(str(keys[-1]))
         return str(keys[-1])
+
+    async def _until_stored(self, key: str) -> None:
+        """A run goes on while the log of a step is on its way to where its record says; who reads it waits, bounded."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LOG_STORED_WITHIN_SECONDS):
+                while not await self._blobs.exists(key):  # noqa: ASYNC110 - the store signals nobody
+                    await asyncio.sleep(_LOG_STORED_PAUSE_SECONDS)
 
     async def _object(self, key: str) -> AsyncIterator[bytes]:
         try:

@@ -221,8 +221,57 @@ async def test_an_archived_text_that_is_gone_is_empty(world: World) -> None:
     run_id = await running(world)
     await finish(world, run_id, b"for a while")
     await world.blobs.delete(KEY)
+    await world.observe(run_id, "Succeeded", finished_at=datetime.now(UTC))
 
     assert await text_of(world.client, run_id) == b""
+
+
+async def test_a_text_on_its_way_to_the_archive_is_read_from_who_has_it(world: World) -> None:
+    text = b"x" * MOST_BYTES + b"the end"
+    run_id = await running(world)
+    await finish(world, run_id, text)
+    await world.blobs.delete(KEY)
+
+    assert (await world.client.call("GET", f"/runs/{run_id}/nodes/a/log")).status == 503, "who has it does not answer"
+    step = Step(text)
+    async with world.peers.buses["run-controller"].answering(READ_LOG, step.answer):
+        for query in ({}, {"follow": "true"}):
+            assert await text_of(world.client, run_id, **query) == text
+
+        async def arrive() -> None:
+            await world.blobs.put(KEY, text)
+            step.text = None
+
+        step.meanwhile = arrive
+        assert await text_of(world.client, run_id) == text
+
+
+async def test_who_follows_a_text_on_its_way_waits_for_who_has_it(world: World) -> None:
+    run_id = await running(world)
+    await finish(world, run_id, b"all of it")
+    await world.blobs.delete(KEY)
+    url = f"{world.client.base}/apis/v1beta1/runs/{run_id}/nodes/a/log"
+
+    async with world.client.session.get(url, params={"follow": "true"}) as response:
+        assert response.status == 200
+        async with world.peers.buses["run-controller"].answering(READ_LOG, Step(b"all of it").answer):
+            assert await asyncio.wait_for(response.read(), 20) == b"all of it"
+
+
+async def test_the_artifact_of_a_log_on_its_way_is_waited_for(world: World) -> None:
+    run_id = await running(world)
+    await finish(world, run_id, b"all of it")
+    await world.blobs.delete(KEY)
+    url = f"{world.client.base}/apis/headrace/v1/runs/{run_id}/nodes/a/artifacts/main-logs"
+
+    async def read() -> tuple[int, bytes]:
+        async with world.client.session.get(url) as response:
+            return response.status, await response.read()
+
+    assert (await read())[0] == 404
+    reading = asyncio.create_task(read())
+    await world.blobs.put(KEY, b"all of it")
+    assert await asyncio.wait_for(reading, 20) == (200, b"all of it")
 
 
 async def _true(value: bool) -> bool:

@@ -95,6 +95,13 @@ class Host:
         found = {node["name"].removeprefix(self.run.name): node for node in self.records.nodes().values()}
         return str(found[name].get("message", ""))
 
+    def log_keys(self) -> list[str]:
+        """Where the records say that the logs of steps lie."""
+        artifacts = [
+            each for node in self.records.nodes().values() for each in node.get("outputs", {}).get("artifacts", ())
+        ]
+        return [each["s3"]["key"] for each in artifacts if each["name"] == "main-logs"]
+
     def end(self) -> dict[str, Any]:
         last = self.records.read()[-1]
         assert last["finished_at"]
@@ -292,8 +299,9 @@ async def test_with_both_killed_a_running_step_is_a_lost_attempt(host_of: HostMa
 
 @pytest.mark.parametrize("moment", ["before", "beyond"])
 async def test_a_controller_killed_around_any_of_its_records_runs_each_step_once(
-    host_of: HostMaker, marker: str, moment: str
+    host_of: HostMaker, marker: str, moment: str, object_store_access: ObjectStoreAccess
 ) -> None:
+    store = await open_blobs(object_store_access)
     manifest = workflow(
         dag(task("a", "a"), task("b", "b", "a")),
         templates={name: _marked_on_claim(f"echo x >> /v/{name}", marker) for name in "ab"},
@@ -308,7 +316,9 @@ async def test_a_controller_killed_around_any_of_its_records_runs_each_step_once
             await host.finish()
         assert host.end()["phase"] == "Succeeded", f"killed {moment} record {number}"
         assert [host.claimed(name) for name in "ab"] == [["x"]] * 2, f"killed {moment} record {number}"
-    assert number > 4, "that many records make it a test of many moments"
+        assert [await store.exists(key) for key in host.log_keys()] == [True] * 2, f"killed {moment} record {number}"
+    store.close()
+    assert number > 3, "that many records make it a test of many moments"
 
 
 @pytest.mark.parametrize("times", [5])

@@ -8,6 +8,7 @@ import json
 import shutil
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -183,7 +184,7 @@ async def test_a_terminated_run_does_not_wait_for_the_object_store(shared_runner
         templates={
             "long": c("echo up; sleep 300"),
             "quick": c("echo > /tmp/a; echo over", leaves={"a": "/tmp/a"}),
-            "bad": c("echo over; exit 3"),
+            "bad": c("echo > /tmp/a; echo over; exit 3", leaves={"a": "/tmp/a"}),
         },
     )
     async with (
@@ -208,6 +209,109 @@ async def test_a_terminated_run_does_not_wait_for_the_object_store(shared_runner
         assert run.phases() == phases
         assert run.node(".runs")["message"] == run.node(".ended")["message"] == "terminated"
         assert run.node(".failed")["message"] == "Error (exit code 3)"
+        # Its log may still come, as long as this engine lives and nobody wants it gone.
+        await engine.erase(run.run_id)
+        await eventually(lambda: _nothing_is_left(engine, shared_runner, run))
+
+
+class LogsHeldBack(Blobs):
+    """A store that takes no log before it is told to."""
+
+    def __init__(self, of: Blobs, access: ObjectStoreAccess) -> None:
+        super().__init__(
+            f"http://{of.endpoint}", access_key=access.access_key, secret_key=access.secret_key, bucket=of.bucket
+        )
+        self.takes_logs = asyncio.Event()
+        self.tried: set[str] = set()
+
+    async def put_file(self, key: str, file: Path) -> int:
+        if key.endswith("/main.log"):
+            self.tried.add(key)
+            await self.takes_logs.wait()
+        return await super().put_file(key, file)
+
+
+@contextlib.asynccontextmanager
+async def logs_held_back(access: ObjectStoreAccess) -> AsyncIterator[LogsHeldBack]:
+    opened = await open_blobs(access)
+    held_back = LogsHeldBack(opened, access)
+    try:
+        yield held_back
+    finally:
+        held_back.close()
+        opened.close()
+
+
+ONE_AFTER_THE_OTHER = workflow(dag(task("a", "w"), task("b", "w", "a")), templates={"w": c("echo the words")})
+
+
+async def test_a_step_waits_for_no_log_and_the_end_of_the_run_for_all(
+    shared_runner: RunnerProcess, object_store_access: ObjectStoreAccess
+) -> None:
+    async with (
+        logs_held_back(object_store_access) as blobs,
+        working(shared_runner, blobs) as engine,
+        recording(engine) as recorder,
+    ):
+        run = await recorder.begin(ONE_AFTER_THE_OTHER)
+        await eventually(lambda: _true(len(blobs.tried) == 2))
+        assert not run.is_final
+        assert run.phases()[".a"] == "Succeeded"
+        kept = engine.logs(run.name, run.id_of(".a"), follow=False)
+        assert b"the words" in b"".join([chunk async for chunk in kept]), "nobody forgets what is stored nowhere"
+
+        blobs.takes_logs.set()
+        await recorder.end_of(run)
+
+        assert run.phases() == {"": "Succeeded", ".a": "Succeeded", ".b": "Succeeded"}
+        for name in (".a", ".b"):
+            assert b"the words" in await blobs.get(run.artifact(name, "main-logs")["s3"]["key"])
+        await eventually(lambda: _nothing_is_left(engine, shared_runner, run))
+
+
+async def test_a_log_that_was_on_its_way_when_the_engine_died_is_stored_by_the_next_one(
+    shared_runner: RunnerProcess, object_store_access: ObjectStoreAccess
+) -> None:
+    async with logs_held_back(object_store_access) as blobs:
+        async with working(shared_runner, blobs) as engine, recording(engine) as recorder:
+            run = await recorder.begin(ONE_AFTER_THE_OTHER)
+            await eventually(lambda: _true(len(blobs.tried) == 2))
+        assert not run.is_final
+
+        blobs.takes_logs.set()
+        async with working(shared_runner, blobs) as engine, recording(engine) as recorder:
+            recorder.runs[run.name] = run
+            await engine.submit(run.submission())
+            await recorder.end_of(run)
+            for name in (".a", ".b"):
+                assert b"the words" in await blobs.get(run.artifact(name, "main-logs")["s3"]["key"])
+            await eventually(lambda: _nothing_is_left(engine, shared_runner, run))
+
+
+async def test_a_run_that_is_erased_wants_its_logs_no_more(
+    shared_runner: RunnerProcess, object_store_access: ObjectStoreAccess
+) -> None:
+    async with (
+        logs_held_back(object_store_access) as blobs,
+        working(shared_runner, blobs) as engine,
+        recording(engine) as recorder,
+    ):
+        run = await recorder.begin(ONE_AFTER_THE_OTHER)
+        await eventually(lambda: _true(len(blobs.tried) == 2))
+
+        await engine.erase(run.run_id)
+
+        await eventually(lambda: _nothing_is_left(engine, shared_runner, run))
+        assert await blobs.list_keys(f"artifacts/{run.name}/") == []
+
+
+async def _nothing_is_left(engine: EmbeddedEngine, runner: RunnerProcess, run: Run) -> bool:
+    of_run = [path for path in runner.steps_dir.iterdir() if path.name.startswith(run.run_id)]
+    return not of_run and run.run_id not in await engine.leftovers()
+
+
+async def _true(value: bool) -> bool:
+    return value
 
 
 @pytest.mark.parametrize("is_erased", [False, True])

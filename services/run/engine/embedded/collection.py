@@ -1,7 +1,8 @@
 """Artifacts on their way: into a step before it starts, out of its private tree after its end (specification §9).
 
 Everything is streamed between files and the object store; nothing is held whole. What a failed step left behind is
-collected as well, and what is missing is said, not raised: the reconciler decides who is to blame.
+collected as well, and what is missing is said, not raised: the reconciler decides who is to blame. A log is stored by
+itself: no step that follows reads it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 
 import msgspec
 
+from services.run.engine import NodeDocument
 from services.run.engine.embedded.cache import Kept
 from services.run.engine.embedded.orders import (
     PlacedArtifact,
@@ -127,7 +129,7 @@ class Artifacts:
         return bool(files)
 
     async def collect(self, order: StepOrder, tree: Tree | None, attempt_dir: Path, scratch: Path) -> Found:
-        """Store what the step wrote, and its log. Raises Unavailable; repeating it is harmless."""
+        """Store what the step wrote, but not its log. Raises Unavailable; repeating it is harmless."""
         log = attempt_dir / "log"
         parameters: dict[str, str] = {}
         artifacts: dict[str, Mapping[str, Any]] = {}
@@ -152,7 +154,7 @@ class Artifacts:
         outputs = Collected(
             parameters=parameters,
             artifacts=artifacts,
-            log=await self._store_log(order.node_id, log),
+            log=self.location(self._log_key(order.node_id)) if await asyncio.to_thread(log.exists) else None,
             result=await asyncio.to_thread(_read_result, stdout_of(attempt_dir)) if order.needs_result else None,
         )
         if (size := len(msgspec.json.encode(outputs))) > _LARGEST_ELSEWHERE_BYTES:
@@ -211,12 +213,20 @@ class Artifacts:
 
         await _each(files, store)
 
-    async def _store_log(self, node_id: str, log: Path) -> dict[str, Any] | None:
-        if not await asyncio.to_thread(log.exists):
-            return None
-        key = f"{self._prefix}/{node_id}/main.log"
-        await self._blobs.put_file(key, log)
-        return self.location(key)
+    def has_log(self, node: NodeDocument) -> bool:
+        """Whether a node on record tells of a log of its own; another's is that of a step that was taken over."""
+        key = self._log_key(str(node["id"]))
+        told = (node.get("outputs") or {}).get("artifacts") or ()
+        return any((artifact.get("s3") or {}).get("key") == key for artifact in told)
+
+    async def store_log(self, node_id: str, attempt_dir: Path) -> None:
+        """Nothing where the attempt is gone. Raises Unavailable; repeating it is harmless."""
+        log = attempt_dir / "log"
+        if await asyncio.to_thread(log.exists):
+            await self._blobs.put_file(self._log_key(node_id), log)
+
+    def _log_key(self, node_id: str) -> str:
+        return f"{self._prefix}/{node_id}/main.log"
 
 
 async def _each(names: Iterable[str], work: Callable[[str], Awaitable[None]]) -> None:

@@ -14,7 +14,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Coroutine, Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -45,7 +45,7 @@ from services.run.engine.embedded.reconcile import (
 )
 from services.run.engine.embedded.runner.client import RunnerClient
 from services.run.engine.embedded.specs import Place
-from services.run.engine.embedded.steps import Past, Step, Steps
+from services.run.engine.embedded.steps import Past, Step, Steps, wait_unless
 from services.run.engine.embedded.variables import Identity
 from shared import telemetry
 from shared.blobs import Blobs
@@ -159,6 +159,7 @@ class EmbeddedEngine:
         workflow = self._workflows.get(workflow_name)
         if workflow is not None:
             workflow.tell(Terminated(at=self._clock.now()))
+            workflow.terminated.set()
             if workflow.ticket is not None:
                 self._admission.urge(workflow.ticket)
 
@@ -210,7 +211,8 @@ class EmbeddedEngine:
     async def leftovers(self) -> dict[str, int]:
         known = await self.known() | {""}
         latest: dict[str, int] = {}
-        for parts in map(_parts, await self._steps.keys() | self._clearing):
+        kept = await self._steps.keys() | self._clearing
+        for parts in map(_parts, kept - self._steps.unstored_logs):
             if parts.run_id not in known:
                 latest[parts.run_id] = max(parts.attempt, latest.get(parts.run_id, 0))
         return latest
@@ -238,6 +240,7 @@ class EmbeddedEngine:
         finally:
             await asyncio.gather(*map(self._put_down, list(self._workflows.values())))
             await self._end_chores()
+            await self._steps.leave_logs(list(self._steps.unstored_logs))
 
     async def compare(self) -> None:
         """Find steps that the runner has lost without a word; `run` does it now and then. Raises Unavailable."""
@@ -295,9 +298,11 @@ class EmbeddedEngine:
                 return
             artifacts = Artifacts(self._blobs, workflow.name, state.identity.created_at)
             if workflow.is_resumed:
-                await self._sweep(workflow)
+                await self._sweep(workflow, artifacts)
             turn = await once(advance, state, workflow.mail(), self._clock.now())
             while True:
+                if turn.finished:
+                    await self._until_logs_are_stored(workflow)
                 await self._record(workflow, state, turn)
                 self._act(workflow, turn, artifacts, state.identity.namespace)
                 if turn.finished:
@@ -312,12 +317,31 @@ class EmbeddedEngine:
             state.plan.claims, run_id=workflow.submission.run_id, namespace=state.identity.namespace
         )
 
-    async def _sweep(self, workflow: _Workflow) -> None:
-        """Remove what a crash kept from being removed. Steps of an earlier attempt end before those of this begin."""
-        over = {node["id"] for node in workflow.submission.nodes if Phase(node["phase"]).is_fulfilled}
+    async def _until_logs_are_stored(self, workflow: _Workflow) -> None:
+        """A run is over when what its steps wrote lies where their records say, or a user does not wait for that."""
+        own = _key(workflow, "")
+        logs = self._steps.store_logs([key for key in self._steps.unstored_logs if key.startswith(own)])
+        if not logs:
+            return
+        await wait_unless(logs, workflow.terminated)
+        if late := [log for log in logs if not log.done()]:
+            _log.warning(
+                "run %s, which is terminated, does not wait for the logs of %d steps", workflow.name, len(late)
+            )
+
+    async def _sweep(self, workflow: _Workflow, artifacts: Artifacts) -> None:
+        """Remove what a crash kept from being removed, and store the logs that it kept from being stored.
+
+        Steps of an earlier attempt end before those of this begin.
+        """
+        over = {node["id"]: node for node in workflow.submission.nodes if Phase(node["phase"]).is_fulfilled}
         own = [key for key in await self._steps.keys_patiently() if _parts(key).run_id == workflow.submission.run_id]
         earlier = [key for key in own if _parts(key).attempt < workflow.submission.attempt]
-        self._soon(self._forget_all(key for key in own if key not in earlier and _parts(key).node_id in over))
+        done = [key for key in own if key not in earlier and _parts(key).node_id in over]
+        for key in done:
+            if artifacts.has_log(over[_parts(key).node_id]):
+                self._steps.note_log(key, _parts(key).node_id, artifacts)
+        self._soon(self._forget_stored(done))
         if earlier:
             await asyncio.wait([self._soon(self._forget_all(earlier))], timeout=_SWEEP_SECONDS)
 
@@ -393,9 +417,14 @@ class EmbeddedEngine:
         dropped, self._next_cleared = self._next_cleared, {}
         try:
             await asyncio.gather(*dropped.values())
-            await self._steps.forget(*dropped)
+            await self._forget_stored(dropped)
         finally:
             self._clearing.difference_update(dropped)
+
+    async def _forget_stored(self, keys: Collection[str]) -> None:
+        if logs := self._steps.store_logs(keys):
+            await asyncio.wait(logs)
+        await self._forget_all(keys)
 
     async def _forget_all(self, keys: Iterable[str]) -> None:
         if together := tuple(keys):
@@ -412,6 +441,7 @@ class EmbeddedEngine:
 
     async def _give_up(self, workflow: _Workflow, error: Exception) -> None:
         """What crashes again and again would never end: this is its end."""
+        await self._until_logs_are_stored(workflow)
         own = {key for key in await self._steps.keys_patiently() if _parts(key).run_id == workflow.submission.run_id}
         self._soon(self._forget_all(own))
         await self._report(workflow, _ended_in_error(workflow, f"engine: {error!r}"[:1000], self._clock.now()))
@@ -445,6 +475,10 @@ class _Workflow:
         self.said: tuple[Any, ...] = ()
         self.task: asyncio.Task[None] | None = None
         self.ticket: Ticket | None = None
+        self.terminated = asyncio.Event()
+        """A user wants the end, and not to wait for it."""
+        if submission.is_terminating:
+            self.terminated.set()
         self._steps: dict[NodeId, asyncio.Task[None]] = {}
         self._mail: asyncio.Queue[Event] = asyncio.Queue()
 

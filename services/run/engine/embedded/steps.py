@@ -11,7 +11,17 @@ import asyncio
 import contextlib
 import logging
 import shutil
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    KeysView,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
@@ -72,6 +82,8 @@ _log = logging.getLogger(__name__)
 _COMPARE_SECONDS = 15.0
 _GIVE_UP_SECONDS = 2.0
 """How long the outputs of a terminated step are tried to be stored: with the time to KILL, well within ten seconds."""
+_LOGS_AT_ONCE = 2
+"""Steps share the processors with what stores them."""
 _FORGET_SECONDS = 20.0
 """Longer than a step takes that ignores TERM."""
 
@@ -120,6 +132,9 @@ class Steps:
         self._clock = clock
         self._admission = Admission(most)
         self._watched: dict[str, _Watched] = {}
+        self._logs: dict[str, _Log] = {}
+        """Those that are not in the object store yet, by the keys of their attempts."""
+        self._log_room = asyncio.Semaphore(_LOGS_AT_ONCE)
         # Files of secrets lie there on their way into steps.
         scratch_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
 
@@ -162,6 +177,44 @@ class Steps:
                 async for chunk in chunks:
                     yield chunk
 
+    @property
+    def unstored_logs(self) -> KeysView[str]:
+        """The attempts that must not be forgotten before their logs are stored, if anybody wants these."""
+        return self._logs.keys()
+
+    def note_log(self, key: str, node_id: str, artifacts: Artifacts) -> None:
+        """The attempt has one that is to be stored. No step waits for that: the next one needs the processors more."""
+        self._logs.setdefault(key, _Log(node_id=node_id, artifacts=artifacts))
+
+    def store_logs(self, keys: Iterable[str]) -> list[asyncio.Task[None]]:
+        """Those of these attempts that are not stored yet, each by a task that waits for outages."""
+        return [self._storing(key) for key in keys if key in self._logs]
+
+    async def leave_logs(self, keys: Iterable[str]) -> None:
+        """Nobody wants them any more, or the next life stores them."""
+        left = [log.storing for key in keys if (log := self._logs.pop(key, None)) is not None]
+        begun = [storing for storing in left if storing is not None]
+        for storing in begun:
+            storing.cancel()
+        await asyncio.gather(*begun, return_exceptions=True)
+
+    def _storing(self, key: str) -> asyncio.Task[None]:
+        log = self._logs[key]
+        if log.storing is None:
+            log.storing = asyncio.create_task(self._store_log(key, log), name=f"log of {log.node_id}")
+        return log.storing
+
+    async def _store_log(self, key: str, log: _Log) -> None:
+        async def store() -> None:
+            async with self._log_room:
+                await log.artifacts.store_log(log.node_id, self._steps_dir / key)
+
+        try:
+            await _patiently(store)
+        finally:
+            if self._logs.get(key) is log:
+                del self._logs[key]
+
     async def kill(self, key: str, reason: KillReason) -> None:
         if reason is KillReason.TERMINATED and (watched := self._watched.get(key)) is not None:
             watched.terminated.set()
@@ -177,6 +230,7 @@ class Steps:
                 await asyncio.gather(*(self._runner.kill(key, KillReason.TERMINATED.name) for key in keys))
                 raise Unavailable("A step is still ending.", cause=str(refused)) from refused
 
+        await self.leave_logs(keys)
         with _runner_needed():
             await _patiently(forget, longest_wait_seconds=0.3, give_up_after_seconds=_FORGET_SECONDS)
         await asyncio.to_thread(_remove, [self.scratch_of(key) for key in keys])
@@ -248,6 +302,8 @@ class Steps:
 
     async def _finished(self, step: Step, exit_: protocol.StepExit, watched: _Watched) -> StepFinished:
         found = await self._collected(step, watched)
+        if found is not None and found.outputs.log is not None:
+            self.note_log(step.place.key, step.order.node_id, step.artifacts)
         exit_code, error, error_phase = _blame(exit_, found.problem if found is not None else None)
         killed = _kill_reason(exit_)
         if found is None and exit_code == 0 and error is None:
@@ -268,17 +324,14 @@ class Steps:
         order, scratch, directory = step.order, step.place.scratch, self._steps_dir / step.place.key
         tree = await asyncio.to_thread(tree_of, directory) if _leaves_files(order) else None
         collecting = asyncio.create_task(_patiently(lambda: step.artifacts.collect(order, tree, directory, scratch)))
-        terminated = asyncio.create_task(watched.terminated.wait())
         try:
-            await asyncio.wait([collecting, terminated], return_when=asyncio.FIRST_COMPLETED)
-            await asyncio.wait([collecting], timeout=_GIVE_UP_SECONDS)
+            await wait_unless([collecting], watched.terminated)
             if collecting.done():
                 return collecting.result()
             _log.warning("the outputs and the log of step %s, which is terminated, are given up", order.node_id)
             return None
         finally:
             collecting.cancel()
-            terminated.cancel()
 
     # What lies elsewhere
 
@@ -459,12 +512,30 @@ class Steps:
 
 
 @dataclass(kw_only=True, slots=True)
+class _Log:
+    node_id: str
+    artifacts: Artifacts
+    storing: asyncio.Task[None] | None = None
+
+
+@dataclass(kw_only=True, slots=True)
 class _Watched:
     is_begun: bool = False
     """The runner is known to know it."""
     end: asyncio.Future[protocol.Event] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     terminated: asyncio.Event = field(default_factory=asyncio.Event)
     """A user wants its end, and not to wait for it."""
+
+
+async def wait_unless(work: Collection[asyncio.Task[Any]], terminated: asyncio.Event) -> None:
+    """Until all of it is done; for a moment only, where a user wants the end."""
+    hurry: asyncio.Future[Any] = asyncio.create_task(terminated.wait())
+    done: asyncio.Future[Any] = asyncio.gather(*work, return_exceptions=True)
+    try:
+        await asyncio.wait([done, hurry], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(work, timeout=_GIVE_UP_SECONDS)
+    finally:
+        hurry.cancel()
 
 
 def _leaves_files(order: StepOrder) -> bool:

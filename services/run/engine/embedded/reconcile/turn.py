@@ -43,7 +43,7 @@ class Collected(msgspec.Struct, frozen=True, kw_only=True):
     artifacts: Mapping[str, Mapping[str, Any]] = msgspec.field(default_factory=dict)
     """Artifact name → its `s3` block."""
     log: Mapping[str, Any] | None = None
-    """The `s3` block of the stored log."""
+    """The `s3` block of the log, which may still be on its way there."""
     result: str | None = None
 
 
