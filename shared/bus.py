@@ -11,6 +11,7 @@ import contextlib
 import logging
 import time
 import uuid
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -586,22 +587,25 @@ class Consumer:
     """A durable pull consumer: batches of facts, acknowledged when their effects are committed.
 
     A pull request is left standing at the broker, so that a fact arrives as soon as it is stored. (The client's
-    own `fetch` waits for a full batch until its time is up.)
+    own `fetch` waits for a full batch until its time is up, and its `next_msg` makes two tasks for each message.)
     """
 
-    def __init__(self, connection: Client, durable: str, inbox: str, subscription: Subscription) -> None:
+    def __init__(self, connection: Client, durable: str) -> None:
         self._connection = connection
         self._subject = f"$JS.API.CONSUMER.MSG.NEXT.{EVENTS_STREAM}.{durable}"
-        self._inbox = inbox
-        self._subscription = subscription
+        self._inbox = connection.new_inbox()
+        self._subscription: Subscription | None = None
+        self._here: deque[Msg] = deque()
+        self._has_come = asyncio.Event()
         self._standing = 0
         self._stands_until = 0.0
         self._stands_on = 0
 
     @classmethod
     async def open(cls, connection: Client, durable: str) -> Self:
-        inbox = connection.new_inbox()
-        return cls(connection, durable, inbox, await connection.subscribe(inbox))
+        consumer = cls(connection, durable)
+        consumer._subscription = await connection.subscribe(consumer._inbox, cb=consumer._take)
+        return consumer
 
     async def fetch(self, most: int, *, within_seconds: float) -> list[Delivery]:
         """Up to `most` facts in the stream's order; empty when none came in time. Raises BusError."""
@@ -625,31 +629,34 @@ class Consumer:
         """Leave, and give back what has arrived and was not fetched."""
         with contextlib.suppress(*_UNREACHABLE, nats.errors.Error):
             await self.leave()
-            while self._subscription.pending_msgs:
-                await self._give_back([await self._subscription.next_msg(timeout=1)])
+        while self._here:
+            message = self._here.popleft()
+            if _STATUS not in (message.headers or {}):
+                with contextlib.suppress(*_UNREACHABLE, nats.errors.Error):
+                    await message.nak()
 
     async def leave(self) -> None:
-        await self._subscription.unsubscribe()
+        subscription = self._subscription
+        if subscription is None:
+            return
+        # The client throws away what it has not handed over when it is told.
+        while subscription.pending_msgs and not self._connection.is_closed:  # noqa: ASYNC110 - it is about to
+            await asyncio.sleep(0)
+        await subscription.unsubscribe()
+
+    async def _take(self, message: Msg) -> None:
+        self._here.append(message)
+        self._has_come.set()
 
     async def _arrived(self, most: int, seconds: float) -> list[Msg]:
         """What is here within a second: that often we look whether the standing request is still there."""
         await self._keep_standing(most, seconds)
-        try:
-            messages = [await self._subscription.next_msg(timeout=min(1.0, seconds))]
-            while self._subscription.pending_msgs and len(messages) < most:
-                messages.append(await self._subscription.next_msg(timeout=1))
-        except (TimeoutError, nats.errors.TimeoutError):
-            return []
-        # The client waits by `asyncio.wait_for`, which loses a cancellation that comes together with a message.
-        if (task := asyncio.current_task()) is not None and task.cancelling():
-            await self._give_back(messages)
-            raise asyncio.CancelledError
-        return messages
-
-    async def _give_back(self, messages: Sequence[Msg]) -> None:
-        for message in messages:
-            if _STATUS not in (message.headers or {}):
-                await message.nak()
+        if not self._here:
+            self._has_come.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(1.0, seconds)):
+                    await self._has_come.wait()
+        return [self._here.popleft() for _ in range(min(most, len(self._here)))]
 
     async def _keep_standing(self, most: int, seconds: float) -> None:
         if not self._connection.is_connected:

@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
 from shared.bus import Consumer
-
-
-class Connection:
-    def __init__(self) -> None:
-        self.is_connected = True
-        self.stats = {"reconnects": 0}
-
-    async def publish(self, *_: Any, **__: Any) -> None: ...
 
 
 class Arrived:
@@ -29,27 +22,41 @@ class Arrived:
         self.is_given_back = True
 
 
-class Inbox:
-    """Waits for a message as the client does."""
-
+class Subscription:
     pending_msgs = 0
 
+    async def unsubscribe(self) -> None: ...
+
+
+class Connection:
+    """Hands the one who subscribes what a test lets arrive."""
+
     def __init__(self) -> None:
-        self.arriving: asyncio.Queue[Arrived] = asyncio.Queue()
+        self.is_connected = True
+        self.stats = {"reconnects": 0}
 
-    async def next_msg(self, timeout: float) -> Arrived:
-        return await asyncio.wait_for(self.arriving.get(), timeout)
+    def new_inbox(self) -> str:
+        return "inbox"
+
+    async def publish(self, *_: Any, **__: Any) -> None: ...
+
+    async def subscribe(self, _: str, *, cb: Callable[[Arrived], Awaitable[None]]) -> Subscription:
+        self.arrive = cb
+        return Subscription()
 
 
-async def test_a_cancellation_that_comes_together_with_a_message_is_not_lost() -> None:
-    inbox, message = Inbox(), Arrived()
-    consumer = Consumer(Connection(), "durable", "inbox", inbox)  # type: ignore[arg-type]
+async def test_a_message_that_comes_together_with_a_cancellation_is_given_back() -> None:
+    connection, message = Connection(), Arrived()
+    consumer = await Consumer.open(connection, "durable")  # type: ignore[arg-type]
     fetching = asyncio.create_task(consumer.fetch(10, within_seconds=30))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
-    inbox.arriving.put_nowait(message)
-    await asyncio.sleep(0)
+    await connection.arrive(message)
     fetching.cancel()
     with pytest.raises(asyncio.CancelledError):
         await fetching
+    assert not message.is_given_back
+
+    await consumer.close()
+
     assert message.is_given_back
