@@ -120,7 +120,6 @@ def create_app(
     tasks: Tasks | None = None,
     dependencies: Mapping[str, object] | None = None,
     state: Mapping[str, object] | None = None,
-    largest_body_bytes: int | None = None,
     identity_key: str | None = None,
 ) -> Service:
     """The application of one service.
@@ -151,7 +150,7 @@ def create_app(
             HTTPException: _answer_framework_error,
             Exception: _answer_unexpected,
         },
-        request_max_body_size=largest_body_bytes,
+        request_max_body_size=None,
         openapi_config=None,
         logging_config=None,
         debug=False,
