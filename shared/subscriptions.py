@@ -174,6 +174,9 @@ class Subscriber:
         self._database = database
         self._bus = bus
         self._handlers = {kind.type: (kind, handler) for kind, handler in handlers.items()}
+        self._takes_several = {
+            kind.type: isinstance(handler, Fetching | Together) for kind, handler in handlers.items()
+        }
         self._owners = sorted({kind.owner for kind in handlers})
         self._lease_seconds = lease_seconds
         self._before_commit = before_commit
@@ -253,7 +256,7 @@ class Subscriber:
     async def _apply_dead(self, message: Message) -> str | None:
         """Why it is dead still; None when it was applied. Raises NotFound, Unavailable."""
         try:
-            apply = await self._applying([message])
+            apply = await self._applying(self._handled([message]))
             async with self._database.transaction() as tx:
                 if not await dead_letters.delete(tx, self._name, message.id):
                     raise NotFound.of("Dead letter", message.id)
@@ -351,7 +354,10 @@ class Subscriber:
         """Apply messages in one transaction, up to a gap in the positions. Returns how many that were."""
         count = 0
         started = time.perf_counter()
-        groups = [(group, await self._applying(group)) for group in self._groups(messages)]
+        groups = [
+            (group, await self._applying(self._handled(group)))
+            for group in grouped(messages, self._takes_several, self._progress[owner].position)
+        ]
         async with self._database.transaction() as tx:
             cursor = await self._fenced_cursor(tx, owner, lease)
             for group, apply in groups:
@@ -363,13 +369,8 @@ class Subscriber:
                 if last.position > cursor:
                     if first.position <= cursor:
                         raise _NotYet(Later(0))  # Some of them are applied: one by one it shows which.
-                    seen: dict[str, str | int] = {"headrace.subscriber": self._name, "headrace.facts": len(group)}
-                    with continue_trace(
-                        first.traceparent, f"apply {first.owner} {first.what}", kind="consumer", attributes=seen
-                    ):
-                        outcome = await apply(tx)
-                    if not isinstance(outcome, Done):
-                        raise _NotYet(outcome)
+                    if handled := self._handled(group):
+                        await self._apply_group(tx, handled, apply)
                     cursor = last.position
                 count += len(group)
             await self._move_cursor(tx, owner, cursor)
@@ -381,6 +382,14 @@ class Subscriber:
             _batches.labels(self._name, owner).observe(time.perf_counter() - started)
             _delays.labels(self._name, owner).observe(max((clock.now() - messages[0].time).total_seconds(), 0))
         return count
+
+    async def _apply_group(self, tx: Transaction, group: Sequence[Message], apply: Applying) -> None:
+        first = group[0]
+        seen: dict[str, str | int] = {"headrace.subscriber": self._name, "headrace.facts": len(group)}
+        with continue_trace(first.traceparent, f"apply {first.owner} {first.what}", kind="consumer", attributes=seen):
+            outcome = await apply(tx)
+        if not isinstance(outcome, Done):
+            raise _NotYet(outcome)
 
     async def _apply_one_by_one(self, owner: str, lease: Lease, deliveries: Sequence[Delivery]) -> int:
         for nth, delivery in enumerate(deliveries):
@@ -457,23 +466,14 @@ class Subscriber:
             return position
         return answer.position
 
-    def _groups(self, messages: Sequence[Message]) -> list[list[Message]]:
-        """What is applied together: facts of one kind that follow each other, where their handler takes several."""
-        groups: list[list[Message]] = []
-        for message in messages:
-            before = groups[-1][-1] if groups else None
-            is_next = before is not None and (before.type, before.position + 1) == (message.type, message.position)
-            if is_next and isinstance(self._handlers.get(message.type, (None, None))[1], (Fetching, Together)):
-                groups[-1].append(message)
-            else:
-                groups.append([message])
-        return groups
+    def _handled(self, messages: Sequence[Message]) -> list[Message]:
+        return [message for message in messages if message.type in self._handlers]
 
     async def _applying(self, group: Sequence[Message]) -> Applying:
-        known = self._handlers.get(group[0].type)
-        if known is None:
+        """`group`: facts of one kind; none where nobody here listens to them."""
+        if not group:
             return _settled(Done())
-        kind, handler = known
+        kind, handler = self._handlers[group[0].type]
         try:
             facts = [
                 Fact(kind=kind, state=msgspec.json.decode(message.body, type=kind.body), message=message)
@@ -550,6 +550,27 @@ class Subscriber:
             progress.gap_since = 0
         async with progress.moved:
             progress.moved.notify_all()
+
+
+def grouped(messages: Sequence[Message], takes_several: Mapping[str, bool], position: int) -> list[list[Message]]:
+    """What is applied together: facts that follow each other, as far as one handler takes them or nobody listens.
+
+    `takes_several`: of each type that is listened to, whether its handler does. What is known to be applied, up to
+    `position`, is not mixed with what is not.
+    """
+    groups: list[list[Message]] = []
+    heard = ""
+    for message in messages:
+        is_next = bool(groups) and groups[-1][-1].position + 1 == message.position != position + 1
+        is_heard = message.type in takes_several
+        if is_next and (not is_heard or not heard or (heard == message.type and takes_several[heard])):
+            groups[-1].append(message)
+        else:
+            groups.append([message])
+            heard = ""
+        if is_heard:
+            heard = message.type
+    return groups
 
 
 def _settled(outcome: Outcome) -> Applying:

@@ -11,8 +11,8 @@ import nats
 import pytest
 
 from shared.bus import DEAD_STREAM, EVENTS_STREAM
-from shared.contracts.events import EXPERIMENT_CREATED, METRICS_REPORTED, FactKind
-from shared.contracts.states import MetricsState
+from shared.contracts.events import EXPERIMENT_ARCHIVED, EXPERIMENT_CREATED, METRICS_REPORTED, FactKind
+from shared.contracts.states import ExperimentState, MetricsState
 from shared.database import Transaction
 from shared.errors import Unavailable
 from shared.migrate import migrate
@@ -21,7 +21,7 @@ from shared.subscriptions import Applying, Dead, Done, Fact, Fetching, Later, Ou
 from shared.telemetry import continue_trace, current_trace_id
 from tests.integration.nervous_system.conftest import House
 from tests.support.eventually import eventually
-from tests.support.facts import effects, publish_again, record_effect
+from tests.support.facts import LONG_AGO, effects, publish_again, record_effect
 from tests.support.replica_process import replica_process
 
 
@@ -159,6 +159,62 @@ async def test_facts_that_are_taken_together_come_in_their_order_each_once(house
     await publish_again(house.owner, house.owner_bus, position=5)
     await house.change(times=5)
     await house.applied_each_once(35)
+
+
+async def test_facts_of_one_kind_are_applied_together_past_those_that_nobody_here_listens_to(house: House) -> None:
+    together: list[list[int]] = []
+
+    async def apply(tx: Transaction, facts: Sequence[Fact[Any]]) -> Outcome:
+        together.append([fact.message.position for fact in facts])
+        for fact in facts:
+            await record_effect(tx, fact)
+        return Done()
+
+    await house.relay()
+    for nth in range(1, 7):
+        if nth % 3 == 0:
+            async with house.owner.transaction() as tx:
+                await house.outbox.add(
+                    tx, EXPERIMENT_ARCHIVED, ExperimentState(id="b", version=nth, name="b", created_at=LONG_AGO)
+                )
+        else:
+            await house.change()
+    await house.published(6)
+    await house.subscriber({EXPERIMENT_CREATED: Together(apply)})
+
+    async def is_applied() -> bool:
+        return await effects(house.listener) == [1, 2, 4, 5]
+
+    await eventually(is_applied)
+    assert [position for positions in together for position in positions] == [1, 2, 4, 5]
+
+    # Some of them come a second time, and are not applied a second time.
+    await publish_again(house.owner, house.owner_bus, position=4)
+    await house.change(times=3)
+
+    async def is_applied_to_the_end() -> bool:
+        return await effects(house.listener) == [1, 2, 4, 5, 7, 8, 9]
+
+    await eventually(is_applied_to_the_end)
+
+
+async def test_one_bad_fact_does_not_spoil_those_that_are_applied_together_with_it(house: House) -> None:
+    async def apply(tx: Transaction, facts: Sequence[Fact[Any]]) -> Outcome:
+        if any(fact.message.position == 3 for fact in facts):
+            return Dead("it is bad")
+        for fact in facts:
+            await record_effect(tx, fact)
+        return Done()
+
+    await house.relay()
+    await house.change(times=5)
+    await house.published(5)
+    await house.subscriber({EXPERIMENT_CREATED: Together(apply)})
+
+    async def is_applied() -> bool:
+        return await effects(house.listener) == [1, 2, 4, 5]
+
+    await eventually(is_applied)
 
 
 async def test_a_leaving_replica_finishes_the_batch_in_hand(house: House) -> None:
