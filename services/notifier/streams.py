@@ -200,13 +200,15 @@ class Streams:
         self, wanted: Wanted, past: _Past, until: Until, *, whats: frozenset[str] = frozenset()
     ) -> AsyncGenerator[bytes, None]:
         """Of what is wanted, those facts are told; all, where none is named."""
-        yield _RECONNECT + b"".join(gap.piece for gap in past.missed)
         follower = _Follower(wanted, most=self._most_unsent, patience_seconds=self._heartbeat_seconds)
         cursor = dict(past.cursor)
         is_over = False
         reason = "left"
         _streams_open.inc()
         try:
+            if past.reader is None:
+                self._followers.add(follower)  # Whoever has read the first piece misses nothing of what happens then.
+            yield _RECONNECT + b"".join(gap.piece for gap in past.missed)
             async with aclosing(self._news(wanted, past, follower, until)) as batches:
                 async for batch in batches:
                     piece = b""

@@ -313,22 +313,25 @@ async def test_a_client_that_does_not_keep_up_is_cut_off_and_misses_nothing(
     owners: Owners, nats_urls: Mapping[str, str]
 ) -> None:
     bus = await Bus(nats_urls["notifier"], name="notifier").open()
-    streams = Streams(bus, ask_seconds=2, heartbeat_seconds=15, most_unsent=10)
+    streams = Streams(bus, ask_seconds=2, heartbeat_seconds=0.1, most_unsent=10)
     tasks = Tasks()
     tasks.spawn("streams", streams.run)
     try:
         slow = await streams.open(Wanted(), None)
-        assert await anext(slow) == b"retry: 2000\n\n"
+        easy = await streams.open(Wanted(whats=frozenset({"created"})), None)
+        assert await anext(slow) == await anext(easy) == b"retry: 2000\n\n"
+        assert b"heartbeat" in await anext(easy)  # It follows.
         await owners.run.tell(RUN_CREATED, run_state("r"))
-        assert b"run:1\n" in await _next_told(slow)
+        assert b"run:1\n" in await _next_told(easy)
+        assert b"run:1\n" in await _next_told(slow)  # It happened behind the first piece.
         for _ in range(30):
             await owners.run.tell(RUN_STARTED, run_state("r"))
-        # Everybody is served in turn: one who follows well has them all, so this one has been passed over.
-        quick = await streams.open(Wanted(), Behind(cursor={"run": 1}))
-        assert await _told_until(quick, 31) == list(range(2, 32))
+        # Everybody is served in turn: when another has what came last, this one has been passed over.
+        await owners.run.tell(RUN_CREATED, run_state("another"))
+        assert b"run:32\n" in await _next_told(easy)
         assert b"too far behind" in await _rest(slow)
         again = await streams.open(Wanted(), Behind(cursor={"run": 1}))
-        assert await _told_until(again, 31) == list(range(2, 32))
+        assert await _told_until(again, 32) == list(range(2, 33))
     finally:
         await tasks.stop()
         await bus.close()
