@@ -261,9 +261,12 @@ class Bus:
             return
         self._is_closing = True
         _opened.discard(self)
-        for subscription in self._answers.values():
-            with contextlib.suppress(*_UNREACHABLE, nats.errors.Error):
-                await asyncio.wait_for(subscription.drain(), timeout=1)  # type: ignore[no-untyped-call]
+        if self._answers and self.is_connected:
+            drained = (subscription.drain() for subscription in self._answers.values())  # type: ignore[no-untyped-call]
+            # What is sent to us until then would be lost: a machine that is very busy gets its time.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(3):
+                    await asyncio.gather(*drained, return_exceptions=True)
         if self._answering:
             _, unfinished = await asyncio.wait(self._answering, timeout=3)
             for answering in unfinished:
