@@ -6,7 +6,7 @@ import asyncio
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -165,10 +165,10 @@ async def house_on(database_urls: dict[str, str], nats_urls: dict[str, str], not
             closing=closing,
         )
         yield house
-        await _cancel(house.tasks)
+        await cancel(*house.tasks)
 
 
-async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:
+async def cancel(*tasks: asyncio.Task[None]) -> None:
     """Again and again: `asyncio.wait_for` loses a cancellation that comes together with what is waited for."""
 
     async def all_done() -> bool:

@@ -27,7 +27,7 @@ from nats.js.errors import Error as JetStreamError
 from infra.embedded.nats import NatsServer
 from shared.bus import EVENTS_STREAM
 from shared.contracts.states import ExperimentState
-from tests.integration.nervous_system.conftest import House, house_on
+from tests.integration.nervous_system.conftest import House, cancel, house_on
 from tests.support.eventually import eventually
 from tests.support.replica_process import ReplicaProcess, replica_process
 
@@ -61,9 +61,7 @@ async def test_whatever_is_killed_no_fact_is_lost_out_of_order_or_applied_twice(
         for victim in blows:
             await _applied_more(house, chance.randrange(1, _MOST_BETWEEN))
             await carriers.kill(victim)
-        for writer in writing:
-            writer.cancel()
-        await asyncio.wait(writing)
+        await cancel(*writing)
 
         committed = int(await house.owner.fetchval("select count(*) from outbox"))
         received = carriers.received
@@ -115,8 +113,7 @@ class _Carriers:
                     await asyncio.to_thread(shutil.rmtree, self._store)
                 await self._broker.start()
             case "outsider":
-                self._outsider.cancel()
-                await asyncio.wait([self._outsider])
+                await cancel(self._outsider)
                 self._outsider = self._house.run(self._follow())
             case _:
                 # The older one: it is at work, unless it was overtaken.

@@ -149,8 +149,10 @@ class StandInArgo:
         try:
             if (end := self._ends.get(held.path)) is not None:
                 await asyncio.wait([end])
-            with contextlib.suppress(Gone):
+            try:
                 await self._brain.live(held)
+            except* Gone:  # Alone, or out of a group of tasks.
+                pass
         except Exception as error:
             _log.exception("the life of %s", held.name)
             self.failures.append(error)
