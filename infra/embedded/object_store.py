@@ -125,7 +125,10 @@ class ObjectStore:
             "HOME": str(self._data_dir),  # It reads configuration from the home folder, which is not ours to read.
             "AWS_ACCESS_KEY_ID": self.access_key,
             "AWS_SECRET_ACCESS_KEY": self.secret_key,
-            "GOMEMLIMIT": "256MiB",
+            # From the first write on its heap holds 230 MiB of buffers, nearly all never touched. With a limit close to
+            # that it collects garbage without end: a fifth of a processor at rest, and a put takes three times as long.
+            "GOMEMLIMIT": "512MiB",
+            "GOGC": "50",
         }
 
     def _remove_sockets(self) -> None:
