@@ -58,6 +58,7 @@ def test_what_was_there_at_the_moment_of_the_backup_is_there_again_and_goes_on(f
     assert said.startswith(f"restored {folder / 'again'} as of ")
     with running(folder / "again") as stack:
         again = _House(stack, like=house)
+        again.until_objects_are_found()
         assert again.answers() == kept
         assert not again.has_experiment("after the backup")
         again.let_the_open_run_go()
@@ -124,6 +125,11 @@ class _House:
         (node,) = (each["id"] for each in nodes.values() if each["type"] == "Pod")
         artifact = f"/apis/v1beta1/runs/{ids['finished']}/nodes/{node}/artifacts/sack:read"
         return found | {"artifact": self._api.get(artifact)}
+
+    def until_objects_are_found(self) -> None:
+        """On a busy machine the object store answers before it knows where all lies that it found on the disk."""
+        template = f"/apis/v1beta1/pipelines/{self._ids['pipeline']}/templates"
+        _until(lambda: self._api.call("GET", template).status != 503)
 
     def change(self) -> None:
         """What the backup does not know, of every owner of facts that have a say here."""
