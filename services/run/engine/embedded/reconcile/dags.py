@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
 
 from services.run.engine.embedded.expression import ExpressionError, Outcome
 from services.run.engine.embedded.loops import expand, item_lookup, item_text
@@ -11,23 +10,14 @@ from services.run.engine.embedded.manifest import ManifestError, Task, TaskName
 from services.run.engine.embedded.nodes import Node, NodeInputs, NodeType, Phase, item_name, task_name
 from services.run.engine.embedded.reconcile.frames import Call, Dag, TaskGroup
 from services.run.engine.embedded.reconcile.outcomes import continues_on
+from services.run.engine.embedded.reconcile.part import Part
 from services.run.engine.embedded.reconcile.tasks import reason_to_skip, without_loop
 from services.run.engine.embedded.template import Lookup, fill, first_of, has_item_tag
 from services.run.engine.embedded.variables import inputs_lookup
 
-if TYPE_CHECKING:
-    from services.run.engine.embedded.reconcile.walk import Walk
 
-
-class Dags:
+class Dags(Part):
     """The DAGs of one turn."""
-
-    def __init__(self, walk: Walk) -> None:
-        self._walk = walk
-        self._state = walk.state
-        self._plan = walk.plan
-        self._graph = walk.graph
-        self._tasks = walk.tasks
 
     def open(self, call: Call, inputs: NodeInputs) -> None:
         plan = self._plan.dag(call.template)

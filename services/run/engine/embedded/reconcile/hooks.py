@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
 
 from services.run.engine.embedded.expr import holds
 from services.run.engine.embedded.expression import ExpressionError
@@ -11,22 +10,13 @@ from services.run.engine.embedded.manifest import Arguments, Hook, ManifestError
 from services.run.engine.embedded.nodes import Node, NodeArtifact, Phase, exit_name
 from services.run.engine.embedded.plan import workflow_artifacts
 from services.run.engine.embedded.reconcile.frames import Call, Dag, Hooked, Steps
+from services.run.engine.embedded.reconcile.part import Part
 from services.run.engine.embedded.template import Lookup, first_of
 from services.run.engine.embedded.variables import inputs_lookup, node_value
 
-if TYPE_CHECKING:
-    from services.run.engine.embedded.reconcile.walk import Walk
 
-
-class Hooks:
+class Hooks(Part):
     """The hooks of one turn."""
-
-    def __init__(self, walk: Walk) -> None:
-        self._walk = walk
-        self._state = walk.state
-        self._plan = walk.plan
-        self._graph = walk.graph
-        self._tasks = walk.tasks
 
     def has_ended(self, node: Node) -> bool:
         """Whether something ran to an end; what a stop kept from beginning has no end to speak of."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -15,22 +14,14 @@ from services.run.engine.embedded.nodes import Node, NodeInputs, NodeType, Phase
 from services.run.engine.embedded.orders import StepOrder
 from services.run.engine.embedded.reconcile.frames import Call, Leaf, Pause, Retry
 from services.run.engine.embedded.reconcile.outcomes import finished_node, lost_node
+from services.run.engine.embedded.reconcile.part import Part
 from services.run.engine.embedded.reconcile.turn import Kill, KillReason, StepFinished, StepLost, StepStarted, StepWaits
 from services.run.engine.embedded.template import fill, first_of
 from services.run.engine.embedded.variables import inputs_lookup
 
-if TYPE_CHECKING:
-    from services.run.engine.embedded.reconcile.walk import Walk
 
-
-class Leaves:
+class Leaves(Part):
     """The steps and pauses of one turn."""
-
-    def __init__(self, walk: Walk) -> None:
-        self._walk = walk
-        self._state = walk.state
-        self._plan = walk.plan
-        self._graph = walk.graph
 
     def open_step(self, call: Call, inputs: NodeInputs) -> None:
         reason = self._walk.stopping(call)

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from services.run.engine.embedded.manifest import ManifestError, TemplateName
 from services.run.engine.embedded.nodes import Node, Phase, exit_name, whole_seconds
 from services.run.engine.embedded.plan import workflow_artifacts
 from services.run.engine.embedded.reconcile.frames import Call
+from services.run.engine.embedded.reconcile.part import Part
 from services.run.engine.embedded.reconcile.turn import KillReason
 from services.run.engine.embedded.variables import Exiting
 
-if TYPE_CHECKING:
-    from services.run.engine.embedded.reconcile.walk import Walk
 
-
-class Life:
+class Life(Part):
     """A run from its entry point to its end."""
-
-    def __init__(self, walk: Walk) -> None:
-        self._walk = walk
-        self._state = walk.state
-        self._plan = walk.plan
-        self._now = walk.now
 
     def begin(self) -> None:
         state = self._state

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -15,23 +14,14 @@ from services.run.engine.embedded.expression import ExpressionError
 from services.run.engine.embedded.manifest import RetryStrategy, scalar_text
 from services.run.engine.embedded.nodes import Node, NodeInputs, NodeType, Phase, attempt_name, timestamp
 from services.run.engine.embedded.reconcile.frames import Call, Retry
+from services.run.engine.embedded.reconcile.part import Part
 from services.run.engine.embedded.reconcile.turn import KillReason
 from services.run.engine.embedded.template import Lookup, first_of
 from services.run.engine.embedded.variables import inputs_lookup
 
-if TYPE_CHECKING:
-    from services.run.engine.embedded.reconcile.walk import Walk
 
-
-class Retries:
+class Retries(Part):
     """The Retry nodes of one turn."""
-
-    def __init__(self, walk: Walk) -> None:
-        self._walk = walk
-        self._state = walk.state
-        self._plan = walk.plan
-        self._graph = walk.graph
-        self._now = walk.now
 
     def open(self, call: Call, inputs: NodeInputs, strategy: RetryStrategy) -> None:
         rule = self._plan.retry_rule(strategy, inputs)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -23,24 +22,14 @@ from services.run.engine.embedded.nodes import (
 from services.run.engine.embedded.reconcile.frames import Call, Steps
 from services.run.engine.embedded.reconcile.graph import in_index_order
 from services.run.engine.embedded.reconcile.outcomes import continues_on
+from services.run.engine.embedded.reconcile.part import Part
 from services.run.engine.embedded.reconcile.tasks import without_loop
 from services.run.engine.embedded.template import Lookup, fill, first_of
 from services.run.engine.embedded.variables import inputs_lookup
 
-if TYPE_CHECKING:
-    from services.run.engine.embedded.reconcile.walk import Walk
 
-
-class StepGroups:
+class StepGroups(Part):
     """The Steps templates of one turn."""
-
-    def __init__(self, walk: Walk) -> None:
-        self._walk = walk
-        self._state = walk.state
-        self._plan = walk.plan
-        self._graph = walk.graph
-        self._tasks = walk.tasks
-        self._now = walk.now
 
     def open(self, call: Call, inputs: NodeInputs) -> None:
         node = self._graph.find_or_create(call, NodeType.STEPS, inputs)
