@@ -260,7 +260,7 @@ class Streams:
                 async for batch in batches:
                     place = batch[-1][0]
                     yield _batch(wanted, (message for _, message in batch), passed)
-        self._followers.add(follower)
+            self._followers.add(follower)
         # What happens from here on is kept for this client. What has happened up to here is read now, or behind it.
         reached = self._at_first | self._seen
         if past.reader is not None:
