@@ -156,17 +156,11 @@ class Outbox:
             await self._bus.ping(_ping_subject(self.owner))
 
 
-async def position_of(connection: Connection, fact_id: UUID) -> int | None:
-    """The fact's position; None while the relay has not come to it."""
-    position: int | None = await connection.fetchval("select position from outbox where id = $1", fact_id)
-    return position
-
-
 class Positions:
     """Waits for the relay to come to facts; one statement looks for all of them that are waited for here."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
         self._waiting: dict[UUID, asyncio.Future[int]] = {}
         self._looking: asyncio.Task[None] | None = None
 
@@ -190,7 +184,7 @@ class Positions:
         while self._waiting:
             await asyncio.sleep(pause_seconds)
             try:
-                positions = await _positions_of(self._database, list(self._waiting))
+                positions = await _positions_of(self._connection, list(self._waiting))
             except Exception as error:  # noqa: BLE001 - those who wait are to know it
                 for found in self._waiting.values():
                     if not found.done():

@@ -41,7 +41,7 @@ from shared.contracts.states import State
 from shared.database import Connection, Database, Transaction
 from shared.errors import NotFound, Refusal, Unavailable, WrongState
 from shared.leases import Lease, LeaseLost
-from shared.outbox import position_of
+from shared.outbox import Positions
 from shared.telemetry import continue_trace
 
 B = TypeVar("B", bound=State)
@@ -354,13 +354,13 @@ class Subscriber:
         """Apply messages in one transaction, up to a gap in the positions. Returns how many that were."""
         count = 0
         started = time.perf_counter()
-        groups = [
-            (group, await self._applying(self._handled(group)))
-            for group in grouped(messages, self._takes_several, self._progress[owner].position)
-        ]
+        groups = []
+        for group in grouped(messages, self._takes_several, self._progress[owner].position):
+            handled = self._handled(group)
+            groups.append((group, handled, await self._applying(handled)))
         async with self._database.transaction() as tx:
             cursor = await self._fenced_cursor(tx, owner, lease)
-            for group, apply in groups:
+            for group, handled, apply in groups:
                 first, last = group[0], group[-1]
                 if first.position < 1:
                     raise _NotYet(Dead("it has no position"))
@@ -369,7 +369,7 @@ class Subscriber:
                 if last.position > cursor:
                     if first.position <= cursor:
                         raise _NotYet(Later(0))  # Some of them are applied: one by one it shows which.
-                    if handled := self._handled(group):
+                    if handled:
                         await self._apply_group(tx, handled, apply)
                     cursor = last.position
                 count += len(group)
@@ -618,11 +618,10 @@ async def until_published_and_applied(
     loop = asyncio.get_running_loop()
     deadline = loop.time() + within_seconds
     try:
-        while (position := await position_of(connection, fact_id)) is None:
-            if loop.time() >= deadline:
-                return False
-            await asyncio.sleep(0.005)
+        position = await Positions(connection).of(fact_id, within_seconds=within_seconds)
     except Unavailable:
+        return False
+    if position is None:
         return False
     left_seconds = max(0.0, deadline - loop.time())
     return await until_applied(bus, subscribers, owner, position, within_seconds=left_seconds)

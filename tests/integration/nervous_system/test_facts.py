@@ -15,7 +15,7 @@ from shared.contracts.events import EXPERIMENT_CREATED, RUN_CREATED
 from shared.contracts.states import ExperimentState
 from shared.database import Database
 from shared.errors import Unavailable
-from shared.outbox import FactTooLarge, Positions, position_of
+from shared.outbox import FactTooLarge, Positions
 from shared.telemetry import continue_trace
 from tests.integration.nervous_system.conftest import House
 from tests.support.facts import LONG_AGO, change, change_in
@@ -88,7 +88,7 @@ async def test_a_fact_is_a_cloud_event_with_a_position_and_the_trace_it_was_born
         "content-type": "application/json",
     }
     assert version_in(stored.data or b"") == 1
-    assert await position_of(house.owner, fact_id) == 1
+    assert await Positions(house.owner).of(fact_id, within_seconds=20) == 1
 
 
 async def test_each_who_waits_for_a_position_gets_that_of_the_own_fact(house: House) -> None:
